@@ -1,0 +1,2 @@
+//! podway-monitor.
+fn main() {}

@@ -1,0 +1,2 @@
+//! podway.
+fn main() {}
