@@ -9,10 +9,15 @@
 //! returns its part in gRPC response metadata ([`wire`]), the agent gathers all into a [`Flow`].
 
 pub mod clock;
+pub mod conditions;
 pub mod flow;
 pub mod phase;
+pub mod picture;
 pub mod record;
 pub mod recorder;
+#[cfg(test)]
+mod samples;
+pub mod waterfall;
 pub mod wire;
 
 pub use clock::{Clock, Micros};
