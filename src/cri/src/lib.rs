@@ -1,4 +1,12 @@
-//! podway-cri: CRI v1, generated.
+//! podway-cri: CRI v1, generated, and the few lines around it that client and server share:
+//! a channel over a unix socket, a private listening socket, and flow records in metadata.
+
+pub mod client;
+pub mod metadata;
+pub mod server;
+
+/// The largest gRPC message that is sent or read, in bytes (the kubelet's own limit).
+pub const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 
 /// The generated CRI v1 messages, clients and servers (package `runtime.v1`).
 #[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
