@@ -1,1 +1,2 @@
 //! podway-runtime.
+pub mod image;

@@ -1,0 +1,14 @@
+//! Images: from a name in a pod to layer directories that an overlay can be mounted from.
+//!
+//! [`reference`] reads names, [`hosts`] turns a registry into an ordered list of endpoints
+//! (hosts.toml), [`registry`] speaks the distribution protocol to one of them, [`unpack`] turns a
+//! blob into a layer directory while it arrives, [`store`] is the memory on disk, [`pull`] drives
+//! them and records the phase, [`service`] is the CRI face.
+//!
+//! Invariants: nothing enters `layers/` before both of its digests were found right; the index
+//! names only layers that are whole and on disk; every byte from a registry is hostile until it
+//! was parsed into a type of this module.
+
+pub mod reference;
+
+pub use reference::{Digest, ImageRef};
