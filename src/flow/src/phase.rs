@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// One phase of a pod's creation. The order of the variants is the order of the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
 pub enum Phase {
     /// Steps 1: the API server authenticated, authorized and admitted the request.
     Requested,
