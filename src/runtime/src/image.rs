@@ -10,5 +10,6 @@
 //! was parsed into a type of this module.
 
 pub mod reference;
+pub mod unpack;
 
 pub use reference::{Digest, ImageRef};

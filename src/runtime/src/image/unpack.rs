@@ -1,0 +1,205 @@
+//! A layer, from compressed bytes to a directory, in one pass on one blocking thread:
+//! channel → sha256(compressed) → gzip, zstd or none → sha256(diff) → tar → *at calls.
+//!
+//! The thread is fed by a bounded channel, so a slow disk holds back the socket and a layer costs
+//! at most the channel's chunks plus the decoder's window in memory. Nothing is trusted before
+//! both digests are right: the caller renames the staging directory only then.
+
+mod extract;
+mod reader;
+mod whiteout;
+
+pub use extract::{Limits, Unpacked};
+
+use super::reference::Digest;
+use bytes::Bytes;
+use sha2::Digest as _;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use tokio::sync::mpsc;
+
+/// Why a layer was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The stream ended early, is not a valid archive, or the disk failed.
+    #[error("the layer could not be read")]
+    Read(#[source] io::Error),
+    /// A header is not valid tar.
+    #[error("the layer's archive is not valid: {0}")]
+    Archive(&'static str),
+    /// An entry that no honest image has, or that is not supported.
+    #[error("entry {path:?} of the layer is refused: {why}")]
+    Entry {
+        /// The entry's name, shortened.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A system call on an entry failed.
+    #[error("entry {path:?} of the layer could not be made ({call})")]
+    Make {
+        /// The entry's name, shortened.
+        path: String,
+        /// The system call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: rustix::io::Errno,
+    },
+    /// More bytes or entries than are allowed: a decompression bomb, or a limit set too low.
+    #[error("the layer has more than {limit} {what}: it is refused as a decompression bomb")]
+    TooMuch {
+        /// Bytes or entries.
+        what: &'static str,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// The blob is longer than the manifest says.
+    #[error("the layer's blob is longer than the {0} bytes that the manifest gives")]
+    TooLong(u64),
+}
+
+/// What came of a layer's stream.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerDone {
+    /// sha256 of the blob as it came.
+    pub compressed: Digest,
+    /// sha256 of the tar stream.
+    pub diff: Digest,
+    /// Bytes of the blob.
+    pub compressed_bytes: u64,
+    /// What was written.
+    pub unpacked: Unpacked,
+}
+
+/// Unpacks one layer into the empty directory `root`. Blocks: call it on a blocking thread.
+///
+/// # Errors
+/// [`UnpackError`]; `root` is then to be deleted.
+pub fn unpack(
+    chunks: mpsc::Receiver<Bytes>,
+    blob_size: u64,
+    root: OwnedFd,
+    limits: Limits,
+) -> Result<LayerDone, UnpackError> {
+    let source = HashReader::new(ChannelReader { chunks, current: Bytes::new() }, blob_size);
+    let mut source = BufReader::with_capacity(64 * 1024, source);
+    let magic = source.fill_buf().map_err(UnpackError::Read)?;
+    let kind = Compression::of(magic);
+    let (diff, unpacked, mut source) = match kind {
+        Compression::None => through(source, root, limits)?,
+        Compression::Gzip => {
+            let (diff, unpacked, decoder) =
+                through(flate2::bufread::MultiGzDecoder::new(source), root, limits)?;
+            (diff, unpacked, decoder.into_inner())
+        }
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(UnpackError::Read)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(UnpackError::Read)?;
+            let (diff, unpacked, decoder) = through(decoder, root, limits)?;
+            (diff, unpacked, decoder.finish())
+        }
+    };
+    // A decoder may stop before the blob does; the blob's digest is over all of it.
+    io::copy(&mut source, &mut io::sink()).map_err(UnpackError::Read)?;
+    let source = source.into_inner();
+    if source.count > blob_size {
+        return Err(UnpackError::TooLong(blob_size));
+    }
+    let (compressed, compressed_bytes) = source.finish();
+    Ok(LayerDone { compressed, diff, compressed_bytes, unpacked })
+}
+
+/// 128 MiB: what `zstd -19 --long=27` needs, and what containerd accepts.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+fn through<R: Read>(decoder: R, root: OwnedFd, limits: Limits) -> Result<(Digest, Unpacked, R), UnpackError> {
+    // The archive itself is capped, so that padding after its end is no bomb either.
+    let mut tar = HashReader::new(decoder, limits.bytes);
+    let extracted = extract::extract(&mut tar, root, limits);
+    let over = |tar: &HashReader<R>| tar.count > limits.bytes;
+    let bomb = UnpackError::TooMuch { what: "bytes", limit: limits.bytes };
+    let unpacked = match extracted {
+        Err(_) if over(&tar) => return Err(bomb),
+        other => other?,
+    };
+    let drained = io::copy(&mut tar, &mut io::sink());
+    if over(&tar) {
+        return Err(bomb);
+    }
+    drained.map_err(UnpackError::Read)?;
+    let HashReader { inner, hash, .. } = tar;
+    Ok((Digest::from_bytes(hash.finalize().into()), unpacked, inner))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    /// By its magic, as containerd and Docker do: media types in the wild are wrong too often.
+    fn of(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Compression::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+            _ => Compression::None,
+        }
+    }
+}
+
+/// The blob's chunks as a reader. The sender's end is the end of the stream: a stream that was cut
+/// shows in the digest.
+struct ChannelReader {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.current.len());
+        buffer[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(n)
+    }
+}
+
+/// Hashes and counts what passes; fails once more than `limit` bytes came.
+struct HashReader<R> {
+    inner: R,
+    hash: sha2::Sha256,
+    count: u64,
+    limit: u64,
+}
+
+impl<R: Read> HashReader<R> {
+    fn new(inner: R, limit: u64) -> Self {
+        HashReader { inner, hash: sha2::Sha256::new(), count: 0, limit }
+    }
+
+    fn finish(self) -> (Digest, u64) {
+        (Digest::from_bytes(self.hash.finalize().into()), self.count)
+    }
+}
+
+impl<R: Read> Read for HashReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..n]);
+        self.count += n as u64;
+        if self.count > self.limit {
+            return Err(io::Error::other("more bytes than allowed"));
+        }
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests;
