@@ -1,0 +1,134 @@
+//! The runtime's configuration file: TOML, an unknown key is an error (a typo must not be a default).
+
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// All of `podway runtime`'s configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The CRI socket: `unix:///path`.
+    pub listen: String,
+    /// What survives a reboot: images, journal, writable layers.
+    pub root: PathBuf,
+    /// What does not: pinned namespaces, bundles, monitor sockets.
+    pub state: PathBuf,
+    /// Registries.
+    pub registry: Registry,
+    /// Network plugins.
+    pub cni: Cni,
+    /// The OCI runtime.
+    pub runc: Runc,
+    /// The monitor of a pod.
+    pub monitor: Monitor,
+    /// The cgroup parent of sandboxes that name none.
+    pub cgroup_parent: String,
+}
+
+/// Registries.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// A directory of `<host>/hosts.toml`.
+    pub config_path: Option<PathBuf>,
+}
+
+/// Network plugins.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cni {
+    /// Where plugins are looked for, in order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Where the network configuration is: the first `.conflist` or `.conf` by name.
+    pub conf_dir: PathBuf,
+}
+
+/// The OCI runtime.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runc {
+    /// The binary; a bare name is looked up in PATH.
+    pub path: PathBuf,
+}
+
+/// The monitor of a pod.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Monitor {
+    /// The binary; a bare name is looked up in PATH.
+    pub path: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: "unix:///run/podway/runtime.sock".to_owned(),
+            root: PathBuf::from("/var/lib/podway/runtime"),
+            state: PathBuf::from("/run/podway/runtime"),
+            registry: Registry::default(),
+            cni: Cni::default(),
+            runc: Runc::default(),
+            monitor: Monitor::default(),
+            cgroup_parent: "/podway".to_owned(),
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Cni {
+            bin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
+            conf_dir: PathBuf::from("/etc/cni/net.d"),
+        }
+    }
+}
+
+impl Default for Runc {
+    fn default() -> Self {
+        Runc { path: PathBuf::from("runc") }
+    }
+}
+
+impl Default for Monitor {
+    fn default() -> Self {
+        Monitor { path: PathBuf::from("podway-monitor") }
+    }
+}
+
+/// Why a configuration was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// It is not TOML of this shape.
+    #[error("the configuration {0} is not valid")]
+    Parse(PathBuf, #[source] toml::de::Error),
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it cannot be read, is not TOML or has an unknown key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+        toml::from_str(&text).map_err(|e| ConfigError::Parse(path.to_owned(), e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_an_error_and_absent_ones_are_defaults() {
+        let config: Config = toml::from_str("root = \"/x\"\n[cni]\nconf_dir = \"/c\"\n").unwrap();
+        assert_eq!(
+            (config.root.as_path(), config.cni.conf_dir.as_path()),
+            (Path::new("/x"), Path::new("/c"))
+        );
+        assert!(!config.cni.bin_dirs.is_empty());
+        assert!(toml::from_str::<Config>("[cni]\nbin_dir = \"/x\"\n").is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! A container's root filesystem: an overlay of the image's layers under a writable directory.
+
+use crate::journal::private_dir;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a root filesystem could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// The image has no layer.
+    #[error("the image has no layers to make a root filesystem from")]
+    NoLayers,
+    /// More or longer layer paths than one mount call takes.
+    #[error("the image's {0} layers do not fit into one overlay mount (4096 bytes of options)")]
+    TooManyLayers(usize),
+    /// The kernel refused.
+    #[error("cannot mount the root filesystem at {0}")]
+    Mount(PathBuf, #[source] io::Error),
+}
+
+/// Mounts the overlay at `target`. `layers` are bottom → top, as images name them.
+///
+/// # Errors
+/// [`RootfsError`].
+pub fn mount_overlay(layers: &[PathBuf], data: &Path, target: &Path) -> Result<(), RootfsError> {
+    if layers.is_empty() {
+        return Err(RootfsError::NoLayers);
+    }
+    let err = |e: io::Error| RootfsError::Mount(target.to_owned(), e);
+    let (upper, work) = (data.join("upper"), data.join("work"));
+    for dir in [data, target] {
+        private_dir(dir).map_err(err)?;
+    }
+    for dir in [&upper, &work] {
+        // The upper directory is the container's `/`: everybody in it must be able to enter it.
+        std::fs::create_dir_all(dir).map_err(err)?;
+    }
+    let lower: Vec<String> = layers.iter().rev().map(|l| l.display().to_string()).collect();
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+    if options.len() >= 4096 {
+        return Err(RootfsError::TooManyLayers(layers.len()));
+    }
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .map_err(|e| err(e.into()))
+}
+
+/// Unmounts whatever is mounted at `target`; nothing there is unmounted already.
+///
+/// # Errors
+/// The kernel's.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Removes a directory tree of ours; one that is not there is removed already.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
