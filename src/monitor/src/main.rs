@@ -1,2 +1,2 @@
-//! podway-monitor.
+//! podway-monitor: the parent of one pod's containers.
 fn main() {}
