@@ -1,1 +1,13 @@
-//! podway-scheduler.
+//! podway-scheduler: places pods on nodes with upstream's semantics and says why.
+//!
+//! A pod's path through the files: [`run`] watches and owns the state; [`queue`] holds the pods
+//! that wait; [`cache`] knows nodes and what runs or is assumed on them; [`cycle`] decides, by the
+//! [`plugins`] behind the [`framework`]'s extension points; [`explain`] turns the decision into flow
+//! records; [`bind`] writes it; [`status`] tells the pod and its events, on a lane of its own.
+//! `model`, `framework`, `plugins`, `cycle`, `queue` and `cache` are pure: no clock, no network.
+
+pub mod cache;
+pub mod cycle;
+pub mod framework;
+pub mod model;
+pub mod plugins;

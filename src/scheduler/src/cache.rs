@@ -1,0 +1,284 @@
+//! What the cluster looks like: nodes, the pods on them, and the pods assumed to be.
+//!
+//! Owned by one task. A [`Snapshot`] shares structure with the cache and never changes. What a pod
+//! took is kept with it, so that giving back subtracts what was added, however the pod changed since.
+
+use crate::model::{HostPort, NodeInfo, PodInfo, Resources};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// What the pods of a node have taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Sum of requests.
+    pub requested: Resources,
+    /// Sum of requests with defaults; only for scores.
+    pub non_zero: Resources,
+    /// How many pods.
+    pub pods: i64,
+    /// Host ports, with how many pods hold each.
+    pub host_ports: BTreeMap<HostPort, usize>,
+}
+
+impl Usage {
+    fn add(&mut self, pod: &PodInfo) {
+        self.requested.add(&pod.requests);
+        self.non_zero.add(&pod.non_zero);
+        self.pods += 1;
+        for port in &pod.host_ports {
+            *self.host_ports.entry(port.clone()).or_insert(0) += 1;
+        }
+    }
+
+    fn remove(&mut self, pod: &PodInfo) {
+        self.requested.subtract(&pod.requests);
+        self.non_zero.subtract(&pod.non_zero);
+        self.pods -= 1;
+        for port in &pod.host_ports {
+            if let Some(n) = self.host_ports.get_mut(port) {
+                *n -= 1;
+                if *n == 0 {
+                    self.host_ports.remove(port);
+                }
+            }
+        }
+    }
+}
+
+/// A node and its usage, at one moment.
+#[derive(Clone, Debug)]
+pub struct NodeState {
+    /// The node.
+    pub info: Arc<NodeInfo>,
+    /// What is taken of it.
+    pub usage: Arc<Usage>,
+}
+
+impl NodeState {
+    /// An empty node.
+    #[must_use]
+    pub fn of(info: NodeInfo) -> Self {
+        NodeState { info: Arc::new(info), usage: Arc::default() }
+    }
+}
+
+/// The cluster at one moment; nodes by name.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Rises with every change of the cache.
+    pub generation: u64,
+    /// The nodes, by name.
+    pub nodes: Arc<Vec<NodeState>>,
+    images: Arc<HashMap<String, usize>>,
+}
+
+impl Snapshot {
+    /// How many nodes have an image of this name.
+    #[must_use]
+    pub fn nodes_with_image(&self, name: &str) -> usize {
+        self.images.get(name).copied().unwrap_or(0)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// `None` while pods name a node that has not been seen.
+    info: Option<Arc<NodeInfo>>,
+    usage: Arc<Usage>,
+}
+
+#[derive(Debug)]
+struct Placed {
+    pod: Arc<PodInfo>,
+    node: String,
+    assumed: bool,
+}
+
+/// The cache.
+#[derive(Debug, Default)]
+pub struct Cache {
+    generation: u64,
+    nodes: BTreeMap<String, Entry>,
+    pods: HashMap<String, Placed>,
+    images: Arc<HashMap<String, usize>>,
+    snapshot: Snapshot,
+}
+
+impl Cache {
+    /// A node came or changed; returns what it was before.
+    pub fn set_node(&mut self, info: Arc<NodeInfo>) -> Option<Arc<NodeInfo>> {
+        let entry = self.nodes.entry(info.name.clone()).or_default();
+        let before = entry.info.replace(info.clone());
+        if before.as_ref() == Some(&info) {
+            return before;
+        }
+        self.generation += 1;
+        if before.as_ref().map(|b| &b.images) != Some(&info.images) {
+            self.count_images(before.as_deref(), Some(&info));
+        }
+        before
+    }
+
+    /// A node went. Its pods stay counted until they go.
+    pub fn remove_node(&mut self, name: &str) {
+        let Some(entry) = self.nodes.get_mut(name) else { return };
+        let before = entry.info.take();
+        if entry.usage.pods == 0 {
+            self.nodes.remove(name);
+        }
+        self.count_images(before.as_deref(), None);
+        self.generation += 1;
+    }
+
+    fn count_images(&mut self, before: Option<&NodeInfo>, after: Option<&NodeInfo>) {
+        let images = Arc::make_mut(&mut self.images);
+        for name in before.into_iter().flat_map(|n| n.images.keys()) {
+            if let Some(n) = images.get_mut(name) {
+                *n -= 1;
+                if *n == 0 {
+                    images.remove(name);
+                }
+            }
+        }
+        for name in after.into_iter().flat_map(|n| n.images.keys()) {
+            *images.entry(name.clone()).or_insert(0) += 1;
+        }
+    }
+
+    /// Takes a pod as placed before its binding stands.
+    pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.place(pod, node, true);
+    }
+
+    /// The API says that the pod is bound. Returns true when this was not known or not so assumed.
+    pub fn confirm(&mut self, pod: Arc<PodInfo>) -> bool {
+        let known = self.pods.get(&pod.uid).is_some_and(|p| p.node == pod.node_name);
+        let node = pod.node_name.clone();
+        self.place(pod, &node, false);
+        !known
+    }
+
+    /// The pod is gone, or its binding failed. Returns the pod if it was placed.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let placed = self.pods.remove(uid)?;
+        self.generation += 1;
+        if let Some(entry) = self.nodes.get_mut(&placed.node) {
+            Arc::make_mut(&mut entry.usage).remove(&placed.pod);
+            if entry.info.is_none() && entry.usage.pods == 0 {
+                self.nodes.remove(&placed.node);
+            }
+        }
+        Some(placed.pod)
+    }
+
+    /// True while a pod is assumed and not confirmed.
+    #[must_use]
+    pub fn is_assumed(&self, uid: &str) -> bool {
+        self.pods.get(uid).is_some_and(|p| p.assumed)
+    }
+
+    /// True when the pod is on a node, confirmed or assumed.
+    #[must_use]
+    pub fn is_placed(&self, uid: &str) -> bool {
+        self.pods.contains_key(uid)
+    }
+
+    fn place(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
+        self.remove_pod(&pod.uid);
+        self.generation += 1;
+        let entry = self.nodes.entry(node.to_owned()).or_default();
+        Arc::make_mut(&mut entry.usage).add(&pod);
+        self.pods.insert(pod.uid.clone(), Placed { pod, node: node.to_owned(), assumed });
+    }
+
+    /// Nodes, pods and assumed pods, for metrics.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        let nodes = self.nodes.values().filter(|e| e.info.is_some()).count();
+        (nodes, self.pods.len(), self.pods.values().filter(|p| p.assumed).count())
+    }
+
+    /// The names of the known nodes.
+    pub fn node_names(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(|(_, e)| e.info.is_some()).map(|(n, _)| n.as_str())
+    }
+
+    /// The UIDs of the placed pods that are not merely assumed.
+    pub fn confirmed_uids(&self) -> impl Iterator<Item = &str> {
+        self.pods.iter().filter(|(_, p)| !p.assumed).map(|(u, _)| u.as_str())
+    }
+
+    /// The cluster as it is now; shares all that did not change.
+    pub fn snapshot(&mut self) -> Snapshot {
+        if self.snapshot.generation != self.generation {
+            let nodes = self
+                .nodes
+                .values()
+                .filter_map(|e| Some(NodeState { info: e.info.clone()?, usage: e.usage.clone() }))
+                .collect();
+            self.snapshot =
+                Snapshot { generation: self.generation, nodes: Arc::new(nodes), images: self.images.clone() };
+        }
+        self.snapshot.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: &str, node: &str, cpu: i64) -> Arc<PodInfo> {
+        Arc::new(PodInfo {
+            uid: uid.into(),
+            node_name: node.into(),
+            requests: Resources { milli_cpu: cpu, ..Resources::default() },
+            host_ports: vec![HostPort { ip: "0.0.0.0".into(), protocol: "TCP".into(), port: 80 }],
+            ..PodInfo::default()
+        })
+    }
+
+    fn node(name: &str, image: &str) -> Arc<NodeInfo> {
+        Arc::new(NodeInfo {
+            name: name.into(),
+            images: BTreeMap::from([(image.to_owned(), 1)]),
+            ..NodeInfo::default()
+        })
+    }
+
+    #[test]
+    fn assumed_then_confirmed_counts_once_and_a_changed_pod_gives_back_what_it_took() {
+        let mut cache = Cache::default();
+        cache.set_node(node("n", "i"));
+        cache.assume(pod("u", "", 100), "n");
+        assert!(cache.is_assumed("u"));
+        assert!(!cache.confirm(pod("u", "n", 150)));
+        let snapshot = cache.snapshot();
+        assert_eq!((snapshot.nodes[0].usage.pods, snapshot.nodes[0].usage.requested.milli_cpu), (1, 150));
+        cache.remove_pod("u");
+        assert_eq!(*cache.snapshot().nodes[0].usage, Usage::default());
+        assert_eq!(snapshot.nodes[0].usage.pods, 1, "a snapshot never changes");
+    }
+
+    #[test]
+    fn pods_of_an_unknown_node_count_once_it_comes() {
+        let mut cache = Cache::default();
+        assert!(cache.confirm(pod("u", "n", 100)));
+        assert!(cache.snapshot().nodes.is_empty());
+        cache.set_node(node("n", "i"));
+        assert_eq!(cache.snapshot().nodes[0].usage.pods, 1);
+        cache.remove_node("n");
+        cache.remove_pod("u");
+        assert_eq!(cache.sizes(), (0, 0, 0));
+    }
+
+    #[test]
+    fn images_are_counted_over_nodes() {
+        let mut cache = Cache::default();
+        cache.set_node(node("a", "i"));
+        cache.set_node(node("b", "i"));
+        assert_eq!(cache.snapshot().nodes_with_image("i"), 2);
+        cache.set_node(node("a", "j"));
+        cache.remove_node("b");
+        assert_eq!((cache.snapshot().nodes_with_image("i"), cache.snapshot().nodes_with_image("j")), (0, 1));
+    }
+}

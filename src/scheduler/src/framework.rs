@@ -1,0 +1,273 @@
+//! The extension points of upstream's scheduling framework, as traits.
+//!
+//! A plugin implements [`Plugin`] and any of the other traits; [`Framework`] holds them in run
+//! order, which decides the reason that a node shows, since filtering stops at a node's first
+//! refusal. Decision points are pure and synchronous; the binding points may wait.
+
+use crate::cache::{NodeState, Snapshot};
+use crate::model::{NodeInfo, PodInfo};
+use futures::future::BoxFuture;
+use std::any::{Any, TypeId};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// The highest score after normalisation.
+pub const MAX_NODE_SCORE: i64 = 100;
+
+/// Why a plugin refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Preempting pods may help.
+    Unschedulable,
+    /// Preempting pods cannot help.
+    UnschedulableAndUnresolvable,
+    /// The plugin failed.
+    Error,
+}
+
+/// A refusal: who, how, and upstream's reason strings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The plugin that refuses.
+    pub plugin: &'static str,
+    /// How final it is.
+    pub code: Code,
+    /// One or more reasons (Fit names every resource that is short).
+    pub reasons: Vec<String>,
+}
+
+impl Status {
+    /// A refusal that preemption may lift.
+    #[must_use]
+    pub fn unschedulable(plugin: &'static str, reason: impl Into<String>) -> Self {
+        Status { plugin, code: Code::Unschedulable, reasons: vec![reason.into()] }
+    }
+
+    /// A refusal that preemption cannot lift.
+    #[must_use]
+    pub fn unresolvable(plugin: &'static str, reason: impl Into<String>) -> Self {
+        Status { plugin, code: Code::UnschedulableAndUnresolvable, reasons: vec![reason.into()] }
+    }
+}
+
+/// What plugins remember of one pod between the points of one cycle, by type.
+#[derive(Default)]
+pub struct CycleState {
+    values: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+    skip_filter: HashSet<&'static str>,
+    skip_score: HashSet<&'static str>,
+}
+
+impl CycleState {
+    /// Keeps a value.
+    pub fn put<T: Any + Send + Sync>(&mut self, value: T) {
+        self.values.insert(TypeId::of::<T>(), Box::new(value));
+    }
+
+    /// The value of a type.
+    #[must_use]
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.values.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+
+    /// Leaves out the plugin's Filter for the rest of the cycle.
+    pub fn skip_filter(&mut self, plugin: &'static str) {
+        self.skip_filter.insert(plugin);
+    }
+
+    /// Leaves out the plugin's Score for the rest of the cycle.
+    pub fn skip_score(&mut self, plugin: &'static str) {
+        self.skip_score.insert(plugin);
+    }
+
+    /// True when the plugin's Filter is left out.
+    #[must_use]
+    pub fn skips_filter(&self, plugin: &str) -> bool {
+        self.skip_filter.contains(plugin)
+    }
+
+    /// True when the plugin's Score is left out.
+    #[must_use]
+    pub fn skips_score(&self, plugin: &str) -> bool {
+        self.skip_score.contains(plugin)
+    }
+}
+
+/// Something that happened in the cluster and may let a refused pod in.
+#[derive(Clone, Debug)]
+pub enum ClusterEvent {
+    /// A node came.
+    NodeAdd(Arc<NodeInfo>),
+    /// A node changed: before and after.
+    NodeUpdate(Arc<NodeInfo>, Arc<NodeInfo>),
+    /// A bound pod left its node.
+    AssignedPodDelete(Arc<PodInfo>),
+    /// The waiting pod itself changed.
+    PodUpdate,
+}
+
+impl ClusterEvent {
+    /// Upstream's label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            ClusterEvent::NodeAdd(_) => "NodeAdd",
+            ClusterEvent::NodeUpdate(..) => "NodeUpdate",
+            ClusterEvent::AssignedPodDelete(_) => "AssignedPodDelete",
+            ClusterEvent::PodUpdate => "PodUpdate",
+        }
+    }
+}
+
+/// What every plugin has.
+pub trait Plugin: Send + Sync {
+    /// Upstream's plugin name.
+    fn name(&self) -> &'static str;
+
+    /// The queueing hint: could `event` make this plugin accept `pod`, which it refused?
+    fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool;
+}
+
+/// What PreFilter found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PreFilterResult {
+    /// Filter runs on every node.
+    All,
+    /// Only these nodes can pass.
+    Only(BTreeSet<String>),
+    /// This plugin's Filter has nothing to say.
+    Skip,
+}
+
+/// Once per cycle, before filtering.
+pub trait PreFilter: Plugin {
+    /// Looks at the pod.
+    ///
+    /// # Errors
+    /// A [`Status`] refuses the pod on all nodes.
+    fn pre_filter(
+        &self,
+        state: &mut CycleState,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+    ) -> Result<PreFilterResult, Status>;
+}
+
+/// Once per node.
+pub trait Filter: Plugin {
+    /// May the pod run on the node?
+    ///
+    /// # Errors
+    /// A [`Status`] with the reasons when it may not.
+    fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status>;
+}
+
+/// Once per cycle, over the feasible nodes.
+pub trait PreScore: Plugin {
+    /// Prepares; `false` leaves out this plugin's Score.
+    fn pre_score(&self, state: &mut CycleState, pod: &PodInfo, nodes: &[NodeState]) -> bool;
+}
+
+/// Once per feasible node; [`Score::normalize`] once over all.
+pub trait Score: Plugin {
+    /// The raw score.
+    fn score(&self, state: &CycleState, pod: &PodInfo, node: &NodeState, snapshot: &Snapshot) -> i64;
+
+    /// Brings the scores into 0..=100, in place.
+    fn normalize(&self, _scores: &mut [i64]) {}
+}
+
+/// A pod that has a node, on its way to being bound.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// The node's name.
+    pub node: String,
+    /// The flow document for the Binding's annotation.
+    pub annotation: Option<String>,
+}
+
+/// Books what the node gives the pod, in memory.
+pub trait Reserve: Plugin {
+    /// Books.
+    ///
+    /// # Errors
+    /// A [`Status`] undoes the placement.
+    fn reserve(&self, placement: &Placement) -> Result<(), Status>;
+
+    /// Undoes; must not fail and may come more than once.
+    fn unreserve(&self, placement: &Placement);
+}
+
+/// Holds or lets go a placed pod.
+pub trait Permit: Plugin {
+    /// Resolves when the pod may be bound.
+    fn permit<'a>(&'a self, placement: &'a Placement) -> BoxFuture<'a, Result<(), Status>>;
+}
+
+/// Work that must be done before binding.
+pub trait PreBind: Plugin {
+    /// Does it.
+    fn pre_bind<'a>(&'a self, placement: &'a Placement) -> BoxFuture<'a, Result<(), Status>>;
+}
+
+/// Binds; the first plugin that does not pass on ends the point.
+pub trait Bind: Plugin {
+    /// Writes the binding; `Ok(false)` passes on to the next.
+    fn bind<'a>(&'a self, placement: &'a Placement) -> BoxFuture<'a, Result<bool, Status>>;
+}
+
+/// Told after the binding stands.
+pub trait PostBind: Plugin {
+    /// Takes note.
+    fn post_bind(&self, placement: &Placement);
+}
+
+/// The plugins of a profile, in run order.
+#[derive(Clone, Default)]
+pub struct Framework {
+    /// PreFilter.
+    pub pre_filter: Vec<Arc<dyn PreFilter>>,
+    /// Filter.
+    pub filter: Vec<Arc<dyn Filter>>,
+    /// PreScore.
+    pub pre_score: Vec<Arc<dyn PreScore>>,
+    /// Score, with weights.
+    pub score: Vec<(Arc<dyn Score>, i64)>,
+    /// Reserve.
+    pub reserve: Vec<Arc<dyn Reserve>>,
+    /// Permit.
+    pub permit: Vec<Arc<dyn Permit>>,
+    /// PreBind.
+    pub pre_bind: Vec<Arc<dyn PreBind>>,
+    /// Bind.
+    pub bind: Vec<Arc<dyn Bind>>,
+    /// PostBind.
+    pub post_bind: Vec<Arc<dyn PostBind>>,
+}
+
+impl Framework {
+    /// Could `event` help a pod that `rejecting` refused? With no plugin on record, any event may.
+    #[must_use]
+    pub fn may_help(&self, rejecting: &BTreeSet<&'static str>, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        if rejecting.is_empty() || matches!(event, ClusterEvent::PodUpdate) {
+            return true;
+        }
+        self.filter.iter().any(|p| rejecting.contains(p.name()) && p.may_help(pod, event))
+            || self.pre_filter.iter().any(|p| rejecting.contains(p.name()) && p.may_help(pod, event))
+    }
+}
+
+/// Upstream's DefaultNormalize: to 0..=100 by the largest, reversed where little is good.
+pub fn default_normalize(scores: &mut [i64], reverse: bool) {
+    let max = scores.iter().copied().max().unwrap_or(0);
+    for score in scores {
+        *score = match (max, reverse) {
+            (0, true) => MAX_NODE_SCORE,
+            (0, false) => *score,
+            (_, true) => MAX_NODE_SCORE - MAX_NODE_SCORE * *score / max,
+            (_, false) => MAX_NODE_SCORE * *score / max,
+        };
+    }
+}

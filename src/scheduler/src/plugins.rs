@@ -1,0 +1,44 @@
+//! The plugins, one per file, with the formulas and reasons of Kubernetes 1.36.
+
+pub mod balanced_allocation;
+pub mod image_locality;
+pub mod node_affinity;
+pub mod node_name;
+pub mod node_ports;
+pub mod node_resources_fit;
+pub mod node_unschedulable;
+pub mod taint_toleration;
+pub mod unsupported;
+
+use crate::framework::Framework;
+use std::sync::Arc;
+
+/// The default profile: upstream's run order and weights.
+#[must_use]
+pub fn default_framework() -> Framework {
+    let taints = Arc::new(taint_toleration::TaintToleration);
+    let affinity = Arc::new(node_affinity::NodeAffinity);
+    let ports = Arc::new(node_ports::NodePorts);
+    let fit = Arc::new(node_resources_fit::NodeResourcesFit);
+    let balanced = Arc::new(balanced_allocation::BalancedAllocation);
+    Framework {
+        pre_filter: vec![Arc::new(unsupported::Unsupported), affinity.clone(), ports.clone()],
+        filter: vec![
+            Arc::new(node_unschedulable::NodeUnschedulable),
+            Arc::new(node_name::NodeName),
+            taints.clone(),
+            affinity.clone(),
+            ports,
+            fit.clone(),
+        ],
+        pre_score: vec![affinity.clone(), balanced.clone()],
+        score: vec![
+            (taints, 3),
+            (affinity, 2),
+            (fit, 1),
+            (balanced, 1),
+            (Arc::new(image_locality::ImageLocality), 1),
+        ],
+        ..Framework::default()
+    }
+}

@@ -1,0 +1,146 @@
+//! Fit: the node has what the pod asks for; LeastAllocated: the emptier the better.
+
+use crate::cache::{NodeState, Snapshot};
+use crate::framework::{ClusterEvent, Code, CycleState, Filter, MAX_NODE_SCORE, Plugin, Score, Status};
+use crate::model::{NodeInfo, PodInfo};
+
+/// The plugin.
+pub struct NodeResourcesFit;
+
+/// Could the node, were it empty, hold the pod?
+fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
+    node.allocatable_pods >= 1 && pod.requests.iter().all(|(r, n)| n <= 0 || n <= node.allocatable.get(r))
+}
+
+impl Plugin for NodeResourcesFit {
+    fn name(&self) -> &'static str {
+        "NodeResourcesFit"
+    }
+
+    fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        match event {
+            ClusterEvent::NodeAdd(new) => fits_empty(pod, new),
+            ClusterEvent::NodeUpdate(old, new) => {
+                let more = |r: &str| new.allocatable.get(r) > old.allocatable.get(r);
+                let grown = new.allocatable_pods > old.allocatable_pods
+                    || pod.requests.iter().any(|(r, n)| n > 0 && more(r));
+                grown && fits_empty(pod, new)
+            }
+            // A pod that leaves always gives back its place in the count of pods.
+            ClusterEvent::AssignedPodDelete(_) | ClusterEvent::PodUpdate => true,
+        }
+    }
+}
+
+impl Filter for NodeResourcesFit {
+    fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+        let mut code = Code::Unschedulable;
+        let mut reasons = Vec::new();
+        if node.usage.pods.saturating_add(1) > node.info.allocatable_pods {
+            reasons.push("Too many pods".to_owned());
+        }
+        for (name, wanted) in pod.requests.iter().filter(|&(_, n)| n > 0) {
+            let allocatable = node.info.allocatable.get(name);
+            if wanted > allocatable.saturating_sub(node.usage.requested.get(name)) {
+                reasons.push(format!("Insufficient {name}"));
+            }
+            if wanted > allocatable {
+                code = Code::UnschedulableAndUnresolvable;
+            }
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(Status { plugin: self.name(), code, reasons }) }
+    }
+}
+
+/// `(capacity − requested) · 100 / capacity`, 0 when over; `None` when the node has none.
+fn least_allocated(capacity: i64, requested: i64) -> Option<i64> {
+    match capacity {
+        0 => None,
+        c if requested > c => Some(0),
+        c => i64::try_from(i128::from(c - requested) * i128::from(MAX_NODE_SCORE) / i128::from(c)).ok(),
+    }
+}
+
+impl Score for NodeResourcesFit {
+    fn score(&self, _: &CycleState, pod: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
+        let (have, used) = (&node.info.allocatable, &node.usage.non_zero);
+        let kept: Vec<i64> = [
+            least_allocated(have.milli_cpu, used.milli_cpu.saturating_add(pod.non_zero.milli_cpu)),
+            least_allocated(have.memory, used.memory.saturating_add(pod.non_zero.memory)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let weight = i64::try_from(kept.len()).unwrap_or(0);
+        if weight == 0 { 0 } else { kept.iter().sum::<i64>() / weight }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Usage;
+    use crate::model::Resources;
+    use rstest::rstest;
+    use std::sync::Arc;
+
+    fn amounts(milli_cpu: i64, memory: i64) -> Resources {
+        Resources { milli_cpu, memory, ..Resources::default() }
+    }
+
+    fn node(have: (i64, i64), used: (i64, i64), pods: i64) -> NodeState {
+        let info =
+            NodeInfo { allocatable: amounts(have.0, have.1), allocatable_pods: 2, ..NodeInfo::default() };
+        let used = amounts(used.0, used.1);
+        let usage = Usage { requested: used.clone(), non_zero: used, pods, ..Usage::default() };
+        NodeState { info: Arc::new(info), usage: Arc::new(usage) }
+    }
+
+    fn pod(cpu: i64, memory: i64) -> PodInfo {
+        PodInfo { requests: amounts(cpu, memory), non_zero: amounts(cpu, memory), ..PodInfo::default() }
+    }
+
+    #[rstest]
+    #[case(node((10, 20), (9, 19), 1), pod(1, 1), &[], None)]
+    #[case(node((10, 20), (10, 19), 1), pod(1, 1), &["Insufficient cpu"], Some(Code::Unschedulable))]
+    #[case(node((10, 20), (10, 20), 1), pod(1, 1), &["Insufficient cpu", "Insufficient memory"], Some(Code::Unschedulable))]
+    #[case(node((10, 20), (0, 0), 1), pod(11, 1), &["Insufficient cpu"], Some(Code::UnschedulableAndUnresolvable))]
+    #[case(node((10, 20), (20, 20), 1), pod(0, 0), &[], None)]
+    #[case(node((10, 20), (0, 0), 2), pod(0, 0), &["Too many pods"], Some(Code::Unschedulable))]
+    #[case(node((10, 20), (10, 0), 2), pod(1, 0), &["Too many pods", "Insufficient cpu"], Some(Code::Unschedulable))]
+    fn filter_table(
+        #[case] node: NodeState,
+        #[case] pod: PodInfo,
+        #[case] reasons: &[&str],
+        #[case] code: Option<Code>,
+    ) {
+        match NodeResourcesFit.filter(&CycleState::default(), &pod, &node) {
+            Ok(()) => assert_eq!(code, None),
+            Err(s) => {
+                assert_eq!((s.reasons.as_slice(), Some(s.code)), (reasons.map_owned().as_slice(), code))
+            }
+        }
+    }
+
+    trait MapOwned {
+        fn map_owned(&self) -> Vec<String>;
+    }
+    impl MapOwned for &[&str] {
+        fn map_owned(&self) -> Vec<String> {
+            self.iter().map(|&s| s.to_owned()).collect()
+        }
+    }
+
+    // The figures of upstream's least_allocated_test.go.
+    #[rstest]
+    #[case(node((4000, 10000), (0, 0), 0), pod(0, 0), 100)]
+    #[case(node((4000, 10000), (0, 0), 0), pod(3000, 5000), 37)]
+    #[case(node((6000, 10000), (0, 0), 0), pod(3000, 5000), 50)]
+    #[case(node((4000, 10000), (5000, 0), 0), pod(0, 0), 50)]
+    #[case(node((0, 0), (0, 0), 0), pod(1, 1), 0)]
+    #[case(node((0, 10000), (0, 0), 0), pod(1, 5000), 50)]
+    fn least_allocated_table(#[case] node: NodeState, #[case] pod: PodInfo, #[case] want: i64) {
+        let state = CycleState::default();
+        assert_eq!(NodeResourcesFit.score(&state, &pod, &node, &Snapshot::default()), want);
+    }
+}

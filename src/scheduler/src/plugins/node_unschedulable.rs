@@ -1,0 +1,73 @@
+//! A cordoned node takes only pods that tolerate `node.kubernetes.io/unschedulable:NoSchedule`.
+
+use crate::cache::NodeState;
+use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, Status};
+use crate::model::node::{Effect, Taint};
+use crate::model::{NodeInfo, PodInfo};
+
+/// The plugin.
+pub struct NodeUnschedulable;
+
+const REASON: &str = "node(s) were unschedulable";
+
+fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let cordon = Taint {
+        key: "node.kubernetes.io/unschedulable".into(),
+        value: String::new(),
+        effect: Effect::NoSchedule,
+    };
+    !node.unschedulable || pod.tolerations.iter().any(|t| t.tolerates(&cordon))
+}
+
+impl Plugin for NodeUnschedulable {
+    fn name(&self) -> &'static str {
+        "NodeUnschedulable"
+    }
+
+    fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        match event {
+            ClusterEvent::NodeAdd(new) => accepts(pod, new),
+            ClusterEvent::NodeUpdate(old, new) => accepts(pod, new) && !accepts(pod, old),
+            ClusterEvent::AssignedPodDelete(_) => false,
+            ClusterEvent::PodUpdate => true,
+        }
+    }
+}
+
+impl Filter for NodeUnschedulable {
+    fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+        if accepts(pod, &node.info) { Ok(()) } else { Err(Status::unresolvable(self.name(), REASON)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Toleration;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_cordoned_node_refuses_all_but_who_tolerates_it_and_an_uncordon_wakes() {
+        let open = NodeInfo::default();
+        let cordoned = NodeInfo { unschedulable: true, ..open.clone() };
+        let plain = PodInfo::default();
+        let tolerant = PodInfo {
+            tolerations: vec![Toleration {
+                key: String::new(),
+                exists: true,
+                value: String::new(),
+                effect: None,
+            }],
+            ..PodInfo::default()
+        };
+        assert!(accepts(&plain, &open) && accepts(&tolerant, &cordoned));
+        let refusal = NodeUnschedulable
+            .filter(&CycleState::default(), &plain, &NodeState::of(cordoned.clone()))
+            .unwrap_err();
+        assert_eq!(refusal, Status::unresolvable("NodeUnschedulable", "node(s) were unschedulable"));
+        let uncordon = ClusterEvent::NodeUpdate(Arc::new(cordoned.clone()), Arc::new(open.clone()));
+        let nothing = ClusterEvent::NodeUpdate(Arc::new(cordoned.clone()), Arc::new(cordoned));
+        assert!(NodeUnschedulable.may_help(&plain, &uncordon));
+        assert!(!NodeUnschedulable.may_help(&plain, &nothing));
+    }
+}
