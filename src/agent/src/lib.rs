@@ -1,1 +1,7 @@
-//! podway-agent.
+//! podway-agent: the node agent, in the place of the kubelet.
+//!
+//! Watches the pods that are bound to its node (`watch`), gives each an owner task
+//! (`pod::worker`), decides in a pure core ([`pod::core`]), acts over CRI v1 only and
+//! writes the status back (`status`).
+pub mod config;
+pub mod pod;
