@@ -4,4 +4,7 @@
 //! (`pod::worker`), decides in a pure core ([`pod::core`]), acts over CRI v1 only and
 //! writes the status back (`status`).
 pub mod config;
+pub mod dns;
+pub mod env;
+pub mod hosts;
 pub mod pod;
