@@ -1,11 +1,13 @@
 //! podway-api: the names and shapes that podway shares with a Kubernetes API server.
 //!
-//! The `PodFlow` resource, the closed set of reasons, the annotations and labels. Pure: types and conversions, no client calls.
+//! The `PodFlow` resource, the closed set of reasons, the annotations and labels, and the picture of
+//! a pod that our agent did not run ([`stock`]). Pure: types and conversions, no client calls.
 
 pub mod annotations;
 pub mod crds;
 pub mod podflow;
 pub mod reasons;
+pub mod stock;
 
 pub use crds::{Crd, crds};
 pub use podflow::{PodFlow, PodFlowSpec, PodFlowStatus};

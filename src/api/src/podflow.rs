@@ -4,6 +4,8 @@
 //! made from a [`Flow`] and reads back as the same flow: the pictures need nothing else. It is kept
 //! under [`STATUS_LIMIT`] bytes by cutting evidence first and messages next, never times.
 
+#![expect(clippy::duplicated_attributes, reason = "kube's printcolumn attributes repeat their keys")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, OwnerReference, Time};
 use kube::CustomResource;
 use kube::api::ObjectMeta;

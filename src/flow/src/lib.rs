@@ -8,9 +8,11 @@
 //! How a record travels: the scheduler puts its part on the Binding as an annotation, the runtime
 //! returns its part in gRPC response metadata ([`wire`]), the agent gathers all into a [`Flow`].
 
+pub mod audit;
 pub mod clock;
 pub mod conditions;
 pub mod flow;
+pub mod html;
 pub mod phase;
 pub mod picture;
 pub mod record;
