@@ -1,1 +1,32 @@
-//! podway-cluster.
+//! The local cluster behind `podway up` and `podway down`.
+//!
+//! A cluster is one state directory. In it live the certificates, the data of etcd, the logs, and
+//! `state.json`, which says which processes and node environments were made. Everything here can
+//! be done twice: a second [`up()`] finds what runs and starts only what has died, and [`down()`]
+//! removes what is there whether or not the `up` before it came to its end.
+//!
+//! The files, in the order in which `up` uses them: `binaries` finds or builds the programs,
+//! `pki` and `kubeconfig` give every component an identity of its own, `process` starts and stops
+//! daemons, `etcd`, `apiserver` and `controller_manager` know their command lines.
+
+pub mod apiserver;
+pub mod binaries;
+mod build;
+pub mod connect;
+pub mod controller_manager;
+pub mod down;
+pub mod etcd;
+pub mod kubeconfig;
+pub mod layout;
+pub mod pki;
+pub mod process;
+pub mod state;
+pub mod up;
+
+pub use binaries::{BinaryError, Program};
+pub use down::{DownError, down};
+pub use layout::Layout;
+pub use up::{Cluster, UpError, UpOptions, up};
+
+/// What is called with each line of progress: one short line, lower case, no newline.
+pub type Progress<'a> = &'a (dyn Fn(&str) + Send + Sync);

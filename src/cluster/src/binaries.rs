@@ -1,0 +1,200 @@
+//! Finds each program that the cluster needs, or has it built.
+//!
+//! The order: `KUBEBUILDER_ASSETS` (taken as it is, since somebody chose it), PATH and the usual
+//! directories (only in a version that fits), the cache, and at last a build from the committed
+//! Go modules into the cache (see `build`).
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Progress;
+use crate::build;
+
+/// A program, or a set of them, that the cluster starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// etcd 3.6.
+    Etcd,
+    /// kube-apiserver 1.36.
+    KubeApiserver,
+    /// kube-controller-manager 1.36.
+    KubeControllerManager,
+    /// kubectl 1.36.
+    Kubectl,
+    /// runc, 1.3.6 or newer: older ones have known escapes.
+    Runc,
+    /// The directory of the CNI plugins bridge, host-local, portmap and loopback.
+    CniPlugins,
+    /// The registry of the distribution project.
+    Registry,
+    /// Kubernetes' test server, for an image of it.
+    Agnhost,
+}
+
+/// Why a program is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BinaryError {
+    /// It must be built, and there is no Go.
+    #[error(
+        "{program} was not found, and cannot be built without go; \
+         install Go 1.26 or set KUBEBUILDER_ASSETS to a directory that has {program}"
+    )]
+    NoGo {
+        /// The program.
+        program: &'static str,
+    },
+    /// There is no directory for the cache.
+    #[error("no cache directory for {program}; set XDG_CACHE_HOME or HOME")]
+    NoCache {
+        /// The program.
+        program: &'static str,
+    },
+    /// The build failed.
+    #[error("cannot build {program} ({status}): {output}")]
+    Build {
+        /// The program.
+        program: &'static str,
+        /// How go ended.
+        status: std::process::ExitStatus,
+        /// The end of what go said.
+        output: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {what} {path} for {program}")]
+    Io {
+        /// The program.
+        program: &'static str,
+        /// What was tried.
+        what: &'static str,
+        /// The path.
+        path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Program {
+    /// The file's name; for the plugins the directory's.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::KubeApiserver => "kube-apiserver",
+            Self::KubeControllerManager => "kube-controller-manager",
+            Self::Kubectl => "kubectl",
+            Self::Runc => "runc",
+            Self::CniPlugins => "cni",
+            Self::Registry => "registry",
+            Self::Agnhost => "agnhost",
+        }
+    }
+
+    /// Whether what the program prints of its version fits.
+    fn fits(self, printed: &str) -> bool {
+        let version =
+            |after: &str| printed.lines().find_map(|l| parse_version(l.trim().strip_prefix(after)?));
+        match self {
+            Self::Etcd => version("etcd Version:").is_some_and(|v| v.0 == 3 && v.1 == 6),
+            Self::KubeApiserver | Self::KubeControllerManager => {
+                version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36)
+            }
+            // kubectl may be one minor version away from the server.
+            Self::Kubectl => {
+                version("Client Version: v").is_some_and(|v| v.0 == 1 && (35..=37).contains(&v.1))
+            }
+            Self::Runc => version("runc version").is_some_and(|v| v >= (1, 3, 6)),
+            Self::Registry => printed.contains("distribution/v3"),
+            // Nobody installs agnhost but for this purpose.
+            Self::Agnhost | Self::CniPlugins => true,
+        }
+    }
+
+    fn version_args(self) -> &'static [&'static str] {
+        match self {
+            Self::Kubectl => &["version", "--client"],
+            _ => &["--version"],
+        }
+    }
+
+    /// Finds the program, building it if need be; minutes, the first time.
+    pub async fn locate(self, progress: Progress<'_>) -> Result<PathBuf, BinaryError> {
+        if let Some(found) = self.search() {
+            return Ok(found);
+        }
+        build::cached_or_built(self, progress).await
+    }
+
+    /// Finds an installed program.
+    fn search(self) -> Option<PathBuf> {
+        if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
+            let chosen = assets.join(self.file());
+            if self.complete(&chosen) {
+                return Some(chosen);
+            }
+        }
+        let path = env::var_os("PATH").unwrap_or_default();
+        match self {
+            Self::CniPlugins => ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+                .iter()
+                .map(PathBuf::from)
+                .find(|d| self.complete(d)),
+            _ => env::split_paths(&path)
+                .map(|d| d.join(self.file()))
+                .find(|p| self.complete(p) && self.printed_version(p).is_some_and(|text| self.fits(&text))),
+        }
+    }
+
+    /// Whether all files of the program are at `path`.
+    pub(crate) fn complete(self, path: &Path) -> bool {
+        match self {
+            Self::CniPlugins => CNI_PLUGINS.iter().all(|p| path.join(p).is_file()),
+            _ => path.is_file(),
+        }
+    }
+
+    fn printed_version(self, path: &Path) -> Option<String> {
+        if self == Self::Agnhost {
+            return Some(String::new());
+        }
+        let output = Command::new(path).args(self.version_args()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// The plugins of a node's network.
+pub(crate) const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
+
+/// `1.36.3-beta+x` → (1, 36, 3).
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut parts = text
+        .trim()
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .next()?
+        .split('.')
+        .map(|p| p.parse::<u32>());
+    let mut next = || parts.next()?.ok();
+    Some((next()?, next()?, next().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_fitting_versions_are_taken_from_path() {
+        for (program, printed, fits) in [
+            (Program::KubeApiserver, "Kubernetes v1.36.3\n", true),
+            (Program::KubeApiserver, "Kubernetes v1.35.0\n", false),
+            (Program::Etcd, "etcd Version: 3.6.16\nGit SHA: x\n", true),
+            (Program::Etcd, "etcd Version: 3.5.9\n", false),
+            (Program::Runc, "runc version 1.4.3\nspec: 1.2.1\n", true),
+            (Program::Runc, "runc version 1.3.6-rc.1\n", true),
+            (Program::Runc, "runc version 1.1.5+ds1\n", false),
+            (Program::Kubectl, "Client Version: v1.36.3\nKustomize Version: v5\n", true),
+            (Program::Kubectl, "", false),
+        ] {
+            assert_eq!(program.fits(printed), fits, "{program:?} {printed}");
+        }
+    }
+}

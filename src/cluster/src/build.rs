@@ -1,0 +1,239 @@
+//! Builds programs from the Go modules that are committed in `go/`, once per version.
+//!
+//! A program is built into a temporary directory beside its place and renamed there, so what is
+//! in the cache is whole. A lock file keeps two builds of the same module apart; who waits finds
+//! the program in the cache afterwards.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::Progress;
+use crate::binaries::{BinaryError, Program};
+
+/// One of the modules in `go/`.
+struct Module {
+    /// Its name, for the directory of its sources in the cache.
+    name: &'static str,
+    go_mod: &'static str,
+    go_sum: &'static str,
+    tools_go: &'static str,
+    /// The required module that the version is taken from.
+    main: &'static str,
+}
+
+macro_rules! module {
+    ($name:literal, $main:literal) => {
+        Module {
+            name: $name,
+            go_mod: include_str!(concat!("../go/", $name, "/go.mod")),
+            go_sum: include_str!(concat!("../go/", $name, "/go.sum")),
+            tools_go: include_str!(concat!("../go/", $name, "/tools.go")),
+            main: $main,
+        }
+    };
+}
+
+static CONTROLPLANE: Module = module!("controlplane", "k8s.io/kubernetes");
+static ETCD: Module = module!("etcd", "go.etcd.io/etcd/server/v3");
+static RUNC: Module = module!("runc", "github.com/opencontainers/runc");
+static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
+static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
+
+impl Module {
+    /// The version of the main module, as `go.mod` pins it.
+    fn version(&self) -> &'static str {
+        self.go_mod
+            .lines()
+            .filter_map(|l| l.trim().trim_start_matches("require ").strip_prefix(self.main))
+            .filter_map(|rest| rest.strip_prefix(' '))
+            .find(|rest| rest.starts_with('v'))
+            .and_then(|rest| rest.split_ascii_whitespace().next())
+            .unwrap_or("unpinned")
+    }
+}
+
+/// What `go build` is called with.
+struct Recipe {
+    module: &'static Module,
+    packages: Vec<String>,
+    tags: Option<&'static str>,
+    ldflags: String,
+    cgo: bool,
+    /// How long it takes on 2 cores with nothing cached; shown to who waits.
+    about: &'static str,
+}
+
+fn recipe(program: Program) -> Recipe {
+    let kubernetes = |package: &str, about| {
+        let version = CONTROLPLANE.version();
+        let mut numbers = version.trim_start_matches('v').split('.');
+        let (major, minor) = (numbers.next().unwrap_or("1"), numbers.next().unwrap_or("0"));
+        let base = "k8s.io/component-base/version";
+        Recipe {
+            module: &CONTROLPLANE,
+            packages: vec![format!("k8s.io/kubernetes/{package}")],
+            tags: None,
+            // Without these the version that the server tells does not parse.
+            ldflags: format!(
+                "-s -w -X {base}.gitVersion={version} -X {base}.gitMajor={major} \
+                 -X {base}.gitMinor={minor} -X k8s.io/client-go/pkg/version.gitVersion={version}"
+            ),
+            cgo: false,
+            about,
+        }
+    };
+    let plain = |module: &'static Module, package: &str, about| Recipe {
+        module,
+        packages: vec![package.to_owned()],
+        tags: None,
+        ldflags: "-s -w".to_owned(),
+        cgo: false,
+        about,
+    };
+    match program {
+        Program::KubeApiserver => kubernetes("cmd/kube-apiserver", "2 min 30 s"),
+        Program::KubeControllerManager => kubernetes("cmd/kube-controller-manager", "20 s"),
+        Program::Kubectl => kubernetes("cmd/kubectl", "15 s"),
+        Program::Agnhost => kubernetes("test/images/agnhost", "5 s"),
+        Program::Etcd => plain(&ETCD, "go.etcd.io/etcd/server/v3", "20 s"),
+        Program::Registry => {
+            plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", "1 min")
+        }
+        Program::Runc => Recipe {
+            // runc joins namespaces in C, so it needs cgo in any case; seccomp needs the headers.
+            cgo: true,
+            tags: Some(if seccomp_headers() { "seccomp,netgo,osusergo" } else { "netgo,osusergo" }),
+            ldflags: format!("-s -w -X main.version={}", RUNC.version().trim_start_matches('v')),
+            ..plain(&RUNC, "github.com/opencontainers/runc", "10 s")
+        },
+        Program::CniPlugins => Recipe {
+            packages: ["main/bridge", "ipam/host-local", "meta/portmap", "main/loopback"]
+                .iter()
+                .map(|p| format!("github.com/containernetworking/plugins/plugins/{p}"))
+                .collect(),
+            ..plain(&CNI, "", "15 s")
+        },
+    }
+}
+
+fn seccomp_headers() -> bool {
+    Path::new("/usr/include/seccomp.h").exists()
+}
+
+/// `XDG_CACHE_HOME/podway`, else `HOME/.cache/podway`.
+fn cache_dir() -> Option<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|h| h.join(".cache")))
+        .map(|c| c.join("podway"))
+}
+
+/// The program out of the cache, built into it where it is not there.
+pub(crate) async fn cached_or_built(
+    program: Program,
+    progress: Progress<'_>,
+) -> Result<PathBuf, BinaryError> {
+    let name = program.file();
+    let recipe = recipe(program);
+    let module = recipe.module;
+    let cache = cache_dir().ok_or(BinaryError::NoCache { program: name })?;
+    let dir = cache.join("bin").join(format!("{}-{}", module.name, module.version()));
+    let place = dir.join(name);
+    if program.complete(&place) {
+        return Ok(place);
+    }
+    let io = |what: &'static str, path: &Path| {
+        let path = path.display().to_string();
+        move |source: io::Error| BinaryError::Io { program: name, what, path, source }
+    };
+    fs::create_dir_all(&dir).map_err(io("create", &dir))?;
+    let _lock = lock(&dir.join("lock"), progress, name).await.map_err(io("lock", &dir))?;
+    if program.complete(&place) {
+        return Ok(place);
+    }
+    let sources = cache.join("src").join(format!("{}-{}", module.name, module.version()));
+    fs::create_dir_all(&sources).map_err(io("create", &sources))?;
+    for (file, text) in [("go.mod", module.go_mod), ("go.sum", module.go_sum), ("tools.go", module.tools_go)]
+    {
+        let path = sources.join(file);
+        fs::write(&path, text).map_err(io("write", &path))?;
+    }
+    let out = tempfile::tempdir_in(&dir).map_err(io("create a directory in", &dir))?;
+    progress(&format!("building {name} {} (about {} on 2 cores)...", module.version(), recipe.about));
+    build(program, &recipe, &sources, out.path()).await?;
+    let built = match program {
+        Program::CniPlugins => out.path().to_owned(),
+        Program::Etcd => out.path().join("server"),
+        _ => out.path().join(name),
+    };
+    // `go build -o DIR/` names a file by its package: for a path that ends in /v3, by what is before.
+    let built = if built.exists() { built } else { out.path().join(name) };
+    fs::rename(&built, &place).map_err(io("move into the cache", &built))?;
+    Ok(place)
+}
+
+async fn build(program: Program, recipe: &Recipe, sources: &Path, out: &Path) -> Result<(), BinaryError> {
+    let name = program.file();
+    let mut command = Command::new("go");
+    command
+        .current_dir(sources)
+        .env("GOFLAGS", "-buildvcs=false -mod=mod")
+        .env("GOWORK", "off")
+        .env("CGO_ENABLED", if recipe.cgo { "1" } else { "0" })
+        .args(["build", "-trimpath", "-ldflags", &recipe.ldflags])
+        .arg("-o")
+        .arg(format!("{}/", out.display()));
+    if let Some(tags) = recipe.tags {
+        command.args(["-tags", tags]);
+    }
+    command.args(&recipe.packages).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BinaryError::NoGo { program: name },
+        _ => BinaryError::Io { program: name, what: "run", path: "go".to_owned(), source },
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(8)..].join("; ");
+    Err(BinaryError::Build { program: name, status: output.status, output: tail })
+}
+
+/// Waits for the lock on a thread of its own.
+async fn lock(path: &Path, progress: Progress<'_>, name: &str) -> io::Result<fs::File> {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {}
+        Err(fs::TryLockError::Error(e)) => return Err(e),
+    }
+    progress(&format!("waiting for another podway that builds {name}..."));
+    tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_from_the_committed_modules() {
+        assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
+        assert!(ETCD.version().starts_with("v3.6."));
+        for module in [&RUNC, &CNI, &REGISTRY] {
+            assert!(module.version().starts_with('v'), "{}", module.name);
+        }
+    }
+
+    #[test]
+    fn the_kubernetes_programs_are_stamped() {
+        let flags = recipe(Program::KubeApiserver).ldflags;
+        assert!(flags.contains("component-base/version.gitMajor=1 "), "{flags}");
+        assert!(flags.contains("component-base/version.gitMinor=36 "), "{flags}");
+    }
+}
