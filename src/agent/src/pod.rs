@@ -1,3 +1,4 @@
 //! One pod: what it is ([`model`]), what to do next ([`core`]), what to tell of it ([`status`]).
 pub mod core;
 pub mod model;
+pub mod status;
