@@ -1,0 +1,619 @@
+//! The containers and execs of the pod: what each message does and what each death means.
+//!
+//! runc runs as a child beside the loop (a job), never inside it. A container's init becomes our
+//! child when `runc create` ends; if it dies before that is known, its status waits in `orphans`.
+//! An exit is drained, logged, recorded durably, and only then told.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use podway_monitor::exit::ExitRecord;
+use podway_monitor::protocol::{
+    Create, ErrorCode, Event, INLINE_OUTPUT, ListedContainer, MAX_CAPTURE, Reply, Request, State,
+};
+use rustix::fs::MemfdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Asker, Sink, Wires, refused};
+use crate::log::{CriLog, Stream};
+use crate::process::{Ended, Runc, kill, now_ns, oom_killed};
+
+/// A reply now, or none because a job will give it.
+type Outcome = Option<(Reply, Vec<OwnedFd>)>;
+
+struct Container {
+    runc: Runc,
+    pid: u32,
+    state: State,
+    log: CriLog,
+    exit_file: PathBuf,
+    memory_cgroup: Option<PathBuf>,
+    stdin: Option<OwnedFd>,
+    pipes: Vec<u64>,
+    record: Option<ExitRecord>,
+    /// Who waits for the exit to have it deleted.
+    delete: Option<Asker>,
+}
+
+struct Exec {
+    asker: Asker,
+    container: String,
+    pid: u32,
+    streaming: bool,
+    outputs: [Vec<u8>; 2],
+    limit: usize,
+    pipes: Vec<u64>,
+    deadline: Option<Instant>,
+    timed_out: bool,
+}
+
+enum JobKind {
+    Create { id: String, ours: [OwnedFd; 2], argv: Vec<String> },
+    Start { id: String },
+    Delete { id: String },
+    Exec { exec_id: String },
+}
+
+struct Job {
+    kind: JobKind,
+    asker: Asker,
+    since: Instant,
+    runc: Runc,
+    log_from: u64,
+    pid_file: PathBuf,
+}
+
+/// The pod's containers, execs and running runcs.
+pub(super) struct Pod {
+    state_dir: PathBuf,
+    containers: BTreeMap<String, Container>,
+    execs: BTreeMap<String, Exec>,
+    jobs: BTreeMap<u32, Job>,
+    orphans: BTreeMap<u32, Ended>,
+    reap_due: bool,
+    counter: u64,
+}
+
+impl Pod {
+    pub(super) fn new(state_dir: PathBuf) -> Pod {
+        Pod {
+            state_dir,
+            containers: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            reap_due: false,
+            counter: 0,
+        }
+    }
+
+    /// Who keeps the monitor from ending.
+    pub(super) fn busy(&self) -> Option<String> {
+        if let Some((id, _)) = self.containers.iter().find(|(_, c)| c.state != State::Exited) {
+            return Some(format!("container {id} lives"));
+        }
+        (!self.jobs.is_empty()).then(|| "runc runs".to_owned())
+    }
+
+    pub(super) fn take_reap_due(&mut self) -> bool {
+        std::mem::take(&mut self.reap_due)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.execs.values().filter_map(|e| e.deadline).min()
+    }
+
+    /// Kills the execs whose time is up.
+    pub(super) fn expire(&mut self, now: Instant) {
+        for (exec_id, exec) in &mut self.execs {
+            if exec.deadline.is_some_and(|at| at <= now) {
+                exec.deadline = None;
+                exec.timed_out = true;
+                // Without a pid runc still prepares it: it is killed when runc is done.
+                if exec.pid != 0
+                    && let Err(e) = kill(exec.pid, 9)
+                {
+                    eprintln!("exec {exec_id}: kill failed: {e}");
+                }
+            }
+        }
+    }
+
+    pub(super) fn handle(
+        &mut self,
+        wires: &mut Wires,
+        asker: Asker,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Outcome {
+        let result = match request {
+            Request::Create(create) => self.create(asker, *create),
+            Request::Start { id } => self.start(asker, id),
+            Request::Signal { id, signo } => self.signal(&id, signo),
+            Request::Delete { id } => self.delete(asker, id),
+            Request::Exec { id, exec_id, process_json_path, timeout_ms, capture_limit } => {
+                let deadline =
+                    (timeout_ms > 0).then(|| Instant::now().checked_add(Duration::from_millis(timeout_ms)));
+                let limit = capture_limit.min(MAX_CAPTURE) as usize;
+                let exec = Exec::new(asker, id, limit, deadline.flatten());
+                self.exec(wires, exec_id, exec, &process_json_path, None)
+            }
+            Request::ExecIo { tty: true, .. } => Err(refused(ErrorCode::NotSupported, "not supported: tty")),
+            Request::ExecIo { id, exec_id, process_json_path, .. } => match <[OwnedFd; 3]>::try_from(fds) {
+                Ok(stdio) => {
+                    let mut exec = Exec::new(asker, id, 0, None);
+                    exec.streaming = true;
+                    self.exec(wires, exec_id, exec, &process_json_path, Some(stdio))
+                }
+                Err(_) => Err(refused(ErrorCode::Invalid, "three descriptors must come along")),
+            },
+            Request::SignalExec { exec_id, signo } => match self.execs.get(&exec_id) {
+                Some(exec) if exec.pid != 0 => send_signal(exec.pid, signo),
+                Some(_) => Err(refused(ErrorCode::NotRunning, "the process has not started")),
+                None => Err(refused(ErrorCode::NotFound, &format!("no process {exec_id}"))),
+            },
+            Request::ReopenLog { id } => self.container(&id).and_then(|c| {
+                c.log.reopen().map_err(|e| system("log_path could not be opened", &e))?;
+                Ok(Some((Reply::Ok, vec![])))
+            }),
+            Request::Stdin { id } => self.container(&id).and_then(|c| match &c.stdin {
+                Some(fd) => match fd.try_clone() {
+                    Ok(fd) => Ok(Some((Reply::Fd, vec![fd]))),
+                    Err(e) => Err(system("stdin could not be duplicated", &e)),
+                },
+                None => Err(refused(ErrorCode::NotRunning, "stdin is closed")),
+            }),
+            Request::CloseStdin { id } => self.container(&id).map(|c| {
+                c.stdin = None;
+                Some((Reply::Ok, vec![]))
+            }),
+            Request::List => Ok(Some((Reply::List(self.list()), vec![]))),
+            // The loop answers these two itself.
+            Request::Hello { .. } | Request::Shutdown => Ok(None),
+        };
+        result.unwrap_or_else(|refusal| Some((refusal, vec![])))
+    }
+
+    fn container(&mut self, id: &str) -> Result<&mut Container, Reply> {
+        self.containers.get_mut(id).ok_or_else(|| refused(ErrorCode::NotFound, &format!("no container {id}")))
+    }
+
+    fn pid_file(&mut self) -> PathBuf {
+        self.counter += 1;
+        self.state_dir.join(format!("{}.pid", self.counter))
+    }
+
+    fn create(&mut self, asker: Asker, create: Create) -> Result<Outcome, Reply> {
+        if !good_name(&create.id) {
+            return Err(refused(ErrorCode::Invalid, "id must be [A-Za-z0-9_.-], 1 to 128 bytes"));
+        }
+        if self.containers.contains_key(&create.id) {
+            return Err(refused(ErrorCode::Exists, &format!("container {} exists", create.id)));
+        }
+        if create.terminal {
+            return Err(refused(ErrorCode::NotSupported, "not supported: tty"));
+        }
+        let log = CriLog::open(create.log_path).map_err(|e| system("log_path could not be opened", &e))?;
+        let runc = Runc { binary: create.runc, root: create.runc_root, log: create.runc_log };
+        let pid_file = self.pid_file();
+        let mut rest: Vec<&OsStr> = vec![
+            "create".as_ref(),
+            "--bundle".as_ref(),
+            create.bundle.as_ref(),
+            "--pid-file".as_ref(),
+            pid_file.as_ref(),
+        ];
+        rest.extend(create.extra_args.iter().map(OsStr::new));
+        rest.push(create.id.as_ref());
+        let arguments = runc.arguments(&rest);
+        let mut argv = vec![runc.binary.display().to_string()];
+        argv.extend(arguments.iter().map(|a| a.to_string_lossy().into_owned()));
+
+        let pipes = |e: rustix::io::Errno| system("pipe failed", &e.into());
+        let (out, out_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
+        let (err, err_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
+        let (stdin_theirs, stdin) = match create.stdin {
+            true => pipe_with(PipeFlags::CLOEXEC).map_err(pipes).map(|(r, w)| (r.into(), Some(w)))?,
+            false => (Stdio::null(), None),
+        };
+        let stdio = [stdin_theirs, out_theirs.into(), err_theirs.into()];
+        let kind = JobKind::Create { id: create.id.clone(), ours: [out, err], argv };
+        self.job(asker, kind, runc.clone(), &arguments, stdio, pid_file)?;
+        let container = Container {
+            runc,
+            pid: 0,
+            state: State::Creating,
+            log,
+            exit_file: create.exit_file,
+            memory_cgroup: create.memory_cgroup,
+            stdin,
+            pipes: vec![],
+            record: None,
+            delete: None,
+        };
+        self.containers.insert(create.id, container);
+        Ok(None)
+    }
+
+    /// Runs runc as a child; what follows is in [`Pod::job_done`].
+    fn job(
+        &mut self,
+        asker: Asker,
+        kind: JobKind,
+        runc: Runc,
+        arguments: &[std::ffi::OsString],
+        stdio: [Stdio; 3],
+        pid_file: PathBuf,
+    ) -> Result<(), Reply> {
+        let (since, log_from) = (Instant::now(), runc.log_end());
+        let spawned = runc.spawn(arguments, stdio);
+        self.reap_due = true;
+        let pid = spawned.map_err(|e| system("runc could not be run", &e))?;
+        self.jobs.insert(pid, Job { kind, asker, since, runc, log_from, pid_file });
+        Ok(())
+    }
+
+    fn start(&mut self, asker: Asker, id: String) -> Result<Outcome, Reply> {
+        let container = self.container(&id)?;
+        if container.state != State::Created {
+            return Err(refused(ErrorCode::NotRunning, "container is not in the state created"));
+        }
+        let runc = container.runc.clone();
+        let arguments = runc.arguments(&["start".as_ref(), id.as_ref()]);
+        self.job(asker, JobKind::Start { id }, runc, &arguments, null_stdio(), PathBuf::new())?;
+        Ok(None)
+    }
+
+    fn signal(&mut self, id: &str, signo: u8) -> Result<Outcome, Reply> {
+        let container = self.container(id)?;
+        match container.state {
+            State::Created | State::Running => send_signal(container.pid, signo),
+            State::Creating | State::Exited => Err(refused(ErrorCode::NotRunning, "container does not run")),
+        }
+    }
+
+    fn delete(&mut self, asker: Asker, id: String) -> Result<Outcome, Reply> {
+        let container = self.container(&id)?;
+        match container.state {
+            State::Creating => Err(refused(ErrorCode::Busy, "runc create runs")),
+            _ if container.delete.is_some() => Err(refused(ErrorCode::Busy, "delete runs")),
+            State::Created | State::Running => {
+                send_signal(container.pid, 9)?;
+                container.delete = Some(asker);
+                Ok(None)
+            }
+            State::Exited => {
+                container.delete = Some(asker);
+                self.run_delete(asker, id)
+            }
+        }
+    }
+
+    fn run_delete(&mut self, asker: Asker, id: String) -> Result<Outcome, Reply> {
+        let runc = self.container(&id)?.runc.clone();
+        let arguments = runc.arguments(&["delete".as_ref(), id.as_ref()]);
+        let kind = JobKind::Delete { id: id.clone() };
+        let run = self.job(asker, kind, runc, &arguments, null_stdio(), PathBuf::new());
+        if run.is_err() {
+            self.container(&id)?.delete = None;
+        }
+        run.map(|()| None)
+    }
+
+    fn exec(
+        &mut self,
+        wires: &mut Wires,
+        exec_id: String,
+        mut exec: Exec,
+        process: &Path,
+        stdio: Option<[OwnedFd; 3]>,
+    ) -> Result<Outcome, Reply> {
+        if self.execs.contains_key(&exec_id) {
+            return Err(refused(ErrorCode::Exists, &format!("process {exec_id} exists")));
+        }
+        let container = self.container(&exec.container)?;
+        if container.state != State::Running {
+            return Err(refused(ErrorCode::NotRunning, "container does not run"));
+        }
+        let runc = container.runc.clone();
+        let pid_file = self.pid_file();
+        let arguments = runc.arguments(&[
+            "exec".as_ref(),
+            "--detach".as_ref(),
+            "--process".as_ref(),
+            process.as_ref(),
+            "--pid-file".as_ref(),
+            pid_file.as_ref(),
+            exec.container.as_ref(),
+        ]);
+        let stdio = match stdio {
+            Some(given) => given.map(Stdio::from),
+            None => {
+                let mut theirs = [Stdio::null(), Stdio::null(), Stdio::null()];
+                for (n, stream) in [(1, Stream::Stdout), (2, Stream::Stderr)] {
+                    let (ours, their) =
+                        pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("pipe failed", &e.into()))?;
+                    theirs[n] = their.into();
+                    let sink = Sink::Exec(exec_id.clone(), stream);
+                    let token = wires.add_pipe(ours, sink).map_err(|e| system("pipe failed", &e))?;
+                    exec.pipes.push(token);
+                }
+                theirs
+            }
+        };
+        let kind = JobKind::Exec { exec_id: exec_id.clone() };
+        if let Err(refusal) = self.job(exec.asker, kind, runc, &arguments, stdio, pid_file) {
+            wires.close_pipes(&exec.pipes);
+            return Err(refusal);
+        }
+        self.execs.insert(exec_id, exec);
+        Ok(None)
+    }
+
+    fn list(&self) -> Vec<ListedContainer> {
+        let line = |(id, c): (&String, &Container)| ListedContainer {
+            id: id.clone(),
+            pid: c.pid,
+            state: c.state,
+            exit_code: c.record.map_or(0, |r| r.exit_code),
+            oom_killed: c.record.is_some_and(|r| r.oom_killed),
+            finished_at_ns: c.record.map_or(0, |r| r.finished_at_ns),
+        };
+        self.containers.iter().map(line).collect()
+    }
+
+    pub(super) fn output(&mut self, sink: &Sink, bytes: &[u8]) {
+        match sink {
+            Sink::Container(id, stream) => {
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.log.feed(*stream, bytes, now_ns());
+                }
+            }
+            Sink::Exec(exec_id, stream) => {
+                if let Some(exec) = self.execs.get_mut(exec_id) {
+                    let kept = &mut exec.outputs[*stream as usize];
+                    let room = exec.limit.saturating_sub(kept.len());
+                    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                }
+            }
+        }
+    }
+
+    pub(super) fn output_ended(&mut self, sink: &Sink) {
+        if let Sink::Container(id, stream) = sink
+            && let Some(container) = self.containers.get_mut(id)
+        {
+            container.log.end(*stream, now_ns());
+        }
+    }
+
+    /// A child has ended: runc, an init, an exec, or one whose name is not known yet.
+    pub(super) fn reaped(&mut self, wires: &mut Wires, pid: u32, ended: Ended) {
+        if let Some(job) = self.jobs.remove(&pid) {
+            self.job_done(wires, job, ended);
+            if self.jobs.is_empty() {
+                self.orphans.clear();
+            }
+            return;
+        }
+        let live = |c: &Container| c.pid == pid && c.state != State::Exited;
+        if let Some(id) = self.containers.iter().find(|(_, c)| live(c)).map(|(id, _)| id.clone()) {
+            self.exited(wires, id, ended);
+        } else if let Some(id) = self.execs.iter().find(|(_, e)| e.pid == pid).map(|(id, _)| id.clone()) {
+            self.exec_exited(wires, &id, ended);
+        } else if !self.jobs.is_empty() {
+            self.orphans.insert(pid, ended);
+        }
+    }
+
+    fn job_done(&mut self, wires: &mut Wires, job: Job, ended: Ended) {
+        let micros = u64::try_from(job.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let failure =
+            (ended.exit_code != 0).then(|| refused(ErrorCode::Runc, &job.runc.reason(job.log_from, ended)));
+        let reply = match job.kind {
+            JobKind::Create { id, ours, argv } => {
+                let result = match failure {
+                    Some(failure) => Err(failure),
+                    None => take_pid(&job.pid_file),
+                };
+                match result {
+                    Ok(pid) => {
+                        let attached = self.created(wires, &id, pid, ours);
+                        wires.reply(
+                            job.asker,
+                            attached.err().unwrap_or(Reply::Created { pid, micros, argv }),
+                            vec![],
+                        );
+                        if let Some(ended) = self.orphans.remove(&pid) {
+                            self.exited(wires, id, ended);
+                        }
+                        return;
+                    }
+                    Err(failure) => {
+                        self.containers.remove(&id);
+                        failure
+                    }
+                }
+            }
+            JobKind::Start { id } => failure.unwrap_or_else(|| {
+                // A short container may have exited, and been reaped, before runc start was.
+                if let Some(c) = self.containers.get_mut(&id)
+                    && c.state == State::Created
+                {
+                    c.state = State::Running;
+                }
+                Reply::Started { micros }
+            }),
+            JobKind::Delete { id } => match failure {
+                // Deleted before, by a runtime that had lost its monitor.
+                Some(Reply::Error { message, code }) if !message.contains("does not exist") => {
+                    if let Some(c) = self.containers.get_mut(&id) {
+                        c.delete = None;
+                    }
+                    Reply::Error { code, message }
+                }
+                _ => {
+                    if let Some(c) = self.containers.remove(&id) {
+                        wires.close_pipes(&c.pipes);
+                    }
+                    Reply::Ok
+                }
+            },
+            JobKind::Exec { exec_id } => {
+                let result = match failure {
+                    Some(failure) => Err(failure),
+                    None => take_pid(&job.pid_file),
+                };
+                match result {
+                    Ok(pid) => return self.exec_started(wires, job.asker, &exec_id, pid),
+                    Err(failure) => {
+                        if let Some(exec) = self.execs.remove(&exec_id) {
+                            wires.close_pipes(&exec.pipes);
+                        }
+                        failure
+                    }
+                }
+            }
+        };
+        wires.reply(job.asker, reply, vec![]);
+    }
+
+    fn created(&mut self, wires: &mut Wires, id: &str, pid: u32, ours: [OwnedFd; 2]) -> Result<(), Reply> {
+        let container = self.container(id)?;
+        container.pid = pid;
+        container.state = State::Created;
+        for (fd, stream) in ours.into_iter().zip([Stream::Stdout, Stream::Stderr]) {
+            let token = wires
+                .add_pipe(fd, Sink::Container(id.to_owned(), stream))
+                .map_err(|e| system("output could not be watched", &e))?;
+            container.pipes.push(token);
+        }
+        Ok(())
+    }
+
+    fn exec_started(&mut self, wires: &mut Wires, asker: Asker, exec_id: &str, pid: u32) {
+        let Some(exec) = self.execs.get_mut(exec_id) else { return };
+        exec.pid = pid;
+        if exec.streaming {
+            wires.reply(asker, Reply::ExecStarted { pid }, vec![]);
+        }
+        if let Some(ended) = self.orphans.remove(&pid) {
+            self.exec_exited(wires, exec_id, ended);
+        } else if exec.timed_out
+            && let Err(e) = kill(pid, 9)
+        {
+            eprintln!("exec {exec_id}: kill failed: {e}");
+        }
+    }
+
+    fn exec_exited(&mut self, wires: &mut Wires, exec_id: &str, ended: Ended) {
+        let tokens = self.execs.get(exec_id).map(|e| e.pipes.clone()).unwrap_or_default();
+        wires.drain(self, &tokens);
+        wires.close_pipes(&tokens);
+        let Some(exec) = self.execs.remove(exec_id) else { return };
+        let exit_code = ended.exit_code;
+        if exec.streaming {
+            return wires.broadcast(Event::ExecExited { exec_id: exec_id.to_owned(), exit_code });
+        }
+        let timed_out = exec.timed_out;
+        let [stdout, stderr] = exec.outputs;
+        let (reply, fds) = if stdout.len() + stderr.len() <= INLINE_OUTPUT {
+            (Reply::ExecDone { exit_code, timed_out, stdout, stderr }, vec![])
+        } else {
+            match memfd(&stdout).and_then(|out| Ok(vec![out, memfd(&stderr)?])) {
+                Ok(fds) => (Reply::ExecDoneInFds { exit_code, timed_out }, fds),
+                Err(e) => (system("output could not be passed on", &e), vec![]),
+            }
+        };
+        wires.reply(exec.asker, reply, fds);
+    }
+
+    /// Output first, then the durable record, then the news.
+    fn exited(&mut self, wires: &mut Wires, id: String, ended: Ended) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        let tokens = container.pipes.clone();
+        wires.drain(self, &tokens);
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        let record = ExitRecord {
+            exit_code: ended.exit_code,
+            signal: ended.signal,
+            finished_at_ns: ended.at_ns,
+            oom_killed: container.memory_cgroup.as_deref().is_some_and(oom_killed),
+        };
+        if let Err(e) = record.write(&container.exit_file) {
+            // Told all the same: a pod must not hang because a disk is full.
+            eprintln!("container {id}: exit record {}: {e}", container.exit_file.display());
+        }
+        container.state = State::Exited;
+        container.record = Some(record);
+        container.stdin = None;
+        let delete = container.delete;
+        wires.broadcast(Event::Exited {
+            id: id.clone(),
+            exit_code: record.exit_code,
+            oom_killed: record.oom_killed,
+            finished_at_ns: record.finished_at_ns,
+        });
+        if let Some(asker) = delete
+            && let Err(refusal) = self.run_delete(asker, id)
+        {
+            wires.reply(asker, refusal, vec![]);
+        }
+    }
+}
+
+impl Exec {
+    fn new(asker: Asker, container: String, limit: usize, deadline: Option<Instant>) -> Exec {
+        Exec {
+            asker,
+            container,
+            pid: 0,
+            streaming: false,
+            outputs: [vec![], vec![]],
+            limit,
+            pipes: vec![],
+            deadline,
+            timed_out: false,
+        }
+    }
+}
+
+fn null_stdio() -> [Stdio; 3] {
+    [Stdio::null(), Stdio::null(), Stdio::null()]
+}
+
+fn system(what: &str, e: &io::Error) -> Reply {
+    refused(ErrorCode::System, &format!("{what}: {e}"))
+}
+
+fn send_signal(pid: u32, signo: u8) -> Result<Outcome, Reply> {
+    if !(1..=64).contains(&signo) {
+        return Err(refused(ErrorCode::Invalid, "signo must be 1 to 64"));
+    }
+    kill(pid, signo).map_err(|e| system("kill failed", &e))?;
+    Ok(Some((Reply::Ok, vec![])))
+}
+
+fn good_name(id: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    (1..=128).contains(&id.len()) && !id.starts_with(['-', '.']) && id.bytes().all(good)
+}
+
+/// The pid that runc wrote; the file is removed.
+fn take_pid(path: &Path) -> Result<u32, Reply> {
+    let text = std::fs::read_to_string(path).map_err(|e| system("pid file could not be read", &e))?;
+    std::fs::remove_file(path).map_err(|e| system("pid file could not be removed", &e))?;
+    text.trim().parse().map_err(|_| refused(ErrorCode::Runc, "runc wrote no pid"))
+}
+
+fn memfd(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("podway-exec", MemfdFlags::CLOEXEC)?;
+    File::from(fd.as_fd().try_clone_to_owned()?).write_all(bytes)?;
+    Ok(fd)
+}
