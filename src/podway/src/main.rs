@@ -1,2 +1,57 @@
-//! podway.
-fn main() {}
+//! podway: the one binary. Each sub-command is a thin file in `commands/`; the work is in the crates.
+//!
+//! Installed (or linked) as `kubectl-podway`, it answers to `kubectl podway …`.
+
+mod commands;
+mod kubernetes;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A Kubernetes scheduler, node agent and runtime in which every step of a pod's creation is visible.
+#[derive(Parser)]
+#[command(name = "podway", bin_name = bin_name(), version, about, long_about = None, arg_required_else_help = true)]
+#[command(after_help = "Example:\n  podway flow web-0 -n default")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show every step of a pod's creation as a waterfall.
+    Flow(commands::flow::Args),
+    /// Print the CustomResourceDefinitions.
+    Crds(commands::crds::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Flow(args) => commands::flow::run(args),
+        Command::Crds(args) => commands::crds::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How the program was called: `kubectl podway` as a plugin, else `podway`.
+fn bin_name() -> &'static str {
+    let called = std::env::args_os().next().map(std::path::PathBuf::from);
+    let name = called.as_deref().and_then(|p| p.file_name()).and_then(|n| n.to_str());
+    if name.is_some_and(|n| n.starts_with("kubectl-podway")) { "kubectl podway" } else { "podway" }
+}
+
+/// One line for the error with its causes, one for what to do about it.
+#[expect(clippy::print_stderr, reason = "the program's own error output")]
+fn report(error: &anyhow::Error) {
+    let hint = error.downcast_ref::<commands::Hinted>().map(|h| h.hint.as_str());
+    let line: Vec<String> = error.chain().map(|cause| commands::one_line(&cause.to_string())).collect();
+    eprintln!("podway: {}", line.join(": "));
+    eprintln!("hint: {}", hint.unwrap_or("see podway --help"));
+}

@@ -1,0 +1,44 @@
+//! The sub-commands, and what they share: output that heeds a closed pipe, errors with a hint.
+
+pub(crate) mod crds;
+pub(crate) mod flow;
+
+use std::io::{self, Write as _};
+
+/// An error that knows what to do about it.
+#[derive(Debug)]
+pub(crate) struct Hinted {
+    message: String,
+    /// What the user can do.
+    pub(crate) hint: String,
+}
+
+impl Hinted {
+    /// An error of `message` with a `hint`.
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Hinted { message: message.into(), hint: hint.into() }
+    }
+}
+
+impl std::fmt::Display for Hinted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// Writes to standard output; a reader that has gone (`| head`) is not an error.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// `text` as one line that is safe on a terminal.
+pub(crate) fn one_line(text: &str) -> String {
+    let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    podway_flow::waterfall::escaped(&joined, false)
+}

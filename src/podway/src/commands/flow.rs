@@ -1,0 +1,187 @@
+//! `podway flow POD`: the waterfall. From the pod's `PodFlow`; where there is none, from the pod and
+//! its events, with times of a second marked as such.
+
+use super::{Hinted, print};
+use anyhow::Context as _;
+use clap::ValueEnum;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::api::{Api, ListParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Client, ResourceExt as _};
+use podway_api::{PodFlow, stock};
+use podway_flow::audit::{self, Collector};
+use podway_flow::waterfall::{Options, waterfall};
+use podway_flow::{Clock, Flow, Outcome, Phase, html};
+use std::fs::File;
+use std::io::{BufReader, IsTerminal as _};
+use std::path::{Path, PathBuf};
+
+/// Show every step of a pod's creation as a waterfall.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  podway flow web-0 -n default\n  podway flow web-0 -w\n  podway flow web-0 -o html > web-0.html"
+)]
+pub(crate) struct Args {
+    /// The pod.
+    pod: String,
+    /// Its namespace; the kubeconfig's if not given.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Follow until the pod is Ready or a phase failed for good; Ctrl-C ends it.
+    #[arg(short, long)]
+    watch: bool,
+    /// The form.
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+    /// Draw in ASCII only.
+    #[arg(long)]
+    ascii: bool,
+    /// The API server's audit log (JSON lines): who asked, and µs times for steps 1 to 3.
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// The kubeconfig; as kubectl finds it if not given.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+    Yaml,
+    Html,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(show(args))
+}
+
+async fn show(args: Args) -> anyhow::Result<()> {
+    let (client, default) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
+    let source = Source {
+        namespace: args.namespace.clone().unwrap_or(default),
+        name: args.pod.clone(),
+        audit_log: args.audit_log.clone(),
+        client,
+    };
+    if args.watch {
+        return follow(&source, &args).await;
+    }
+    print(&render(&source.flow().await?, &args)?)
+}
+
+/// Draws anew whenever the pod or its `PodFlow` changes.
+async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
+    let only = watcher::Config::default().fields(&format!("metadata.name={}", source.name));
+    let pods = watcher(Api::<Pod>::namespaced(source.client.clone(), &source.namespace), only.clone())
+        .default_backoff()
+        .touched_objects()
+        .map(|change| change.map(|_| ()));
+    let flows = watcher(Api::<PodFlow>::namespaced(source.client.clone(), &source.namespace), only)
+        .default_backoff()
+        .touched_objects()
+        .map(|change| change.map(|_| ()));
+    let mut changes = Box::pin(futures::stream::select(pods, flows));
+    let mut shown = String::new();
+    while let Some(change) = changes.next().await {
+        // The watcher tries again by itself; a cluster without the CRD still has the pod's own watch.
+        if change.is_err() {
+            continue;
+        }
+        let flow = source.flow().await?;
+        let text = render(&flow, args)?;
+        if text != shown {
+            let clear = matches!(args.output, Output::Text) && std::io::stdout().is_terminal();
+            print(&format!("{}{text}", if clear { "\u{1b}[H\u{1b}[2J" } else { "" }))?;
+            shown = text;
+        }
+        if flow.summary(Phase::Ready).is_some_and(|s| s.outcome == Outcome::Succeeded) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn render(flow: &Flow, args: &Args) -> anyhow::Result<String> {
+    let now = Some(Clock::new().now());
+    Ok(match args.output {
+        Output::Text => {
+            let terminal = std::io::stdout().is_terminal();
+            let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+            waterfall(flow, &Options { ascii: args.ascii, color, now, ..Options::default() })
+        }
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(flow)?),
+        Output::Yaml => serde_yaml::to_string(flow)?,
+        Output::Html => html::page(flow, now),
+    })
+}
+
+/// Where a pod's flow is read from.
+struct Source {
+    client: Client,
+    namespace: String,
+    name: String,
+    audit_log: Option<PathBuf>,
+}
+
+impl Source {
+    async fn flow(&self) -> anyhow::Result<Flow> {
+        let name = &self.name;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pod = pods.get_opt(name).await.with_context(|| {
+            Hinted::new(
+                format!("reading pod {}/{name}", self.namespace),
+                "is the API server up, and may you read pods?",
+            )
+        })?;
+        let pod = pod.ok_or_else(|| {
+            let hint = "kubectl get pods -A shows where it is; -n NS sets the namespace";
+            anyhow::Error::new(Hinted::new(format!("pod {}/{name} does not exist", self.namespace), hint))
+        })?;
+        let mut flow = match self.recorded(&pod).await? {
+            Some(flow) => flow,
+            None => stock::flow(&pod, &self.events(&pod).await?),
+        };
+        if let Some(path) = &self.audit_log {
+            self.add_audit(&mut flow, path)?;
+        }
+        Ok(flow)
+    }
+
+    /// The pod's `PodFlow`, if there is one of this very pod with something in it.
+    async fn recorded(&self, pod: &Pod) -> anyhow::Result<Option<Flow>> {
+        let flows: Api<PodFlow> = Api::namespaced(self.client.clone(), &self.namespace);
+        // A cluster without the CRD answers 404 too: the pod is shown from its own object.
+        let object = flows.get_opt(&self.name).await.with_context(|| {
+            Hinted::new(
+                format!("reading podflow {}/{}", self.namespace, self.name),
+                "may you read podflows.podway.dev?",
+            )
+        })?;
+        let flow = object.filter(|o| Some(&o.spec.pod_uid) == pod.uid().as_ref()).map(|o| o.to_flow());
+        Ok(flow.filter(|f| !f.records.is_empty()))
+    }
+
+    async fn events(&self, pod: &Pod) -> anyhow::Result<Vec<Event>> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let of = format!("involvedObject.uid={}", pod.uid().unwrap_or_default());
+        let list =
+            events.list(&ListParams::default().fields(&of)).await.context("reading the pod's events")?;
+        Ok(list.items)
+    }
+
+    fn add_audit(&self, flow: &mut Flow, path: &Path) -> anyhow::Result<()> {
+        let hint = "podway up writes it to audit.log in its state directory";
+        let file = File::open(path)
+            .with_context(|| Hinted::new(format!("opening audit log {}", path.display()), hint))?;
+        let mut collector = Collector::new(&self.namespace, &self.name);
+        collector
+            .log(BufReader::new(file))
+            .with_context(|| format!("reading audit log {}", path.display()))?;
+        audit::overlay(flow, collector.finish());
+        Ok(())
+    }
+}
