@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Its namespace; the kubeconfig's if not given.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Follow until the pod is Ready or a phase failed for good; Ctrl-C ends it.
+    /// Follow until the pod is Ready; Ctrl-C ends it.
     #[arg(short, long)]
     watch: bool,
     /// The form.
