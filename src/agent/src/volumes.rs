@@ -1,0 +1,426 @@
+//! Volumes of a pod on the node: made in parallel, each recorded as `VolumesMounted` under its name.
+//!
+//! Layout, as the kubelet's: `<root>/pods/<uid>/volumes/kubernetes.io~<kind>/<name>`. The directories
+//! are the journal: what is below a pod's directory was made for it, and [`VolumeManager::teardown`]
+//! unmounts and removes all of it, however often it is called and after any crash.
+
+pub mod atomic_writer;
+mod payload;
+
+use crate::env::fields::{Addresses, FieldError};
+use crate::env::{ObjectError, Objects};
+use async_trait::async_trait;
+use atomic_writer::WriteError;
+use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Pod, Volume};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use payload::Sources;
+use podway_cri::v1;
+use podway_flow::{Phase, Recorder};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A token to ask for, bound to a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The account.
+    pub service_account: String,
+    /// The pod's name.
+    pub pod_name: String,
+    /// The pod's UID.
+    pub pod_uid: String,
+    /// The audience; the API server's own if `None`.
+    pub audience: Option<String>,
+    /// How long it is to live, in seconds.
+    pub seconds: i64,
+}
+
+/// Who gives tokens: `TokenRequest` of the API server.
+#[async_trait]
+pub trait Tokens: Send + Sync {
+    /// A token.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when the API server refuses or does not answer.
+    async fn token(&self, request: &TokenRequest) -> Result<String, ObjectError>;
+}
+
+/// Why a volume cannot be given: the message of the event `FailedMount`.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The object is missing.
+    #[error("{kind} \"{name}\" not found")]
+    NotFound {
+        /// `configmap` or `secret`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The object does not have the key.
+    #[error("{problem}: {key}")]
+    Key {
+        /// Upstream's words for it.
+        problem: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// A downward API field.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The API server.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The files.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The host path is not what its type says.
+    #[error("hostPath type check failed: {path} is not a {expected}")]
+    HostPath {
+        /// The path.
+        path: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A UID or volume name that cannot be a directory's name.
+    #[error("invalid name {0:?} of a pod or volume: it must be one path component")]
+    Name(String),
+    /// The kernel refused.
+    #[error("cannot {verb} {path}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A kind of volume that this agent does not have.
+    #[error("not supported: volume {0}")]
+    Unsupported(String),
+    /// A mount names a volume that is not there.
+    #[error("volume {0} of a volumeMount was not set up")]
+    Missing(String),
+}
+
+fn io_at(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Io { verb, path, source }
+}
+
+/// A volume that stands on the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountedVolume {
+    /// Where.
+    pub path: PathBuf,
+    /// Whether its kind forbids writing.
+    pub read_only: bool,
+}
+
+/// Sets up and tears down the volumes of this node's pods.
+#[derive(Clone)]
+pub struct VolumeManager {
+    root: PathBuf,
+    objects: Arc<dyn Objects>,
+    tokens: Arc<dyn Tokens>,
+    allocatable: BTreeMap<String, Quantity>,
+}
+
+impl VolumeManager {
+    /// A manager under `root` (the kubelet's `--root-dir`); `allocatable` is the node's.
+    #[must_use]
+    pub fn new(
+        root: PathBuf,
+        objects: Arc<dyn Objects>,
+        tokens: Arc<dyn Tokens>,
+        allocatable: BTreeMap<String, Quantity>,
+    ) -> Self {
+        VolumeManager { root, objects, tokens, allocatable }
+    }
+
+    /// The directory of a pod.
+    ///
+    /// # Errors
+    /// [`VolumeError::Name`] for a UID that is not one path component.
+    pub fn pod_dir(&self, uid: &str) -> Result<PathBuf, VolumeError> {
+        Ok(self.root.join("pods").join(component(uid)?))
+    }
+
+    /// Sets up every volume of `pod`, in parallel; those that stand are brought up to date.
+    ///
+    /// # Errors
+    /// The first [`VolumeError`] by the order of the spec; each is in the recorder as well.
+    pub async fn setup(
+        &self,
+        pod: &Pod,
+        addresses: &Addresses,
+        recorder: &Recorder,
+    ) -> Result<BTreeMap<String, MountedVolume>, VolumeError> {
+        let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+        if volumes.is_empty() {
+            let _ = recorder.begin(Phase::VolumesMounted).skip("NoVolumes");
+            return Ok(BTreeMap::new());
+        }
+        let dir = self.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default())?;
+        make_dir(&self.root, 0o700)?;
+        make_dir(&dir, 0o750)?;
+        let each = volumes.iter().map(|volume| async {
+            let mut span = recorder.begin_for(Phase::VolumesMounted, &volume.name);
+            let made = self.one(pod, volume, &dir, addresses).await;
+            match &made {
+                Ok(m) => {
+                    span.note("path", m.path.display());
+                    let _ = span.succeed("Mounted");
+                }
+                Err(error) => {
+                    let _ = span.fail("FailedMount", &error.to_string());
+                }
+            }
+            made.map(|m| (volume.name.clone(), m))
+        });
+        futures::future::join_all(each).await.into_iter().collect()
+    }
+
+    async fn one(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        dir: &Path,
+        addresses: &Addresses,
+    ) -> Result<MountedVolume, VolumeError> {
+        let group = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.security_context.as_ref())
+            .and_then(|c| c.fs_group)
+            .and_then(|g| u32::try_from(g).ok());
+        if let Some(source) = &volume.host_path {
+            return host_path(source).map(|path| MountedVolume { path, read_only: false });
+        }
+        let path = dir.join("volumes").join(kind(volume)?).join(component(&volume.name)?);
+        make_dir(&path, if volume.empty_dir.is_some() { 0o777 } else { 0o755 })?;
+        if let Some(source) = &volume.empty_dir {
+            match source.medium.as_deref().unwrap_or_default() {
+                "" => {}
+                "Memory" => tmpfs(&path, source.size_limit.as_ref())?,
+                other => return Err(VolumeError::Unsupported(format!("emptyDir medium {other}"))),
+            }
+            if let Some(gid) = group {
+                std::os::unix::fs::chown(&path, None, Some(gid)).map_err(io_at("chown", &path))?;
+                set_mode(&path, 0o2777)?;
+            }
+            return Ok(MountedVolume { path, read_only: false });
+        }
+        let sources = Sources {
+            pod,
+            addresses,
+            allocatable: &self.allocatable,
+            objects: &*self.objects,
+            tokens: &*self.tokens,
+        };
+        let Some(files) = sources.payload(volume).await? else {
+            return Err(VolumeError::Unsupported(volume.name.clone()));
+        };
+        if volume.secret.is_some() || volume.projected.is_some() {
+            // Secrets never reach the disk.
+            tmpfs(&path, None)?;
+        }
+        atomic_writer::write(&path, &files, group)?;
+        Ok(MountedVolume { path, read_only: true })
+    }
+
+    /// Unmounts and removes all of a pod's directory; one that is gone is done.
+    ///
+    /// # Errors
+    /// [`VolumeError::Io`] when something is still in use; call again.
+    pub async fn teardown(&self, uid: &str) -> Result<(), VolumeError> {
+        let dir = self.pod_dir(uid)?;
+        let table = Path::new("/proc/self/mounts");
+        let mounts = tokio::fs::read_to_string(table).await.map_err(io_at("read", table))?;
+        // Last mounted first: a mount may stand below another.
+        for point in mounts.lines().rev().filter_map(|l| l.split(' ').nth(1)).map(unescape) {
+            let point = PathBuf::from(point);
+            if point.starts_with(&dir) {
+                rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty())
+                    .map_err(|e| io_at("unmount", &point)(e.into()))?;
+            }
+        }
+        match tokio::fs::remove_dir_all(&dir).await {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("remove", &dir)(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The mount table's `\040` and its like.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn component(name: &str) -> Result<&str, VolumeError> {
+    let bad = name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']);
+    if bad { Err(VolumeError::Name(name.to_owned())) } else { Ok(name) }
+}
+
+fn kind(volume: &Volume) -> Result<&'static str, VolumeError> {
+    Ok(match volume {
+        v if v.empty_dir.is_some() => "kubernetes.io~empty-dir",
+        v if v.config_map.is_some() => "kubernetes.io~configmap",
+        v if v.secret.is_some() => "kubernetes.io~secret",
+        v if v.downward_api.is_some() => "kubernetes.io~downward-api",
+        v if v.projected.is_some() => "kubernetes.io~projected",
+        v => return Err(VolumeError::Unsupported(v.name.clone())),
+    })
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().mode(0o750).recursive(true).create(path).map_err(io_at("make", path))?;
+    set_mode(path, mode)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_at("chmod", path))
+}
+
+fn tmpfs(path: &Path, limit: Option<&Quantity>) -> Result<(), VolumeError> {
+    let table = Path::new("/proc/self/mounts");
+    let mounts = std::fs::read_to_string(table).map_err(io_at("read", table))?;
+    if mounts.lines().filter_map(|l| l.split(' ').nth(1)).any(|p| Path::new(&unescape(p)) == path) {
+        return Ok(());
+    }
+    let mode = std::fs::metadata(path).map_err(io_at("stat", path))?.permissions().mode() & 0o7777;
+    let size = limit.and_then(|q| crate::env::quantity::value(&q.0)).filter(|v| *v > 0);
+    let options = size.map_or_else(|| format!("mode={mode:o}"), |s| format!("mode={mode:o},size={s}"));
+    nix::mount::mount(
+        Some("tmpfs"),
+        path,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .map_err(|e| io_at("mount tmpfs on", path)(e.into()))
+}
+
+fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
+    let path = PathBuf::from(&source.path);
+    let wanted = source.type_.as_deref().unwrap_or_default();
+    let found = match std::fs::metadata(&path) {
+        Ok(meta) => Some(meta.file_type()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(io_at("stat", &path)(e)),
+    };
+    let wrong = |expected| VolumeError::HostPath { path: source.path.clone(), expected };
+    let (ok, expected) = match (wanted, found) {
+        ("", _) => (true, ""),
+        ("DirectoryOrCreate", None) => {
+            make_dir(&path, 0o755)?;
+            (true, "")
+        }
+        ("FileOrCreate", None) => {
+            std::fs::File::create_new(&path).map_err(io_at("make", &path))?;
+            set_mode(&path, 0o644)?;
+            (true, "")
+        }
+        ("Directory" | "DirectoryOrCreate", f) => (f.is_some_and(|f| f.is_dir()), "directory"),
+        ("File" | "FileOrCreate", f) => (f.is_some_and(|f| f.is_file()), "file"),
+        ("Socket", f) => (f.is_some_and(|f| f.is_socket()), "socket file"),
+        ("CharDevice", f) => (f.is_some_and(|f| f.is_char_device()), "character device"),
+        ("BlockDevice", f) => (f.is_some_and(|f| f.is_block_device()), "block device"),
+        (other, _) => return Err(VolumeError::Unsupported(format!("hostPath type {other}"))),
+    };
+    if ok { Ok(path) } else { Err(wrong(expected)) }
+}
+
+/// The CRI mounts of `container` on volumes that stand. subPath is not supported yet and says so.
+///
+/// # Errors
+/// [`VolumeError::Missing`] for a volume that was not set up, [`VolumeError::Unsupported`] for subPath.
+pub fn container_mounts(
+    container: &Container,
+    volumes: &BTreeMap<String, MountedVolume>,
+) -> Result<Vec<v1::Mount>, VolumeError> {
+    let mut out = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::Missing(mount.name.clone()))?;
+        let sub = |s: &Option<String>| s.as_deref().is_some_and(|s| !s.is_empty());
+        if sub(&mount.sub_path) || sub(&mount.sub_path_expr) {
+            return Err(VolumeError::Unsupported(format!("{} with subPath", mount.name)));
+        }
+        let propagation = match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer,
+            Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional,
+            _ => v1::MountPropagation::PropagationPrivate,
+        };
+        out.push(v1::Mount {
+            container_path: mount.mount_path.clone(),
+            host_path: volume.path.to_string_lossy().into_owned(),
+            readonly: volume.read_only || mount.read_only == Some(true),
+            propagation: propagation.into(),
+            ..v1::Mount::default()
+        });
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::tests::Fake;
+    use podway_flow::{Clock, Writer};
+    use serde_json::json;
+
+    #[async_trait]
+    impl Tokens for Fake {
+        async fn token(&self, request: &TokenRequest) -> Result<String, ObjectError> {
+            Ok(format!("token of {}", request.service_account))
+        }
+    }
+
+    fn pod(volumes: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u-1"},
+            "spec": {"volumes": volumes, "containers": [{"name": "c", "volumeMounts": [{"name": "e", "mountPath": "/e"}]}]}}))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn volumes_stand_are_recorded_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager =
+            VolumeManager::new(dir.path().join("r"), Arc::new(Fake), Arc::new(Fake), BTreeMap::new());
+        let recorder = Recorder::new(Writer::Agent, Clock::new());
+        let pod = pod(
+            json!([{"name": "e", "emptyDir": {}}, {"name": "h", "hostPath": {"path": "/tmp", "type": "Directory"}},
+            {"name": "cm", "configMap": {"name": "cm", "items": [{"key": "a", "path": "x/y"}]}},
+            {"name": "d", "downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}}]),
+        );
+        let made = manager.setup(&pod, &Addresses::default(), &recorder).await.unwrap();
+        assert_eq!(std::fs::read_to_string(made["cm"].path.join("x/y")).unwrap(), "1");
+        assert_eq!(std::fs::read_to_string(made["d"].path.join("n")).unwrap(), "p");
+        assert_eq!(recorder.snapshot().len(), 4);
+        let mounts = container_mounts(&pod.spec.as_ref().unwrap().containers[0], &made).unwrap();
+        assert_eq!((mounts[0].container_path.as_str(), mounts[0].readonly), ("/e", false));
+        manager.teardown("u-1").await.unwrap();
+        manager.teardown("u-1").await.unwrap();
+        assert!(!manager.pod_dir("u-1").unwrap().exists());
+        assert!(manager.pod_dir("../x").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_missing_object_fails_its_own_volume_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager =
+            VolumeManager::new(dir.path().to_owned(), Arc::new(Fake), Arc::new(Fake), BTreeMap::new());
+        let recorder = Recorder::new(Writer::Agent, Clock::new());
+        let pod = pod(json!([{"name": "e", "emptyDir": {}}, {"name": "m", "configMap": {"name": "none"}}]));
+        let error = manager.setup(&pod, &Addresses::default(), &recorder).await.unwrap_err();
+        assert_eq!(error.to_string(), "configmap \"none\" not found");
+        assert_eq!(recorder.snapshot().len(), 2);
+    }
+}
