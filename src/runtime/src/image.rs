@@ -9,7 +9,15 @@
 //! names only layers that are whole and on disk; every byte from a registry is hostile until it
 //! was parsed into a type of this module.
 
+pub mod hosts;
+pub mod pull;
 pub mod reference;
+pub mod registry;
+pub mod service;
+pub mod store;
 pub mod unpack;
 
+pub use pull::{Pulled, Puller};
 pub use reference::{Digest, ImageRef};
+pub use service::ImageServer;
+pub use store::{Image, ImageStore, LayerPin};

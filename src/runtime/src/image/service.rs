@@ -1,0 +1,184 @@
+//! CRI's ImageService over the store and the puller.
+//!
+//! An image id is `sha256:<configuration digest>`, which is also what PullImage returns (as
+//! containerd does). The records of a pull travel in the response's metadata.
+
+use super::pull::{EndpointError, PullError, Puller, chain};
+use super::reference::ImageRef;
+use super::registry::{Credentials, RegistryError};
+use super::store::{Image, ImageStore, StoreError};
+use futures::stream::{self, BoxStream, StreamExt};
+use podway_cri::v1;
+use podway_cri::v1::image_service_server::ImageService;
+use podway_flow::{Clock, Recorder, Writer, wire};
+use std::sync::Arc;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response, Status};
+
+/// The image server.
+#[derive(Clone, Debug)]
+pub struct ImageServer {
+    store: Arc<ImageStore>,
+    puller: Arc<Puller>,
+    clock: Clock,
+}
+
+impl ImageServer {
+    /// A server over `store`; `clock` is the process' one.
+    #[must_use]
+    pub fn new(store: Arc<ImageStore>, puller: Arc<Puller>, clock: Clock) -> Self {
+        ImageServer { store, puller, clock }
+    }
+
+    fn list(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+        let wanted = filter.and_then(|f| f.image).map(|s| s.image).filter(|i| !i.is_empty());
+        match wanted {
+            Some(name) => self.store.resolve(&name).iter().map(|i| to_cri(i)).collect(),
+            None => self.store.images().iter().map(|i| to_cri(i)).collect(),
+        }
+    }
+}
+
+fn to_cri(image: &Image) -> v1::Image {
+    v1::Image {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size,
+        uid: image.config.uid().map(|uid| v1::Int64Value { value: uid.into() }),
+        username: image.config.username().to_owned(),
+        spec: Some(v1::ImageSpec { image: image.id.to_string(), ..Default::default() }),
+        pinned: false,
+    }
+}
+
+fn named(spec: Option<v1::ImageSpec>) -> Result<v1::ImageSpec, Status> {
+    spec.filter(|s| !s.image.is_empty()).ok_or_else(|| Status::invalid_argument("image.image is empty"))
+}
+
+fn store_status(error: &StoreError) -> Status {
+    Status::internal(chain(error))
+}
+
+/// The status code is that of the first endpoint's error, the registry's own where no mirror is set.
+fn pull_status(error: &PullError) -> Status {
+    let text = chain(error);
+    match error {
+        PullError::Endpoints(errors) => match errors.last() {
+            Some(EndpointError::Registry(RegistryError::NotFound(..))) => Status::not_found(text),
+            Some(EndpointError::Registry(RegistryError::Denied(..))) => Status::permission_denied(text),
+            Some(EndpointError::Registry(RegistryError::Connect(..) | RegistryError::Timeout(_))) => {
+                Status::unavailable(text)
+            }
+            _ => Status::unknown(text),
+        },
+        _ => Status::internal(text),
+    }
+}
+
+fn with_records<T>(mut response: Response<T>, recorder: &Recorder) -> Response<T> {
+    let value = MetadataValue::from_bytes(&wire::encode(&recorder.take()));
+    response.metadata_mut().insert_bin(wire::METADATA_KEY, value);
+    response
+}
+
+#[tonic::async_trait]
+impl ImageService for ImageServer {
+    type StreamImagesStream = BoxStream<'static, Result<v1::StreamImagesResponse, Status>>;
+
+    async fn list_images(
+        &self,
+        request: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        Ok(Response::new(v1::ListImagesResponse { images: self.list(request.into_inner().filter) }))
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        let images = self.list(request.into_inner().filter);
+        let parts: Vec<_> =
+            images.chunks(100).map(|c| Ok(v1::StreamImagesResponse { images: c.to_vec() })).collect();
+        Ok(Response::new(stream::iter(parts).boxed()))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<v1::ImageStatusRequest>,
+    ) -> Result<Response<v1::ImageStatusResponse>, Status> {
+        let request = request.into_inner();
+        let image = self.store.resolve(&named(request.image)?.image);
+        let mut info = std::collections::HashMap::new();
+        if let Some(image) = image.as_ref().filter(|_| request.verbose) {
+            let value = serde_json::json!({ "config": image.config, "layers": image.layers });
+            info.insert("info".to_owned(), value.to_string());
+        }
+        // An image that is not there is an answer without an image, not an error.
+        Ok(Response::new(v1::ImageStatusResponse { image: image.map(|i| to_cri(&i)), info }))
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<v1::PullImageRequest>,
+    ) -> Result<Response<v1::PullImageResponse>, Status> {
+        let request = request.into_inner();
+        let spec = named(request.image)?;
+        let reference = ImageRef::parse(&spec.image).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let credentials = match &request.auth {
+            Some(auth) => Credentials::from_cri(auth).map_err(|e| Status::invalid_argument(e.to_string()))?,
+            None => None,
+        };
+        let subject = match spec.user_specified_image.as_str() {
+            "" => spec.image.as_str(),
+            given => given,
+        };
+        let recorder = Recorder::new(Writer::Runtime, self.clock);
+        match self.puller.pull(&reference, credentials.as_ref(), subject, &recorder).await {
+            Ok(pulled) => {
+                let image_ref = pulled.image.id.to_string();
+                Ok(with_records(Response::new(v1::PullImageResponse { image_ref }), &recorder))
+            }
+            Err(error) => {
+                let mut status = pull_status(&error);
+                let value = MetadataValue::from_bytes(&wire::encode(&recorder.take()));
+                status.metadata_mut().insert_bin(wire::METADATA_KEY, value);
+                Err(status)
+            }
+        }
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        let name = named(request.into_inner().image)?.image;
+        let store = self.store.clone();
+        // Idempotent: one that is not there is removed.
+        tokio::task::spawn_blocking(move || store.remove(&name))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| store_status(&e))?;
+        Ok(Response::new(v1::RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(
+        &self,
+        _: Request<v1::ImageFsInfoRequest>,
+    ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
+        let usage = self.store.usage();
+        let filesystem = v1::FilesystemUsage {
+            timestamp: self.clock.now().0.saturating_mul(1000),
+            fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.store.root().display().to_string() }),
+            used_bytes: Some(v1::UInt64Value { value: usage.bytes }),
+            inodes_used: Some(v1::UInt64Value { value: usage.inodes }),
+        };
+        Ok(Response::new(v1::ImageFsInfoResponse {
+            image_filesystems: vec![filesystem.clone()],
+            container_filesystems: vec![filesystem],
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
