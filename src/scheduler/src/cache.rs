@@ -203,9 +203,9 @@ impl Cache {
         self.nodes.iter().filter(|(_, e)| e.info.is_some()).map(|(n, _)| n.as_str())
     }
 
-    /// The UIDs of the placed pods that are not merely assumed.
-    pub fn confirmed_uids(&self) -> impl Iterator<Item = &str> {
-        self.pods.iter().filter(|(_, p)| !p.assumed).map(|(u, _)| u.as_str())
+    /// The UIDs of the placed pods, assumed ones included.
+    pub fn uids(&self) -> impl Iterator<Item = &str> {
+        self.pods.keys().map(String::as_str)
     }
 
     /// The cluster as it is now; shares all that did not change.

@@ -6,8 +6,17 @@
 //! records; [`bind`] writes it; [`status`] tells the pod and its events, on a lane of its own.
 //! `model`, `framework`, `plugins`, `cycle`, `queue` and `cache` are pure: no clock, no network.
 
+pub mod bind;
 pub mod cache;
+pub mod config;
 pub mod cycle;
+pub mod explain;
 pub mod framework;
 pub mod model;
 pub mod plugins;
+pub mod queue;
+pub mod run;
+pub mod status;
+
+pub use config::Config;
+pub use run::{RunError, run};

@@ -1,0 +1,353 @@
+//! The pods that wait: ready (active), after a failure (backoff), or for an event (unschedulable).
+//!
+//! Pure: time comes in. The owner decides one pod at a time and feeds events between decisions, so
+//! no event can fall into the time when a pod is being decided (upstream needs a replay list).
+//! A gated pod is in no queue until its gates are gone. Keys are UIDs.
+
+use crate::framework::{ClusterEvent, Framework};
+use crate::model::PodInfo;
+use podway_flow::Micros;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The first backoff and the longest, in µs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first failure.
+    pub initial: i64,
+    /// No longer than this.
+    pub max: i64,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { initial: 1_000_000, max: 10_000_000 }
+    }
+}
+
+impl Backoff {
+    /// `initial << (failures − 1)`, at most `max`; 0 for no failure.
+    #[must_use]
+    pub fn after(&self, failures: u32) -> i64 {
+        if failures == 0 {
+            return 0;
+        }
+        let doubled = self.initial.saturating_mul(1_i64 << (failures - 1).min(40));
+        doubled.min(self.max)
+    }
+}
+
+/// A pod that waits.
+#[derive(Clone, Debug)]
+pub struct QueuedPod {
+    /// The pod, as last seen.
+    pub pod: Arc<PodInfo>,
+    /// When it came first.
+    pub added: Micros,
+    /// When it came into its present queue; ages equals.
+    pub since: Micros,
+    /// How often it was decided or bound, the present time included once popped.
+    pub attempts: u32,
+    /// Consecutive failures, for the backoff.
+    pub failures: u32,
+    /// Who refused it last.
+    pub rejecting: BTreeSet<&'static str>,
+    /// The time it spent in backoff and unschedulable is not queue time of the active queue: µs ready.
+    pub ready_since: Micros,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Active,
+    Backoff(Micros),
+    Unschedulable,
+    Gated,
+}
+
+/// How many wait where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// Ready.
+    pub active: usize,
+    /// After a failure.
+    pub backoff: usize,
+    /// For an event.
+    pub unschedulable: usize,
+    /// For their gates.
+    pub gated: usize,
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Queue {
+    backoff: Backoff,
+    pods: BTreeMap<String, (QueuedPod, Place)>,
+    /// By priority descending, then time, then UID.
+    active: BTreeSet<(std::cmp::Reverse<i32>, Micros, String)>,
+    timers: BTreeSet<(Micros, String)>,
+}
+
+impl Queue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(backoff: Backoff) -> Self {
+        Queue { backoff, ..Queue::default() }
+    }
+
+    /// A pending pod came or changed. A change of its spec may let it in; a status write may not.
+    pub fn upsert(&mut self, pod: Arc<PodInfo>, now: Micros) {
+        let Some((queued, place)) = self.pods.get_mut(&pod.uid) else {
+            let place = if pod.gates.is_empty() { Place::Active } else { Place::Gated };
+            let queued = QueuedPod {
+                pod,
+                added: now,
+                since: now,
+                attempts: 0,
+                failures: 0,
+                rejecting: BTreeSet::new(),
+                ready_since: now,
+            };
+            self.insert(queued, place);
+            return;
+        };
+        let same = queued.pod.decides_like(&pod);
+        if same {
+            queued.pod = pod;
+            return;
+        }
+        let place = *place;
+        let uid = pod.uid.clone();
+        let Some(mut queued) = self.remove(&uid) else { return };
+        queued.pod = pod;
+        let gated = !queued.pod.gates.is_empty();
+        let place = match place {
+            _ if gated => Place::Gated,
+            Place::Gated => Place::Active,
+            Place::Unschedulable => self.woken(&queued, now),
+            other => other,
+        };
+        if place == Place::Active {
+            queued.ready_since = now;
+        }
+        self.insert(queued, place);
+    }
+
+    /// The pod is gone or bound.
+    pub fn remove(&mut self, uid: &str) -> Option<QueuedPod> {
+        let (queued, place) = self.pods.remove(uid)?;
+        match place {
+            Place::Active => {
+                self.active.remove(&active_key(&queued));
+            }
+            Place::Backoff(until) => {
+                self.timers.remove(&(until, uid.to_owned()));
+            }
+            Place::Unschedulable | Place::Gated => {}
+        }
+        Some(queued)
+    }
+
+    /// The next pod to decide. It leaves the queue; give it back by [`Queue::unschedulable`] or
+    /// [`Queue::failed`].
+    pub fn pop(&mut self, now: Micros) -> Option<QueuedPod> {
+        self.flush(now);
+        let (_, _, uid) = self.active.first()?.clone();
+        let mut queued = self.remove(&uid)?;
+        queued.attempts = queued.attempts.saturating_add(1);
+        Some(queued)
+    }
+
+    /// No node fits: the pod waits for an event that the refusing plugins say can help.
+    pub fn unschedulable(&mut self, mut queued: QueuedPod, rejecting: BTreeSet<&'static str>, now: Micros) {
+        queued.rejecting = rejecting;
+        queued.failures = queued.failures.saturating_add(1);
+        queued.since = now;
+        self.insert(queued, Place::Unschedulable);
+    }
+
+    /// Something failed (a bind, a plugin): the pod waits for its backoff only.
+    pub fn failed(&mut self, mut queued: QueuedPod, now: Micros) {
+        queued.failures = queued.failures.saturating_add(1);
+        queued.since = now;
+        let until = Micros(now.0.saturating_add(self.backoff.after(queued.failures)));
+        self.insert(queued, Place::Backoff(until));
+    }
+
+    /// Something happened in the cluster: wakes those whom it can help. Returns how many.
+    pub fn event(&mut self, framework: &Framework, event: &ClusterEvent, now: Micros) -> usize {
+        let woken: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, (q, place))| {
+                *place == Place::Unschedulable && framework.may_help(&q.rejecting, &q.pod, event)
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in &woken {
+            if let Some(mut queued) = self.remove(uid) {
+                let place = self.woken(&queued, now);
+                if place == Place::Active {
+                    queued.ready_since = now;
+                }
+                self.insert(queued, place);
+            }
+        }
+        woken.len()
+    }
+
+    /// When the next backoff ends; the only timer there is.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Micros> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// True when a pod is ready now.
+    #[must_use]
+    pub fn has_active(&self) -> bool {
+        !self.active.is_empty()
+    }
+
+    /// True when the pod waits here.
+    #[must_use]
+    pub fn contains(&self, uid: &str) -> bool {
+        self.pods.contains_key(uid)
+    }
+
+    /// The UIDs of all that wait.
+    pub fn uids(&self) -> impl Iterator<Item = &str> {
+        self.pods.keys().map(String::as_str)
+    }
+
+    /// How many wait where.
+    #[must_use]
+    pub fn lengths(&self) -> Lengths {
+        let mut out = Lengths::default();
+        for (_, place) in self.pods.values() {
+            match place {
+                Place::Active => out.active += 1,
+                Place::Backoff(_) => out.backoff += 1,
+                Place::Unschedulable => out.unschedulable += 1,
+                Place::Gated => out.gated += 1,
+            }
+        }
+        out
+    }
+
+    /// A woken pod still owes what is left of its backoff.
+    fn woken(&self, queued: &QueuedPod, now: Micros) -> Place {
+        let until = Micros(queued.since.0.saturating_add(self.backoff.after(queued.failures)));
+        if until <= now { Place::Active } else { Place::Backoff(until) }
+    }
+
+    fn flush(&mut self, now: Micros) {
+        while let Some((at, uid)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
+            if let Some(mut queued) = self.remove(&uid) {
+                queued.since = at;
+                queued.ready_since = at;
+                self.insert(queued, Place::Active);
+            } else {
+                self.timers.remove(&(at, uid));
+            }
+        }
+    }
+
+    fn insert(&mut self, queued: QueuedPod, place: Place) {
+        let uid = queued.pod.uid.clone();
+        match place {
+            Place::Active => {
+                self.active.insert(active_key(&queued));
+            }
+            Place::Backoff(until) => {
+                self.timers.insert((until, uid.clone()));
+            }
+            Place::Unschedulable | Place::Gated => {}
+        }
+        self.pods.insert(uid, (queued, place));
+    }
+}
+
+fn active_key(queued: &QueuedPod) -> (std::cmp::Reverse<i32>, Micros, String) {
+    (std::cmp::Reverse(queued.pod.priority), queued.since, queued.pod.uid.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::NodeInfo;
+    use crate::plugins::default_framework;
+
+    const S: i64 = 1_000_000;
+
+    fn pod(uid: &str, priority: i32) -> Arc<PodInfo> {
+        Arc::new(PodInfo { uid: uid.into(), priority, ..PodInfo::default() })
+    }
+
+    fn uncordon() -> ClusterEvent {
+        let open = NodeInfo { allocatable_pods: 1, ..NodeInfo::default() };
+        let closed = NodeInfo { unschedulable: true, ..open.clone() };
+        ClusterEvent::NodeUpdate(Arc::new(closed), Arc::new(open))
+    }
+
+    #[test]
+    fn by_priority_then_by_time() {
+        let mut q = Queue::default();
+        q.upsert(pod("late", 0), Micros(3));
+        q.upsert(pod("early", 0), Micros(1));
+        q.upsert(pod("high", 9), Micros(5));
+        let order: Vec<String> = std::iter::from_fn(|| q.pop(Micros(9)).map(|p| p.pod.uid.clone())).collect();
+        assert_eq!(order, ["high", "early", "late"]);
+    }
+
+    #[test]
+    fn backoff_doubles_from_1_to_10_seconds() {
+        let seconds: Vec<i64> = (0..7).map(|n| Backoff::default().after(n) / S).collect();
+        assert_eq!(seconds, [0, 1, 2, 4, 8, 10, 10]);
+        assert_eq!(Backoff::default().after(u32::MAX), 10 * S);
+    }
+
+    #[test]
+    fn an_event_wakes_only_whom_it_can_help_and_the_backoff_still_holds() {
+        let (mut q, framework) = (Queue::default(), default_framework());
+        q.upsert(pod("a", 0), Micros(0));
+        q.upsert(pod("b", 0), Micros(0));
+        let (a, b) = (q.pop(Micros(0)).unwrap(), q.pop(Micros(0)).unwrap());
+        q.unschedulable(a, BTreeSet::from(["NodeUnschedulable"]), Micros(0));
+        q.unschedulable(b, BTreeSet::from(["NodeResourcesFit"]), Micros(0));
+        assert_eq!(q.event(&framework, &uncordon(), Micros(S / 2)), 1);
+        assert_eq!(q.lengths(), Lengths { backoff: 1, unschedulable: 1, ..Lengths::default() });
+        assert!(q.pop(Micros(S / 2)).is_none());
+        assert_eq!(q.next_expiry(), Some(Micros(S)));
+        let again = q.pop(Micros(S)).unwrap();
+        assert_eq!((again.pod.uid.as_str(), again.attempts), ("a", 2));
+        // Once the backoff has passed while it waited, an event makes it ready at once.
+        assert_eq!(q.event(&framework, &ClusterEvent::AssignedPodDelete(pod("x", 0)), Micros(5 * S)), 1);
+        assert_eq!(q.pop(Micros(5 * S)).unwrap().pod.uid, "b");
+        assert_eq!(q.next_expiry(), None);
+    }
+
+    #[test]
+    fn a_gated_pod_waits_for_its_gates_and_a_status_write_wakes_nobody() {
+        let mut q = Queue::default();
+        let gated = Arc::new(PodInfo { gates: vec!["g".into()], ..(*pod("a", 0)).clone() });
+        q.upsert(gated, Micros(0));
+        assert!(q.pop(Micros(1)).is_none());
+        q.upsert(pod("a", 0), Micros(2));
+        let a = q.pop(Micros(2)).unwrap();
+        q.unschedulable(a, BTreeSet::from(["NodeAffinity"]), Micros(2));
+        let written = Arc::new(PodInfo { condition: Some(Default::default()), ..(*pod("a", 0)).clone() });
+        q.upsert(written, Micros(3 * S));
+        assert_eq!(q.lengths().unschedulable, 1);
+        q.upsert(pod("a", 7), Micros(3 * S));
+        assert!(q.has_active());
+    }
+
+    #[test]
+    fn a_failed_bind_waits_for_time_only() {
+        let mut q = Queue::default();
+        q.upsert(pod("a", 0), Micros(0));
+        let a = q.pop(Micros(0)).unwrap();
+        q.failed(a, Micros(0));
+        assert!(q.pop(Micros(S - 1)).is_none());
+        assert!(q.pop(Micros(S)).is_some());
+    }
+}

@@ -1,0 +1,116 @@
+//! Tells the pod and its readers: PodScheduled=False and events, on a lane of their own, so that a
+//! backlog of them never holds up a binding. PodScheduled=True is the API server's to write.
+
+use crate::explain::assigned;
+use crate::model::{PodInfo, ScheduledCondition};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Something to tell.
+#[derive(Debug)]
+pub enum Notice {
+    /// The pod was bound.
+    Scheduled(Arc<PodInfo>, String),
+    /// The pod was not: reason (`Unschedulable` or `SchedulerError`) and message.
+    Failed(Arc<PodInfo>, &'static str, String),
+}
+
+/// The patch of the condition; `None` when it says so already. `now` is RFC 3339.
+#[must_use]
+pub fn patch(pod: &PodInfo, reason: &str, message: &str, now: &str) -> Option<serde_json::Value> {
+    let before = pod.condition.as_ref();
+    let wanted = ScheduledCondition {
+        status: "False".to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        observed_generation: pod.generation,
+        last_transition: before.and_then(|b| b.last_transition.clone()),
+    };
+    if before == Some(&wanted) {
+        return None;
+    }
+    // The time moves only when the status flips.
+    let since = before.filter(|b| b.status == "False").and_then(|b| b.last_transition.clone());
+    Some(serde_json::json!({
+        "metadata": {"uid": pod.uid},
+        "status": {"conditions": [{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "observedGeneration": pod.generation,
+            "lastTransitionTime": since.unwrap_or_else(|| now.to_owned()),
+        }]}
+    }))
+}
+
+/// The lane: runs until every sender is gone. A write that fails is logged: the pod's next
+/// failure says the same again.
+pub async fn lane(client: kube::Client, reporter: String, mut notices: mpsc::UnboundedReceiver<Notice>) {
+    let recorder = Recorder::new(client.clone(), Reporter { controller: reporter, instance: None });
+    while let Some(notice) = notices.recv().await {
+        let (pod, event) = match notice {
+            Notice::Scheduled(pod, node) => {
+                let note = assigned(&pod, &node);
+                (pod, event(EventType::Normal, "Scheduled", note, "Binding"))
+            }
+            Notice::Failed(pod, reason, message) => {
+                write_condition(&client, &pod, reason, &message).await;
+                (pod, event(EventType::Warning, "FailedScheduling", message, "Scheduling"))
+            }
+        };
+        if let Err(error) = recorder.publish(&event, &reference(&pod)).await {
+            tracing::warn!(pod = pod.key(), %error, "an event was not written");
+        }
+    }
+}
+
+async fn write_condition(client: &kube::Client, pod: &PodInfo, reason: &str, message: &str) {
+    let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let Some(patch) = patch(pod, reason, message, &now) else { return };
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    if let Err(error) = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        tracing::warn!(pod = pod.key(), %error, "PodScheduled was not written");
+    }
+}
+
+fn event(type_: EventType, reason: &str, note: String, action: &str) -> Event {
+    let note = podway_flow::record::bounded(&note, 1024);
+    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+}
+
+fn reference(pod: &PodInfo) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_is_patched_only_when_it_changes_and_keeps_its_time() {
+        let mut pod = PodInfo { generation: Some(3), ..PodInfo::default() };
+        let first = patch(&pod, "Unschedulable", "m", "T1").unwrap();
+        assert_eq!(first["status"]["conditions"][0]["lastTransitionTime"], "T1");
+        pod.condition = Some(ScheduledCondition {
+            status: "False".into(),
+            reason: "Unschedulable".into(),
+            message: "m".into(),
+            observed_generation: Some(3),
+            last_transition: Some("T1".into()),
+        });
+        assert!(patch(&pod, "Unschedulable", "m", "T2").is_none());
+        let other = patch(&pod, "Unschedulable", "n", "T2").unwrap();
+        assert_eq!(other["status"]["conditions"][0]["lastTransitionTime"], "T1");
+    }
+}
