@@ -7,5 +7,6 @@ pub mod config;
 pub mod dns;
 pub mod env;
 pub mod hosts;
+pub mod lease;
 pub mod pod;
 pub mod volumes;
