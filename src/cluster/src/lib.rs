@@ -10,6 +10,7 @@
 //! daemons, `etcd`, `apiserver` and `controller_manager` know their command lines.
 
 pub mod apiserver;
+pub mod apply;
 pub mod binaries;
 mod build;
 pub mod connect;

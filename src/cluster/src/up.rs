@@ -17,7 +17,7 @@ use crate::layout::Layout;
 use crate::pki::{Authority, Identity, PkiError};
 use crate::process::{self, Daemon, ProcessError};
 use crate::state::{State, StateError, StateLock, io_at, private_dir, write_private};
-use crate::{apiserver, controller_manager, etcd, kubeconfig};
+use crate::{apiserver, apply, controller_manager, etcd, kubeconfig};
 
 /// The state directory that the command line takes where none is given.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/podway/local";
@@ -29,11 +29,13 @@ pub struct UpOptions {
     pub state_dir: PathBuf,
     /// Only etcd, kube-apiserver and kube-controller-manager, on loopback.
     pub control_plane_only: bool,
+    /// The custom resource definitions to apply, each a YAML text.
+    pub crds: Vec<String>,
 }
 
 impl Default for UpOptions {
     fn default() -> Self {
-        Self { state_dir: PathBuf::from(DEFAULT_STATE_DIR), control_plane_only: false }
+        Self { state_dir: PathBuf::from(DEFAULT_STATE_DIR), control_plane_only: false, crds: Vec::new() }
     }
 }
 
@@ -84,6 +86,9 @@ pub enum UpError {
     /// A daemon did not become ready.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A manifest was not applied.
+    #[error(transparent)]
+    Apply(#[from] apply::ApplyError),
     /// No port is free.
     #[error("no free TCP port on {address}")]
     Port {
@@ -122,6 +127,9 @@ pub async fn up(options: UpOptions, progress: impl Fn(&str) + Send + Sync) -> Re
     let mut work = Work { layout: &layout, state: &mut state, progress };
     let address = Ipv4Addr::LOCALHOST;
     let (client, server) = work.control_plane(address).await?;
+    for yaml in options.crds.iter().map(String::as_str).chain([apply::RBAC]) {
+        apply::apply(&client, yaml).await?;
+    }
     Ok(Cluster { client, server, layout })
 }
 

@@ -27,7 +27,8 @@ async fn the_control_plane_comes_up_answers_recovers_and_goes() {
     let dir = tempfile::tempdir().unwrap();
     let state_dir = dir.path().join("state");
     let before = (links(), netns());
-    let options = UpOptions { state_dir: state_dir.clone(), control_plane_only: true };
+    let options =
+        UpOptions { state_dir: state_dir.clone(), control_plane_only: true, ..UpOptions::default() };
     let cluster = up(options.clone(), |line| eprintln!("{line}")).await.unwrap();
 
     let version = cluster.client.apiserver_version().await.unwrap();
