@@ -1,0 +1,57 @@
+//! Requests and limits as the kernel takes them: the kubelet's formulas.
+
+use crate::env::quantity;
+use k8s_openapi::api::core::v1 as api;
+use podway_cri::v1;
+
+/// CPU quota period, in µs.
+const PERIOD: i64 = 100_000;
+
+fn clamp(value: i128) -> i64 {
+    i64::try_from(value.max(0)).unwrap_or(i64::MAX)
+}
+
+/// The CRI resources of a container. `qos` is the pod's QoS class, `capacity` the node's memory in
+/// bytes. An unset CPU request takes the limit, as the API server defaults it.
+#[must_use]
+pub fn container(spec: &api::Container, qos: &str, capacity: i64) -> v1::LinuxContainerResources {
+    let resources = spec.resources.as_ref();
+    let request = |k: &str| resources.and_then(|r| r.requests.as_ref()).and_then(|m| m.get(k));
+    let limit = |k: &str| resources.and_then(|r| r.limits.as_ref()).and_then(|m| m.get(k));
+    let cpu_limit = limit("cpu").and_then(|q| quantity::milli(&q.0));
+    let cpu = request("cpu").and_then(|q| quantity::milli(&q.0)).or(cpu_limit).unwrap_or(0);
+    let memory = request("memory").and_then(|q| quantity::value(&q.0)).unwrap_or(0);
+    v1::LinuxContainerResources {
+        cpu_period: PERIOD,
+        cpu_quota: cpu_limit.filter(|l| *l > 0).map_or(0, |l| clamp(l * 100).max(1000)),
+        cpu_shares: clamp(cpu * 1024 / 1000).clamp(2, 262_144),
+        memory_limit_in_bytes: limit("memory").and_then(|q| quantity::value(&q.0)).map_or(0, clamp),
+        oom_score_adj: oom_score(qos, clamp(memory), capacity),
+        ..Default::default()
+    }
+}
+
+/// `oom_score_adj`: Guaranteed −997, `BestEffort` 1000, Burstable between 3 and 999 by its share.
+#[must_use]
+pub fn oom_score(qos: &str, request: i64, capacity: i64) -> i64 {
+    match qos {
+        "Guaranteed" => -997,
+        "BestEffort" => 1000,
+        _ => (1000 - clamp(1000 * i128::from(request) / i128::from(capacity.max(1)))).clamp(3, 999),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelets_formulas_hold() {
+        let spec = serde_json::from_value(serde_json::json!({"name": "c", "resources": {
+            "requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}}}));
+        let got = container(&spec.unwrap(), "Burstable", 128 << 20);
+        assert_eq!((got.cpu_shares, got.cpu_quota, got.memory_limit_in_bytes), (256, 50_000, 128 << 20));
+        assert_eq!(got.oom_score_adj, 500);
+        assert_eq!((oom_score("Guaranteed", 1, 2), oom_score("BestEffort", 0, 2)), (-997, 1000));
+    }
+}
