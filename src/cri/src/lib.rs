@@ -5,6 +5,8 @@ pub mod client;
 pub mod metadata;
 pub mod server;
 
+pub use prost::Message;
+
 /// The largest gRPC message that is sent or read, in bytes (the kubelet's own limit).
 pub const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 

@@ -2,13 +2,23 @@
 //!
 //! A sandbox is pinned namespaces ([`netns`]), a network ([`cni`]) and a cgroup parent
 //! ([`cgroup`]), without a pause container; a container is an overlay ([`rootfs`]) and a
-//! `config.json`. Every effect that outlives the process is in the [`journal`] before it is made.
+//! `config.json` ([`spec`]). Every effect that outlives the process is in the [`journal`] before
+//! it is made; [`run`] adopts or undoes what it finds there.
 
 pub mod cgroup;
 pub mod cni;
 pub mod config;
+pub mod container;
+pub mod error;
+pub mod events;
 pub mod ids;
 pub mod image;
 pub mod journal;
 pub mod netns;
 pub mod rootfs;
+pub mod run;
+pub mod sandbox;
+pub mod service;
+pub mod spec;
+pub mod state;
+pub mod supervisor;

@@ -1,0 +1,24 @@
+//! Container events: published to whoever listens, bounded; a slow listener loses the oldest.
+
+use crate::ids::Id;
+use crate::service;
+use crate::state::Runtime;
+use podway_cri::v1::{ContainerEventResponse, ContainerEventType};
+
+/// Tells the listeners. Nobody listening is not an error.
+pub fn publish(runtime: &Runtime, id: &Id, kind: ContainerEventType) {
+    if runtime.events.receiver_count() == 0 {
+        return;
+    }
+    let sandbox = runtime.container(id).map(|c| c.sandbox);
+    let pod = sandbox.as_ref().and_then(|s| Some((s, runtime.sandbox(s)?)));
+    let event = ContainerEventResponse {
+        container_id: id.to_string(),
+        container_event_type: kind as i32,
+        created_at: runtime.now_ns(),
+        pod_sandbox_status: pod.as_ref().map(|(s, entry)| service::sandbox_status(s, entry)),
+        containers_statuses: sandbox.map(|s| service::statuses_of(runtime, &s)).unwrap_or_default(),
+    };
+    // The count was above 0 a moment ago; a listener that left since then needs no event.
+    drop(runtime.events.send(event));
+}

@@ -1,0 +1,117 @@
+//! The runtime's process: directories, journal, recovery, then both services on one socket.
+
+use crate::config::Config;
+use crate::error::OpError;
+use crate::image::store::ImageStore;
+use crate::journal::private_dir;
+use crate::service::{self, Service};
+use crate::state::{Images, ResolvedImage, Runtime, Stage};
+use crate::{container, sandbox, spec};
+use podway_cri::v1::image_service_server::ImageService;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Why the runtime does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A directory cannot be made.
+    #[error("cannot make {0}: run as root, or give another --root or --state")]
+    Dir(PathBuf, #[source] io::Error),
+    /// runc does not run.
+    #[error("cannot run {0} --version: install runc, or set [runc] path")]
+    Runc(PathBuf, #[source] io::Error),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
+    /// The endpoint.
+    #[error(transparent)]
+    Endpoint(#[from] podway_cri::client::ConnectError),
+    /// The server.
+    #[error(transparent)]
+    Serve(#[from] podway_cri::server::ServeError),
+}
+
+impl Images for ImageStore {
+    fn resolve(&self, reference: &str) -> Option<ResolvedImage> {
+        let image = ImageStore::resolve(self, reference)?;
+        let config = &image.config;
+        Some(ResolvedImage {
+            id: image.id.to_string(),
+            defaults: spec::ImageDefaults {
+                entrypoint: config.entrypoint.clone(),
+                cmd: config.cmd.clone(),
+                env: config.env.clone(),
+                user: config.user.clone(),
+                working_dir: config.working_dir.clone(),
+            },
+            stop_signal: config.stop_signal.clone(),
+            layers: image.layer_dirs.clone(),
+        })
+    }
+}
+
+/// Serves until `shutdown`. Containers and their monitors live on after it.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn serve(
+    config: Config,
+    images: Arc<dyn Images>,
+    image_service: impl ImageService,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let socket = podway_cri::client::socket_path(&config.listen)?;
+    for dir in [config.root.clone(), config.state.clone(), config.state.join("m")] {
+        private_dir(&dir).map_err(|e| RunError::Dir(dir, e))?;
+    }
+    let runc = config.runc.path.clone();
+    let output = tokio::process::Command::new(&runc).arg("--version").output().await;
+    let output = output.map_err(|e| RunError::Runc(runc, e))?;
+    let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+    let runtime = Arc::new(Runtime::open(config, images, version)?);
+    recover(&runtime).await;
+    let listener = podway_cri::server::listen(&socket)?;
+    podway_cri::server::serve(listener, Service(runtime), image_service, shutdown.cancelled_owned()).await?;
+    Ok(())
+}
+
+/// Adopts what lives and undoes what was never finished. One sandbox that cannot be recovered
+/// stays journalled and shows as not ready; it does not keep the others from being served.
+async fn recover(runtime: &Arc<Runtime>) {
+    for (id, entry) in runtime.containers() {
+        if entry.stage == Stage::Creating {
+            report(container::remove(runtime, &id).await, "a half-made container was not undone");
+        }
+    }
+    for (id, mut entry) in runtime.sandboxes() {
+        if !entry.ready && entry.cni.is_none() && !entry.records.is_empty() {
+            continue; // stopped in peace
+        }
+        if !entry.ready {
+            report(sandbox::remove(runtime, &id).await, "a half-made sandbox was not undone");
+            continue;
+        }
+        let alive = service::watch(runtime, &id).await.is_ok();
+        for (cid, c) in runtime.containers().into_iter().filter(|(_, c)| c.sandbox == id) {
+            let exit = runtime.container_dir(&cid).join("exit").exists();
+            if c.stage != Stage::Exited && (exit || !alive) {
+                report(container::settle(runtime, &cid), "an exit was not journalled");
+            }
+        }
+        if !alive {
+            entry.ready = false;
+            report(
+                runtime.put_sandbox(&id, entry).map_err(OpError::from),
+                "a dead sandbox was not journalled",
+            );
+        }
+    }
+}
+
+fn report(result: Result<(), OpError>, what: &str) {
+    if let Err(error) = result {
+        tracing::error!(error = error.chain(), "{what}");
+    }
+}

@@ -1,0 +1,473 @@
+//! The CRI RuntimeService: requests parsed into ids, operations called, entries shown as CRI messages.
+
+use crate::error::OpError;
+use crate::ids::Id;
+use crate::state::{Container, Runtime, Sandbox, Stage};
+use crate::{cni, container, events, sandbox, supervisor};
+use podway_cri::v1::runtime_service_server::RuntimeService;
+use podway_cri::{metadata, v1};
+use podway_flow::{Recorder, Writer, wire};
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio_stream::StreamExt as _;
+use tonic::{Request, Response, Status};
+
+/// The service over the runtime's state.
+#[derive(Clone)]
+pub struct Service(pub Arc<Runtime>);
+
+type Never<T> = tokio_stream::Empty<Result<T, Status>>;
+
+fn not_built<T>(rpc: &str) -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(format!("not supported: {rpc}")))
+}
+
+/// An id of a request; one that is no id names nothing that exists.
+fn id(kind: &'static str, text: String) -> Result<Id, OpError> {
+    Id::try_from(text.clone()).map_err(|_| OpError::NotFound(kind, podway_flow::record::bounded(&text, 80)))
+}
+
+fn matches(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+fn info(verbose: bool, records: &[podway_flow::Record]) -> HashMap<String, String> {
+    if !verbose {
+        return HashMap::new();
+    }
+    let document = String::from_utf8_lossy(&wire::encode(records)).into_owned();
+    HashMap::from([(wire::INFO_KEY.to_owned(), document)])
+}
+
+/// A sandbox as CRI shows it.
+#[must_use]
+pub fn sandbox_status(id: &Id, entry: &Sandbox) -> v1::PodSandboxStatus {
+    let config = sandbox::config_of(entry).unwrap_or_default();
+    let options = sandbox::options(&config);
+    let mut ips = entry.ips.iter().cloned();
+    v1::PodSandboxStatus {
+        id: id.to_string(),
+        state: i32::from(!entry.ready),
+        created_at: entry.created_at,
+        network: Some(v1::PodSandboxNetworkStatus {
+            ip: ips.next().unwrap_or_default(),
+            additional_ips: ips.map(|ip| v1::PodIp { ip }).collect(),
+        }),
+        linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options: Some(options) }) }),
+        metadata: config.metadata,
+        labels: config.labels,
+        annotations: config.annotations,
+        runtime_handler: entry.handler.clone(),
+    }
+}
+
+fn state(stage: Stage) -> v1::ContainerState {
+    match stage {
+        Stage::Creating | Stage::Created => v1::ContainerState::ContainerCreated,
+        Stage::Running => v1::ContainerState::ContainerRunning,
+        Stage::Exited => v1::ContainerState::ContainerExited,
+    }
+}
+
+/// A container as CRI shows it.
+#[must_use]
+pub fn container_status(id: &Id, entry: &Container) -> v1::ContainerStatus {
+    let config = container::config_of(entry).unwrap_or_default();
+    let reason = match (entry.stage, entry.oom_killed, entry.exit_code) {
+        (Stage::Exited, true, _) => "OOMKilled",
+        (Stage::Exited, false, 0) => "Completed",
+        (Stage::Exited, false, _) => "Error",
+        _ => "",
+    };
+    v1::ContainerStatus {
+        id: id.to_string(),
+        metadata: config.metadata,
+        state: state(entry.stage) as i32,
+        created_at: entry.created_at,
+        started_at: entry.started_at,
+        finished_at: entry.finished_at,
+        exit_code: entry.exit_code,
+        image: config.image,
+        image_ref: entry.image_id.clone(),
+        image_id: entry.image_id.clone(),
+        reason: reason.to_owned(),
+        labels: config.labels,
+        annotations: config.annotations,
+        mounts: config.mounts,
+        log_path: entry.log_path.clone(),
+        stop_signal: config.stop_signal,
+        ..Default::default()
+    }
+}
+
+/// The statuses of a sandbox' containers.
+#[must_use]
+pub fn statuses_of(runtime: &Runtime, sandbox: &Id) -> Vec<v1::ContainerStatus> {
+    let all = runtime.containers();
+    all.iter().filter(|(_, c)| c.sandbox == *sandbox).map(|(id, c)| container_status(id, c)).collect()
+}
+
+impl Service {
+    fn recorder(&self) -> Recorder {
+        Recorder::new(Writer::Runtime, self.0.clock)
+    }
+
+    fn cid(&self, text: String) -> Result<(Id, Container), OpError> {
+        let id = id("container", text)?;
+        let entry = self.0.container(&id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
+        Ok((id, entry))
+    }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Service {
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Result<Response<v1::VersionResponse>, Status> {
+        Ok(Response::new(v1::VersionResponse {
+            version: "0.1.0".to_owned(),
+            runtime_name: "podway".to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let network = cni::Network::load(&self.0.config.cni.conf_dir);
+        let ready =
+            v1::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() };
+        let (status, reason, message) = match network {
+            Ok(_) => (true, String::new(), String::new()),
+            Err(e) => (false, "NetworkPluginNotReady".to_owned(), OpError::from(e).chain()),
+        };
+        let network = v1::RuntimeCondition { r#type: "NetworkReady".to_owned(), status, reason, message };
+        let handler = |name: &str| v1::RuntimeHandler { name: name.to_owned(), ..Default::default() };
+        Ok(Response::new(v1::StatusResponse {
+            status: Some(v1::RuntimeStatus { conditions: vec![ready, network] }),
+            runtime_handlers: vec![handler(""), handler("runc")],
+            ..Default::default()
+        }))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs as i32 };
+        Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<v1::UpdateRuntimeConfigResponse>, Status> {
+        // The CNI configuration on disk decides, as in CRI-O: there is nothing to take over.
+        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
+        let request = request.into_inner();
+        let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
+        let recorder = self.recorder();
+        let id = sandbox::run(&self.0, config, request.runtime_handler, &recorder).await?;
+        watch(&self.0, &id).await?;
+        let mut response = Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() });
+        metadata::attach(&mut response, &recorder.take());
+        Ok(response)
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
+        if let Ok(id) = Id::try_from(request.into_inner().pod_sandbox_id) {
+            sandbox::stop(&self.0, &id).await?;
+        }
+        Ok(Response::new(v1::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
+        if let Ok(id) = Id::try_from(request.into_inner().pod_sandbox_id) {
+            sandbox::remove(&self.0, &id).await?;
+        }
+        Ok(Response::new(v1::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
+        let request = request.into_inner();
+        let id = id("sandbox", request.pod_sandbox_id)?;
+        let entry = self.0.sandbox(&id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
+        Ok(Response::new(v1::PodSandboxStatusResponse {
+            status: Some(sandbox_status(&id, &entry)),
+            info: info(request.verbose, &entry.records),
+            containers_statuses: statuses_of(&self.0, &id),
+            timestamp: self.0.now_ns(),
+        }))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all = self.0.sandboxes().into_iter().map(|(id, entry)| sandbox_status(&id, &entry));
+        let items = all
+            .filter(|s| filter.id.is_empty() || s.id.starts_with(&filter.id))
+            .filter(|s| filter.state.as_ref().is_none_or(|f| f.state == s.state))
+            .filter(|s| matches(&filter.label_selector, &s.labels))
+            .map(|s| v1::PodSandbox {
+                id: s.id,
+                metadata: s.metadata,
+                state: s.state,
+                created_at: s.created_at,
+                labels: s.labels,
+                annotations: s.annotations,
+                runtime_handler: s.runtime_handler,
+            });
+        Ok(Response::new(v1::ListPodSandboxResponse { items: items.collect() }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Result<Response<v1::CreateContainerResponse>, Status> {
+        let request = request.into_inner();
+        let sandbox = id("sandbox", request.pod_sandbox_id)?;
+        let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
+        let recorder = self.recorder();
+        let id = container::create(&self.0, &sandbox, config, &recorder).await?;
+        events::publish(&self.0, &id, v1::ContainerEventType::ContainerCreatedEvent);
+        let mut response = Response::new(v1::CreateContainerResponse { container_id: id.to_string() });
+        metadata::attach(&mut response, &recorder.take());
+        Ok(response)
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        let (id, _) = self.cid(request.into_inner().container_id)?;
+        let recorder = self.recorder();
+        container::start(&self.0, &id, &recorder).await?;
+        events::publish(&self.0, &id, v1::ContainerEventType::ContainerStartedEvent);
+        let mut response = Response::new(v1::StartContainerResponse {});
+        metadata::attach(&mut response, &recorder.take());
+        Ok(response)
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Result<Response<v1::StopContainerResponse>, Status> {
+        let request = request.into_inner();
+        if let Ok(id) = Id::try_from(request.container_id) {
+            container::stop(&self.0, &id, request.timeout).await?;
+        }
+        Ok(Response::new(v1::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
+        if let Ok(id) = Id::try_from(request.into_inner().container_id) {
+            container::remove(&self.0, &id).await?;
+        }
+        Ok(Response::new(v1::RemoveContainerResponse {}))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Result<Response<v1::ContainerStatusResponse>, Status> {
+        let request = request.into_inner();
+        let (id, entry) = self.cid(request.container_id)?;
+        Ok(Response::new(v1::ContainerStatusResponse {
+            status: Some(container_status(&id, &entry)),
+            info: info(request.verbose, &entry.records),
+        }))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Result<Response<v1::ListContainersResponse>, Status> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all = self.0.containers().into_iter();
+        let containers = all
+            .filter(|(_, c)| filter.pod_sandbox_id.is_empty() || c.sandbox.as_str() == filter.pod_sandbox_id)
+            .map(|(id, c)| (c.sandbox.to_string(), container_status(&id, &c)))
+            .filter(|(_, s)| filter.id.is_empty() || s.id.starts_with(&filter.id))
+            .filter(|(_, s)| filter.state.as_ref().is_none_or(|f| f.state == s.state))
+            .filter(|(_, s)| matches(&filter.label_selector, &s.labels))
+            .map(|(pod_sandbox_id, s)| v1::Container {
+                id: s.id,
+                pod_sandbox_id,
+                metadata: s.metadata,
+                image: s.image,
+                image_ref: s.image_ref,
+                state: s.state,
+                created_at: s.created_at,
+                labels: s.labels,
+                annotations: s.annotations,
+                image_id: s.image_id,
+            });
+        Ok(Response::new(v1::ListContainersResponse { containers: containers.collect() }))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<v1::ExecSyncRequest>,
+    ) -> Result<Response<v1::ExecSyncResponse>, Status> {
+        let request = request.into_inner();
+        let (id, _) = self.cid(request.container_id)?;
+        let (exit_code, stdout, stderr) =
+            container::exec_sync(&self.0, &id, request.cmd, request.timeout).await?;
+        Ok(Response::new(v1::ExecSyncResponse { stdout, stderr, exit_code }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
+        let (id, entry) = self.cid(request.into_inner().container_id)?;
+        let socket = self.0.monitor_socket(&entry.sandbox);
+        let ask = podway_monitor::Request::ReopenLog { id: id.to_string() };
+        supervisor::call(&socket, ask).await.map_err(OpError::from)?;
+        Ok(Response::new(v1::ReopenContainerLogResponse {}))
+    }
+
+    type GetContainerEventsStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::ContainerEventResponse, Status>> + Send>>;
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        let stream = tokio_stream::wrappers::BroadcastStream::new(self.0.events.subscribe());
+        // A listener that lagged is told, so that it lists anew instead of trusting what it has.
+        let stream =
+            stream.map(|item| item.map_err(|lag| Status::data_loss(format!("events were lost: {lag}"))));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
+        not_built("UpdateContainerResources")
+    }
+    async fn exec(&self, _: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        not_built("Exec")
+    }
+    async fn attach(&self, _: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        not_built("Attach")
+    }
+    async fn port_forward(
+        &self,
+        _: Request<v1::PortForwardRequest>,
+    ) -> Result<Response<v1::PortForwardResponse>, Status> {
+        not_built("PortForward")
+    }
+    async fn container_stats(
+        &self,
+        _: Request<v1::ContainerStatsRequest>,
+    ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
+        not_built("ContainerStats")
+    }
+    async fn list_container_stats(
+        &self,
+        _: Request<v1::ListContainerStatsRequest>,
+    ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
+        not_built("ListContainerStats")
+    }
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<v1::PodSandboxStatsRequest>,
+    ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
+        not_built("PodSandboxStats")
+    }
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
+        not_built("ListPodSandboxStats")
+    }
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
+        not_built("CheckpointContainer")
+    }
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
+        not_built("ListMetricDescriptors")
+    }
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
+        not_built("ListPodSandboxMetrics")
+    }
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
+        not_built("UpdatePodSandboxResources")
+    }
+    type StreamPodSandboxesStream = Never<v1::StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        not_built("StreamPodSandboxes")
+    }
+    type StreamContainersStream = Never<v1::StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        _: Request<v1::StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        not_built("StreamContainers")
+    }
+    type StreamContainerStatsStream = Never<v1::StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _: Request<v1::StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        not_built("StreamContainerStats")
+    }
+    type StreamPodSandboxStatsStream = Never<v1::StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        not_built("StreamPodSandboxStats")
+    }
+    type StreamPodSandboxMetricsStream = Never<v1::StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        not_built("StreamPodSandboxMetrics")
+    }
+}
+
+/// Follows a sandbox' monitor.
+///
+/// # Errors
+/// [`OpError`] when it cannot be reached.
+pub async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
+    let state = Arc::clone(runtime);
+    supervisor::watch(&runtime.monitor_socket(sandbox), move |event| container::on_event(&state, event))
+        .await?;
+    Ok(())
+}
