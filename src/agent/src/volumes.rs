@@ -4,6 +4,7 @@
 //! are the journal: what is below a pod's directory was made for it, and [`VolumeManager::teardown`]
 //! unmounts and removes all of it, however often it is called and after any crash.
 
+pub mod api;
 pub mod atomic_writer;
 mod payload;
 
