@@ -86,6 +86,13 @@ impl<R: Read> TarReader<R> {
             if stored != sum {
                 return Err(UnpackError::Archive("a header's checksum is wrong"));
             }
+            // An empty number is 0, as Go's reader has it: builders leave fields that are of no use empty.
+            for field in [100..108, 108..116, 116..124, 124..136, 136..148, 329..337, 337..345] {
+                if block[field.clone()].iter().all(|&b| b == 0 || b == b' ') {
+                    block[field.start] = b'0';
+                }
+            }
+            let header = tar::Header::from_byte_slice(&block);
             let size = header.entry_size().map_err(|_| UnpackError::Archive("a header has no size"))?;
             match header.as_ustar().map_or(block[156], |_| block[156]) {
                 b'L' => long_name = Some(until_nul(self.metadata(size)?)),
