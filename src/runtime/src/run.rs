@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::OpError;
-use crate::image::store::ImageStore;
+use crate::image::{ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
 use crate::service::{self, Service};
 use crate::state::{Images, ResolvedImage, Runtime, Stage};
@@ -22,6 +22,9 @@ pub enum RunError {
     /// runc does not run.
     #[error("cannot run {0} --version: install runc, or set [runc] path")]
     Runc(PathBuf, #[source] io::Error),
+    /// The image store.
+    #[error("cannot open the image store")]
+    Store(#[from] crate::image::store::StoreError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
@@ -50,6 +53,18 @@ impl Images for ImageStore {
             layers: image.layer_dirs.clone(),
         })
     }
+}
+
+/// Runs the runtime as configured until `shutdown`.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    private_dir(&config.root).map_err(|e| RunError::Dir(config.root.clone(), e))?;
+    let store = ImageStore::open(&config.root)?;
+    let puller = Puller::new(Arc::clone(&store), config.registry.config_path.clone());
+    let server = ImageServer::new(Arc::clone(&store), puller, podway_flow::Clock::new());
+    serve(config, store, server, shutdown).await
 }
 
 /// Serves until `shutdown`. Containers and their monitors live on after it.
