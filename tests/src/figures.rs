@@ -4,13 +4,16 @@ use hdrhistogram::Histogram;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+/// The longest that is told apart, in µs.
+const HOUR: u64 = 3_600_000_000;
+
 /// Durations, kept to 3 digits.
 #[derive(Debug)]
 pub struct Times(Histogram<u64>);
 
 impl Default for Times {
     fn default() -> Self {
-        Times(Histogram::new(3).expect("3 significant digits is a number that it takes"))
+        Times(Histogram::new_with_bounds(1, HOUR, 3).expect("the bounds and 3 digits are what it takes"))
     }
 }
 
