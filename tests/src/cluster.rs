@@ -90,6 +90,14 @@ impl Cluster {
     pub async fn up(state_dir: &Path, nodes: u8) -> anyhow::Result<Self> {
         let answer = podway_up(state_dir, nodes).await?;
         ensure!(answer.code == 0, "podway up ended with {}:\n{}{}", answer.code, answer.out, answer.err);
+        Self::attach(state_dir, nodes).await
+    }
+
+    /// The cluster that is up in `state_dir`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn attach(state_dir: &Path, nodes: u8) -> anyhow::Result<Self> {
         let root = std::fs::canonicalize(state_dir).context("the state directory")?;
         let layout = Layout::new(root);
         let kubectl = Program::Kubectl.locate(&|line| eprintln!("{line}")).await?;
