@@ -4,7 +4,8 @@
 //! ([`cluster`]) by the same `podway up` that a user runs, runs its cases in namespaces of their
 //! own ([`namespace`]), takes the cluster down and counts again. A case watches and never polls
 //! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
-//! server's log who wrote what. [`meter`] and [`figures`] are for the bench driver.
+//! server's log who wrote what. [`prometheus`] scrapes. [`meter`] and
+//! [`figures`] are for the bench driver.
 
 pub mod audit;
 pub mod cluster;
@@ -13,6 +14,7 @@ pub mod figures;
 pub mod leaks;
 pub mod meter;
 pub mod namespace;
+pub mod prometheus;
 pub mod suite;
 pub mod wait;
 

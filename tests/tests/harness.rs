@@ -7,6 +7,7 @@ use podway_cluster::{UpOptions, down, up};
 use podway_tests::leaks::Snapshot;
 use podway_tests::meter::{Seen, Watcher};
 use podway_tests::namespace::{STAY, condition, pod};
+use podway_tests::prometheus::{Prometheus, Target, Tls};
 use podway_tests::{Cluster, audit, wait, with_temp_ns};
 use serde_json::json;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ async fn the_harness_on_a_real_control_plane() {
     let before = Snapshot::take(&state_dir);
     let options =
         UpOptions { state_dir: state_dir.clone(), control_plane_only: true, ..UpOptions::default() };
-    up(options, |line| eprintln!("{line}")).await.unwrap();
+    let server = up(options, |line| eprintln!("{line}")).await.unwrap().server;
     let during = Snapshot::take(&std::fs::canonicalize(&state_dir).unwrap());
     assert_eq!(during.processes.difference(&before.processes).count(), 3, "{:?}", during.processes);
 
@@ -64,6 +65,14 @@ async fn the_harness_on_a_real_control_plane() {
                 "delete pods one by podway-admin"
             ]
         );
+
+        // With a client certificate, as it will scrape agents.
+        let layout = &ns.cluster.layout;
+        let tls = Tls { ca: layout.cert("ca"), cert: layout.cert("admin"), key: layout.key("admin") };
+        let address = server.strip_prefix("https://").unwrap().to_owned();
+        let prometheus = Prometheus::start(&[Target { job: "api", address, tls: Some(tls) }]).await?;
+        assert_eq!(prometheus.value("up{job=\"api\"} == 1").await?, 1.0);
+        assert!(prometheus.value("sum(apiserver_request_total)").await? > 1.0);
         Ok(())
     })
     .await;
