@@ -9,4 +9,5 @@ pub mod env;
 pub mod hosts;
 pub mod lease;
 pub mod pod;
+pub mod source;
 pub mod volumes;
