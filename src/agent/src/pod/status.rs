@@ -203,8 +203,7 @@ fn start_wait(pod: &Pod, c: &Container, memory: &Memory, now: Micros) -> (String
     }
     if let Some(f) = &memory.image_failure {
         // A failed pull shows as such for a second, then as waiting for the next.
-        let failed_at = Micros(f.retry.0 - i64::try_from(f.delay.as_micros()).unwrap_or(0));
-        if f.reason == "ErrImagePull" && now.since(failed_at) > 1_000_000 {
+        if f.reason == "ErrImagePull" && now >= f.turns() {
             let message = format!("Back-off pulling image \"{}\": ErrImagePull: {}", c.image, f.message);
             return ("ImagePullBackOff".to_owned(), message);
         }
