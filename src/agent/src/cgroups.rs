@@ -61,6 +61,12 @@ pub fn limits(spec: &api::PodSpec) -> PodLimits {
     }
 }
 
+/// What a pod asks of its node: millicores and bytes.
+#[must_use]
+pub fn requests(spec: &api::PodSpec) -> (i128, i128) {
+    (total(spec, |r| r.requests.as_ref(), "cpu").0, total(spec, |r| r.requests.as_ref(), "memory").0)
+}
+
 type Amounts = BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>;
 
 /// The sum (in milli for cpu, in units else), and whether every regular container states it.
