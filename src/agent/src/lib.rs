@@ -5,10 +5,13 @@
 //! writes the status back (`status`).
 pub mod cgroups;
 pub mod config;
+pub mod cri;
 pub mod dns;
 pub mod env;
 pub mod hosts;
 pub mod lease;
+pub mod metrics;
 pub mod pod;
 pub mod source;
+pub mod status;
 pub mod volumes;
