@@ -3,6 +3,8 @@
 //! Watches the pods that are bound to its node (`watch`), gives each an owner task
 //! (`pod::worker`), decides in a pure core ([`pod::core`]), acts over CRI v1 only and
 //! writes the status back (`status`).
+pub mod api;
+pub mod audit;
 pub mod cgroups;
 pub mod config;
 pub mod cri;

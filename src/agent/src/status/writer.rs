@@ -51,6 +51,10 @@ pub struct Writer {
     failures: u32,
     born: Micros,
     not_before: Micros,
+    sent: PodStatus,
+    /// What the API server made of the last write: it may drop a field that it does not know, and
+    /// must not be asked for it again and again.
+    answered: Option<PodStatus>,
 }
 
 fn after(at: Micros, delay: Duration) -> Micros {
@@ -71,6 +75,8 @@ impl Writer {
             failures: 0,
             born,
             not_before: born,
+            sent: PodStatus::default(),
+            answered: None,
         }
     }
 
@@ -89,7 +95,7 @@ impl Writer {
     /// The API server's object came by another way (its watch). While a write is in flight its
     /// answer is newer.
     pub fn seen(&mut self, status: PodStatus) {
-        if !self.in_flight {
+        if !self.in_flight && self.answered.as_ref() != Some(&status) {
             self.base = status;
         }
     }
@@ -125,6 +131,7 @@ impl Writer {
         match diff::patch(&self.uid, &self.base, wanted) {
             Some(patch) => {
                 self.in_flight = true;
+                self.sent = wanted.clone();
                 Step::Write(patch)
             }
             None => {
@@ -138,7 +145,9 @@ impl Writer {
     pub fn written(&mut self, status: PodStatus, now: Micros) -> u64 {
         self.in_flight = false;
         self.failures = 0;
-        self.base = status;
+        let dropped = diff::patch(&self.uid, &status, &self.sent).is_some();
+        self.base = if dropped { self.sent.clone() } else { status.clone() };
+        self.answered = Some(status);
         let took = self.changed.map_or(0, |first| now.since(first));
         let more = self.wanted.as_ref().is_some_and(|w| diff::patch(&self.uid, &self.base, w).is_some());
         self.changed = more.then_some(now);
@@ -196,6 +205,18 @@ mod tests {
         assert_eq!(w.step(ms(1010)), Step::Wait(ms(1022)));
         let Step::Write(patch) = w.step(ms(1022)) else { unreachable!("due") };
         assert_eq!(patch["status"]["phase"], "B");
+    }
+
+    #[test]
+    fn what_the_server_drops_is_not_asked_for_again() {
+        let mut w = Writer::new("u", PodStatus::default(), T);
+        let wanted = PodStatus { observed_generation: Some(1), ..status("A") };
+        w.offer(wanted.clone(), Urgency::Now, T);
+        assert!(writes(&w.step(T)));
+        w.written(status("A"), T);
+        w.seen(status("A"));
+        w.offer(wanted, Urgency::Now, T);
+        assert_eq!(w.step(T), Step::Idle);
     }
 
     #[test]
