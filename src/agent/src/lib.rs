@@ -14,6 +14,8 @@ pub mod hosts;
 pub mod lease;
 pub mod metrics;
 pub mod pod;
+pub mod pods;
 pub mod source;
 pub mod status;
 pub mod volumes;
+pub mod watch;
