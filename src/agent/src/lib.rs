@@ -8,5 +8,6 @@ pub mod dns;
 pub mod env;
 pub mod hosts;
 pub mod lease;
+pub mod node;
 pub mod pod;
 pub mod volumes;
