@@ -10,4 +10,5 @@ pub mod hosts;
 pub mod lease;
 pub mod node;
 pub mod pod;
+pub mod source;
 pub mod volumes;
