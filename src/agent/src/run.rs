@@ -114,6 +114,9 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
         "lease of the node"
     });
 
+    if config.cluster_dns.is_empty() {
+        tracing::warn!("no --cluster-dns is given: pods with dnsPolicy ClusterFirst get the node's resolver");
+    }
     let clock = Clock::new();
     let (services, writer) = reflector::store();
     let watched = Api::<Service>::all(client.clone());

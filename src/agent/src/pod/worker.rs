@@ -796,7 +796,10 @@ impl Worker {
             "Succeeded" | "Failed" => Urgency::Now,
             _ if self.pod.deletion.is_some() => Urgency::Soon,
             _ if self.settled => Urgency::Now,
-            "Pending" if !failed => Urgency::Later,
+            // Until what was begun is done the pod is on its way, also when its processes run already.
+            _ if !failed && (phase == "Pending" || self.running.values().any(|r| r.key.makes())) => {
+                Urgency::Later
+            }
             _ => Urgency::Soon,
         };
         self.warn_of_crashes(&status);
