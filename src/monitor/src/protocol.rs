@@ -61,7 +61,8 @@ pub enum Request {
     },
     /// Runs `runc create`; answered by [`Reply::Created`].
     Create(Box<Create>),
-    /// Runs `runc start`; answered by [`Reply::Started`].
+    /// Runs `runc start`; answered by [`Reply::Started`], also if it is started already: whoever
+    /// asks again after a crash gets the same answer and the container is started once.
     Start {
         /// The container.
         id: String,

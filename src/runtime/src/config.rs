@@ -23,6 +23,32 @@ pub struct Config {
     pub monitor: Monitor,
     /// The cgroup parent of sandboxes that name none.
     pub cgroup_parent: String,
+    /// Where exec is streamed.
+    pub streaming: Streaming,
+    /// Metrics and liveness.
+    pub metrics: Metrics,
+}
+
+/// Where exec is streamed: an HTTP server whose URLs are handed out by the CRI call Exec.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// A loopback address; port 0 takes a free one.
+    pub listen: std::net::SocketAddr,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Streaming { listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+}
+
+/// Metrics and liveness.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where `/metrics` and `/livez` are served; nowhere by default.
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// Registries.
@@ -41,6 +67,8 @@ pub struct Cni {
     pub bin_dirs: Vec<PathBuf>,
     /// Where the network configuration is: the first `.conflist` or `.conf` by name.
     pub conf_dir: PathBuf,
+    /// How long one plugin may take, in seconds; it is killed then.
+    pub timeout_seconds: u64,
 }
 
 /// The OCI runtime.
@@ -70,6 +98,8 @@ impl Default for Config {
             runc: Runc::default(),
             monitor: Monitor::default(),
             cgroup_parent: "/podway".to_owned(),
+            streaming: Streaming::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -79,6 +109,7 @@ impl Default for Cni {
         Cni {
             bin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
             conf_dir: PathBuf::from("/etc/cni/net.d"),
+            timeout_seconds: 60,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The runtime's process: directories, journal, recovery, then both services on one socket.
 
 use crate::config::Config;
-use crate::error::OpError;
-use crate::image::{ImageServer, ImageStore, Puller};
+use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
-use crate::service::{self, Service};
-use crate::state::{Images, ResolvedImage, Runtime, Stage};
-use crate::{container, sandbox, spec};
+use crate::rootfs::Layer;
+use crate::service::Service;
+use crate::state::{Images, Pin, ResolvedImage, Runtime};
+use crate::{recover, spec};
 use podway_cri::v1::image_service_server::ImageService;
 use std::io;
 use std::path::PathBuf;
@@ -50,8 +50,21 @@ impl Images for ImageStore {
                 working_dir: config.working_dir.clone(),
             },
             stop_signal: config.stop_signal.clone(),
-            layers: image.layer_dirs.clone(),
+            layers: image.layer_dirs.iter().map(|dir| self.layer(dir)).collect(),
         })
+    }
+
+    fn pin(&self, layers: &[Layer]) -> Option<Pin> {
+        let hex = |l: &Layer| Digest::from_hex(l.dir.file_name()?.to_str()?);
+        let digests: Vec<Digest> = layers.iter().map(hex).collect::<Option<_>>()?;
+        let store = self.me()?;
+        // Pinned first, asked after: what is there now stays.
+        let pin = store.pin(&digests);
+        digests.iter().all(|d| store.has_layer(*d)).then(|| -> Pin { Box::new(pin) })
+    }
+
+    fn collect(&self) -> Result<(), String> {
+        ImageStore::collect(self).map_err(|e| crate::image::pull::chain(&e))
     }
 }
 
@@ -86,47 +99,8 @@ pub async fn serve(
     let output = output.map_err(|e| RunError::Runc(runc, e))?;
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
     let runtime = Arc::new(Runtime::open(config, images, version)?);
-    recover(&runtime).await;
+    recover::recover(&runtime).await;
     let listener = podway_cri::server::listen(&socket)?;
     podway_cri::server::serve(listener, Service(runtime), image_service, shutdown.cancelled_owned()).await?;
     Ok(())
-}
-
-/// Adopts what lives and undoes what was never finished. One sandbox that cannot be recovered
-/// stays journalled and shows as not ready; it does not keep the others from being served.
-async fn recover(runtime: &Arc<Runtime>) {
-    for (id, entry) in runtime.containers() {
-        if entry.stage == Stage::Creating {
-            report(container::remove(runtime, &id).await, "a half-made container was not undone");
-        }
-    }
-    for (id, mut entry) in runtime.sandboxes() {
-        if !entry.ready && entry.cni.is_none() && !entry.records.is_empty() {
-            continue; // stopped in peace
-        }
-        if !entry.ready {
-            report(sandbox::remove(runtime, &id).await, "a half-made sandbox was not undone");
-            continue;
-        }
-        let alive = service::watch(runtime, &id).await.is_ok();
-        for (cid, c) in runtime.containers().into_iter().filter(|(_, c)| c.sandbox == id) {
-            let exit = runtime.container_dir(&cid).join("exit").exists();
-            if c.stage != Stage::Exited && (exit || !alive) {
-                report(container::settle(runtime, &cid), "an exit was not journalled");
-            }
-        }
-        if !alive {
-            entry.ready = false;
-            report(
-                runtime.put_sandbox(&id, entry).map_err(OpError::from),
-                "a dead sandbox was not journalled",
-            );
-        }
-    }
-}
-
-fn report(result: Result<(), OpError>, what: &str) {
-    if let Err(error) = result {
-        tracing::error!(error = error.chain(), "{what}");
-    }
 }

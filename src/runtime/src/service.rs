@@ -2,11 +2,13 @@
 
 use crate::error::OpError;
 use crate::ids::Id;
+use crate::names::Made;
+use crate::state::Life;
 use crate::state::{Container, Runtime, Sandbox, Stage};
 use crate::{cni, container, events, sandbox, supervisor};
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
-use podway_flow::{Recorder, Writer, wire};
+use podway_flow::wire;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -48,7 +50,7 @@ pub fn sandbox_status(id: &Id, entry: &Sandbox) -> v1::PodSandboxStatus {
     let mut ips = entry.ips.iter().cloned();
     v1::PodSandboxStatus {
         id: id.to_string(),
-        state: i32::from(!entry.ready),
+        state: i32::from(entry.life != Life::Ready),
         created_at: entry.created_at,
         network: Some(v1::PodSandboxNetworkStatus {
             ip: ips.next().unwrap_or_default(),
@@ -104,15 +106,17 @@ pub fn container_status(id: &Id, entry: &Container) -> v1::ContainerStatus {
 /// The statuses of a sandbox' containers.
 #[must_use]
 pub fn statuses_of(runtime: &Runtime, sandbox: &Id) -> Vec<v1::ContainerStatus> {
-    let all = runtime.containers();
-    all.iter().filter(|(_, c)| c.sandbox == *sandbox).map(|(id, c)| container_status(id, c)).collect()
+    runtime.containers_of(sandbox).iter().map(|(id, c)| container_status(id, c)).collect()
+}
+
+/// An answer with the records of what was done for it.
+fn told<T>(answer: T, made: &Made) -> Response<T> {
+    let mut response = Response::new(answer);
+    metadata::attach(&mut response, &made.records);
+    response
 }
 
 impl Service {
-    fn recorder(&self) -> Recorder {
-        Recorder::new(Writer::Runtime, self.0.clock)
-    }
-
     fn cid(&self, text: String) -> Result<(Id, Container), OpError> {
         let id = id("container", text)?;
         let entry = self.0.container(&id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
@@ -170,12 +174,8 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
-        let recorder = self.recorder();
-        let id = sandbox::run(&self.0, config, request.runtime_handler, &recorder).await?;
-        watch(&self.0, &id).await?;
-        let mut response = Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() });
-        metadata::attach(&mut response, &recorder.take());
-        Ok(response)
+        let made = sandbox::run(&self.0, config, request.runtime_handler).await?;
+        Ok(told(v1::RunPodSandboxResponse { pod_sandbox_id: made.id.to_string() }, &made))
     }
 
     async fn stop_pod_sandbox(
@@ -242,12 +242,9 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         let sandbox = id("sandbox", request.pod_sandbox_id)?;
         let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
-        let recorder = self.recorder();
-        let id = container::create(&self.0, &sandbox, config, &recorder).await?;
-        events::publish(&self.0, &id, v1::ContainerEventType::ContainerCreatedEvent);
-        let mut response = Response::new(v1::CreateContainerResponse { container_id: id.to_string() });
-        metadata::attach(&mut response, &recorder.take());
-        Ok(response)
+        let made = container::create(&self.0, &sandbox, config).await?;
+        events::publish(&self.0, &made.id, v1::ContainerEventType::ContainerCreatedEvent);
+        Ok(told(v1::CreateContainerResponse { container_id: made.id.to_string() }, &made))
     }
 
     async fn start_container(
@@ -255,12 +252,9 @@ impl RuntimeService for Service {
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
         let (id, _) = self.cid(request.into_inner().container_id)?;
-        let recorder = self.recorder();
-        container::start(&self.0, &id, &recorder).await?;
+        let made = container::start(&self.0, &id).await?;
         events::publish(&self.0, &id, v1::ContainerEventType::ContainerStartedEvent);
-        let mut response = Response::new(v1::StartContainerResponse {});
-        metadata::attach(&mut response, &recorder.take());
-        Ok(response)
+        Ok(told(v1::StartContainerResponse {}, &made))
     }
 
     async fn stop_container(
@@ -459,15 +453,4 @@ impl RuntimeService for Service {
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
         not_built("StreamPodSandboxMetrics")
     }
-}
-
-/// Follows a sandbox' monitor.
-///
-/// # Errors
-/// [`OpError`] when it cannot be reached.
-pub async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
-    let state = Arc::clone(runtime);
-    supervisor::watch(&runtime.monitor_socket(sandbox), move |event| container::on_event(&state, event))
-        .await?;
-    Ok(())
 }

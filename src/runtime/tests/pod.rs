@@ -1,21 +1,20 @@
 //! One pod through the runtime, in process, on the real kernel: real runc, CNI plugins and monitor.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
 
+#[path = "support/cri.rs"]
+mod cri;
 #[path = "support/node.rs"]
 mod node;
 
+use cri::Cri;
+
 use node::{IMAGE, Node};
 use podway_cri::v1;
-use podway_cri::v1::image_service_client::ImageServiceClient;
-use podway_cri::v1::runtime_service_client::RuntimeServiceClient;
 use podway_flow::{Outcome, Phase, Record};
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 struct Served {
-    runtime: RuntimeServiceClient<Channel>,
-    image: ImageServiceClient<Channel>,
+    cri: Cri,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), podway_runtime::run::RunError>>,
 }
@@ -23,79 +22,15 @@ struct Served {
 async fn serve(node: &Node) -> Served {
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(podway_runtime::run::run(node.config.clone(), shutdown.clone()));
-    let channel = loop {
-        assert!(!task.is_finished(), "{:?}", task.await);
-        match podway_cri::client::connect(&node.config.listen).await {
-            Ok(channel) => break channel,
-            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
-    };
-    let (runtime, image) = (podway_cri::client::runtime(channel.clone()), podway_cri::client::image(channel));
-    Served { runtime, image, shutdown, task }
+    let cri = cri::connect(&node.config.listen, || !task.is_finished()).await;
+    Served { cri, shutdown, task }
 }
 
 impl Served {
     async fn end(self) {
-        drop((self.runtime, self.image));
+        drop(self.cri);
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
-    }
-
-    async fn run_sandbox(&mut self, config: v1::PodSandboxConfig) -> (String, Vec<Record>) {
-        let request = v1::RunPodSandboxRequest { config: Some(config), ..Default::default() };
-        let response = self.runtime.run_pod_sandbox(request).await.unwrap();
-        let records = podway_cri::metadata::take(response.metadata());
-        (response.into_inner().pod_sandbox_id, records)
-    }
-
-    async fn create(
-        &mut self,
-        sandbox: &str,
-        config: v1::ContainerConfig,
-        pod: v1::PodSandboxConfig,
-    ) -> (String, Vec<Record>) {
-        let request = v1::CreateContainerRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            config: Some(config),
-            sandbox_config: Some(pod),
-        };
-        let response = self.runtime.create_container(request).await.unwrap();
-        let records = podway_cri::metadata::take(response.metadata());
-        (response.into_inner().container_id, records)
-    }
-
-    async fn start(&mut self, id: &str) -> Vec<Record> {
-        let request = v1::StartContainerRequest { container_id: id.to_owned() };
-        podway_cri::metadata::take(self.runtime.start_container(request).await.unwrap().metadata())
-    }
-
-    async fn status(&mut self, id: &str) -> v1::ContainerStatus {
-        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        self.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
-    }
-
-    async fn exec(&mut self, id: &str, command: &[&str]) -> v1::ExecSyncResponse {
-        let request = v1::ExecSyncRequest {
-            container_id: id.to_owned(),
-            cmd: command.iter().map(|s| (*s).to_owned()).collect(),
-            timeout: 10,
-        };
-        self.runtime.exec_sync(request).await.unwrap().into_inner()
-    }
-
-    async fn stop(&mut self, id: &str, timeout: i64) {
-        let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
-        self.runtime.stop_container(request).await.unwrap();
-    }
-
-    async fn remove_pod(&mut self, sandbox: &str) {
-        let pod_sandbox_id = sandbox.to_owned();
-        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
-        self.runtime.stop_pod_sandbox(stop.clone()).await.unwrap();
-        self.runtime.stop_pod_sandbox(stop).await.unwrap();
-        let remove = v1::RemovePodSandboxRequest { pod_sandbox_id };
-        self.runtime.remove_pod_sandbox(remove.clone()).await.unwrap();
-        self.runtime.remove_pod_sandbox(remove).await.unwrap();
     }
 }
 
@@ -108,22 +43,23 @@ fn evidence<'a>(records: &'a [Record], phase: Phase, key: &str) -> &'a str {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
     let Some(node) = node::node() else { return };
-    let mut cri = serve(&node).await;
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
     let status = cri.runtime.status(v1::StatusRequest::default()).await.unwrap().into_inner();
     assert!(status.status.unwrap().conditions.iter().all(|c| c.status), "ready");
 
     let pod = node.sandbox("web", 0);
-    let (sandbox, mut flow) = cri.run_sandbox(pod.clone()).await;
+    let (sandbox, mut flow) = cri.run_sandbox(pod.clone()).await.unwrap();
     let spec = v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() };
     let image = v1::ImageStatusRequest { image: Some(spec), verbose: false };
     assert!(cri.image.image_status(image).await.unwrap().into_inner().image.is_some());
 
     let script =
         "echo out $COLOUR; echo err >&2; trap 'echo bye; exit 7' TERM; while :; do sleep 1 & wait $!; done";
-    let (id, records) = cri.create(&sandbox, node.container("app", script), pod.clone()).await;
+    let (id, records) = cri.create(&sandbox, node.container("app", script), pod.clone()).await.unwrap();
     flow.extend(records);
     assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerCreated as i32);
-    flow.extend(cri.start(&id).await);
+    flow.extend(cri.start(&id).await.unwrap());
     assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
 
     // Every step of the runtime is on record, with evidence that the kernel agrees with.
@@ -158,10 +94,12 @@ async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
     let ip = status.status.unwrap().network.unwrap().ip;
     assert_eq!(evidence(&flow, Phase::NetworkConfigured, "ips"), ip);
     assert!(status.info["flow"].contains("SandboxCreated"));
-    let addresses = cri.exec(&id, &["ip", "addr", "show", "eth0"]).await;
+    let addresses = cri.exec(&id, &["ip", "addr", "show", "eth0"]).await.unwrap();
     assert!(String::from_utf8_lossy(&addresses.stdout).contains(&ip), "{addresses:?}");
-    let out =
-        cri.exec(&id, &["sh", "-c", "hostname; cat /etc/resolv.conf; id -u; echo $COLOUR; exit 3"]).await;
+    let out = cri
+        .exec(&id, &["sh", "-c", "hostname; cat /etc/resolv.conf; id -u; echo $COLOUR; exit 3"])
+        .await
+        .unwrap();
     assert_eq!(out.exit_code, 3);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "web\nnameserver 10.0.0.53\n0\ngreen\n");
 
@@ -174,10 +112,72 @@ async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
     for tail in [" stdout F out green", " stderr F err", " stdout F bye"] {
         assert!(log.lines().any(|l| l.ends_with(tail)), "{tail} is not in {log}");
     }
-    let remove = v1::RemoveContainerRequest { container_id: id };
-    cri.runtime.remove_container(remove.clone()).await.unwrap();
-    cri.runtime.remove_container(remove).await.unwrap();
+    cri.remove(&id).await;
     cri.remove_pod(&sandbox).await;
-    cri.end().await;
+    served.end().await;
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+/// A retried call joins or finds; a failed one tells what it did, leaves nothing, and is remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_idempotent_and_failures_tell_their_records() {
+    let Some(node) = node::node() else { return };
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    let pod = node.sandbox("same", 0);
+
+    // A plugin that is not there, then the right configuration: the failure stays in the flow.
+    let conf = node.at("net.d/10-test.conflist");
+    let good = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, good.replace("\"type\":\"bridge\"", "\"type\":\"no-such-plugin\"")).unwrap();
+    let error = cri.run_sandbox(pod.clone()).await.unwrap_err();
+    let told = podway_cri::metadata::take(error.metadata());
+    assert_eq!(told.last().unwrap().phase, Phase::NetworkConfigured, "{told:?}");
+    assert_eq!(told.last().unwrap().outcome, Outcome::Failed);
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+    std::fs::write(&conf, &good).unwrap();
+
+    let mut other = cri.clone();
+    let (a, b) = tokio::join!(cri.run_sandbox(pod.clone()), other.run_sandbox(pod.clone()));
+    let (sandbox, _) = a.unwrap();
+    assert_eq!(b.unwrap().0, sandbox, "joined");
+    assert_eq!(cri.run_sandbox(pod.clone()).await.unwrap().0, sandbox, "found");
+    let app = node.container("app", "sleep 1000");
+    let (a, b) = tokio::join!(
+        cri.create(&sandbox, app.clone(), pod.clone()),
+        other.create(&sandbox, app.clone(), pod.clone())
+    );
+    let (id, _) = a.unwrap();
+    assert_eq!(b.unwrap().0, id);
+    assert_eq!(cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap().0, id);
+    let (a, b) = tokio::join!(cri.start(&id), other.start(&id));
+    assert!(a.is_ok() && b.is_ok());
+    let again = cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap_err();
+    assert_eq!(again.code(), tonic::Code::AlreadyExists);
+
+    // A command that does not exist fails in runc create and leaves no container.
+    let mut bad = node.container("bad", "");
+    bad.command = vec!["/no/such/program".to_owned()];
+    let error = cri.create(&sandbox, bad, pod.clone()).await.unwrap_err();
+    assert!(error.message().contains("no such file"), "{error:?}");
+    let told = podway_cri::metadata::take(error.metadata());
+    assert_eq!(told.last().unwrap().phase, Phase::ContainersCreated);
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
+    let info = cri.runtime.pod_sandbox_status(request).await.unwrap().into_inner();
+    assert_eq!(info.containers_statuses.len(), 1);
+    let kept = podway_flow::wire::decode(info.info["flow"].as_bytes()).unwrap();
+    for phase in [Phase::NetworkConfigured, Phase::ContainersCreated] {
+        assert!(kept.iter().any(|r| r.phase == phase && r.outcome == Outcome::Failed), "{phase}");
+    }
+
+    // The configuration on disk is gone: DEL is given what ADD was given.
+    std::fs::remove_file(&conf).unwrap();
+    // A second stop shortens the first one's grace.
+    let mut slow = cri.clone();
+    let waiting = id.clone();
+    let long = tokio::spawn(async move { slow.stop(&waiting, 1000).await });
+    cri.remove_pod(&sandbox).await;
+    long.await.unwrap();
+    served.end().await;
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }

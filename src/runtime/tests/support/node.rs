@@ -195,6 +195,11 @@ impl Node {
             let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             let cgroups = String::from_utf8_lossy(&read("cgroup")).into_owned();
+            // A zombie is its parent's to reap: nothing of it is ours any more.
+            let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+            if stat.rsplit_once(')').is_none_or(|(_, s)| s.trim_start().starts_with('Z')) {
+                continue;
+            }
             let monitor = command.starts_with(&*self.config.monitor.path.display().to_string());
             if cgroups.contains(&self.cgroup) || monitor && command.contains(&root) {
                 found.push(format!("process {pid} {command}"));
@@ -235,11 +240,29 @@ impl Node {
 }
 
 impl Drop for Node {
+    /// A failed test must not leave the machine dirty; a good one has left nothing but the bridge.
     fn drop(&mut self) {
-        // A failed test must not leave the machine dirty; a good one has left nothing but the bridge.
+        for line in self.leftovers() {
+            let word = line.split(' ').nth(1).unwrap_or_default();
+            if line.starts_with("process ") {
+                let _ = Command::new("kill").args(["-9", word]).output();
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let root = self.dir.path().display().to_string();
+        for target in mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|t| t.starts_with(&root)) {
+            let _ = Command::new("umount").args(["-l", target]).output();
+        }
         let _ = Command::new("ip").args(["link", "del", &self.bridge]).output();
         for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(controller.path().join(self.cgroup.trim_start_matches('/')));
+            let parent = controller.path().join(self.cgroup.trim_start_matches('/'));
+            for child in std::fs::read_dir(&parent).into_iter().flatten().flatten() {
+                for inner in std::fs::read_dir(child.path()).into_iter().flatten().flatten() {
+                    let _ = std::fs::remove_dir(inner.path());
+                }
+                let _ = std::fs::remove_dir(child.path());
+            }
+            let _ = std::fs::remove_dir(parent);
         }
     }
 }
