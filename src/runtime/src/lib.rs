@@ -26,4 +26,5 @@ pub mod sandbox;
 pub mod service;
 pub mod spec;
 pub mod state;
+pub mod streaming;
 pub mod supervisor;

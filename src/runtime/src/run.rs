@@ -6,9 +6,11 @@ use crate::journal::private_dir;
 use crate::rootfs::Layer;
 use crate::service::Service;
 use crate::state::{Images, Pin, ResolvedImage, Runtime};
+use crate::streaming::{self, Streaming};
 use crate::{recover, spec};
 use podway_cri::v1::image_service_server::ImageService;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,9 @@ pub enum RunError {
     /// The endpoint.
     #[error(transparent)]
     Endpoint(#[from] podway_cri::client::ConnectError),
+    /// An HTTP server.
+    #[error("cannot serve [{0}] listen = \"{1}\": give another address")]
+    Listen(&'static str, SocketAddr, #[source] io::Error),
     /// The server.
     #[error(transparent)]
     Serve(#[from] podway_cri::server::ServeError),
@@ -100,7 +105,15 @@ pub async fn serve(
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
     let runtime = Arc::new(Runtime::open(config, images, version)?);
     recover::recover(&runtime).await;
+    let address = runtime.config.streaming.listen;
+    let (streaming, streams) =
+        Streaming::listen(address).await.map_err(|e| RunError::Listen("streaming", address, e))?;
+    let http = streaming::serve(streams, Arc::clone(&runtime), Arc::clone(&streaming), shutdown.clone());
+    let http = async { http.await.map_err(|e| RunError::Listen("streaming", address, e)) };
     let listener = podway_cri::server::listen(&socket)?;
-    podway_cri::server::serve(listener, Service(runtime), image_service, shutdown.cancelled_owned()).await?;
+    let service = Service::new(runtime, streaming);
+    let grpc = podway_cri::server::serve(listener, service, image_service, shutdown.cancelled_owned());
+    let grpc = async { grpc.await.map_err(RunError::from) };
+    tokio::try_join!(grpc, http)?;
     Ok(())
 }

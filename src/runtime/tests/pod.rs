@@ -7,10 +7,13 @@ mod cri;
 mod node;
 
 use cri::Cri;
+use futures::{SinkExt as _, StreamExt as _};
 
 use node::{IMAGE, Node};
 use podway_cri::v1;
 use podway_flow::{Outcome, Phase, Record};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
 
 struct Served {
@@ -32,6 +35,80 @@ impl Served {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
     }
+}
+
+/// One exec over a WebSocket: what came on each channel until the server closed.
+async fn stream(url: &str, protocol: &str, send: &[&[u8]]) -> Result<[Vec<u8>; 4], WsError> {
+    let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
+    request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
+    let (mut socket, response) = tokio_tungstenite::connect_async(request).await?;
+    assert_eq!(response.headers()["sec-websocket-protocol"], protocol);
+    for message in send {
+        socket.send(Message::binary(message.to_vec())).await?;
+    }
+    let mut channels: [Vec<u8>; 4] = Default::default();
+    while let Some(message) = socket.next().await {
+        match message? {
+            Message::Binary(bytes) => channels[usize::from(bytes[0])].extend_from_slice(&bytes[1..]),
+            Message::Close(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    Ok(channels)
+}
+
+async fn exec_url(cri: &mut Cri, id: &str, cmd: &[&str], tty: bool) -> String {
+    let request = v1::ExecRequest {
+        container_id: id.to_owned(),
+        cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
+        tty,
+        stdin: true,
+        stdout: true,
+        stderr: !tty,
+    };
+    cri.runtime.exec(request).await.unwrap().into_inner().url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_streams_both_ways_by_a_token_that_works_once() {
+    let Some(node) = node::node() else { return };
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    let pod = node.sandbox("stream", 0);
+    let (sandbox, _) = cri.run_sandbox(pod.clone()).await.unwrap();
+    let (id, _) = cri.create(&sandbox, node.container("app", "sleep 1000"), pod).await.unwrap();
+    cri.start(&id).await.unwrap();
+
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let url = exec_url(cri, &id, &["sh", "-c", "cat; echo no >&2; exit 4"], false).await;
+    let input: &[&[u8]] = &[b"\0one ", b"\0two", b"\xff\0"];
+    let [_, out, err, status] = stream(&url, "v5.channel.k8s.io", input).await.unwrap();
+    assert_eq!((text(&out).as_str(), text(&err).as_str()), ("one two", "no\n"));
+    assert!(text(&status).contains("ExitCode") && text(&status).contains("\"4\""), "{}", text(&status));
+    match stream(&url, "v5.channel.k8s.io", &[]).await {
+        Err(WsError::Http(response)) => assert_eq!(response.status(), 404),
+        other => panic!("{other:?}"),
+    }
+
+    // Version 4; much output, all of it there before the status.
+    let url = exec_url(cri, &id, &["sh", "-c", "busybox head -c 3000000 /dev/zero"], false).await;
+    let [_, out, _, status] = stream(&url, "v4.channel.k8s.io", &[]).await.unwrap();
+    assert_eq!((out.len(), text(&status).contains("Success")), (3_000_000, true));
+
+    // A terminal, with its size.
+    let url = exec_url(cri, &id, &["sh", "-c", "read x; busybox stty size; test -t 0 && exit 5"], true).await;
+    let input: &[&[u8]] = &[b"\x04{\"Width\":91,\"Height\":33}", b"\0go\n"];
+    let [_, out, _, status] = stream(&url, "v5.channel.k8s.io", input).await.unwrap();
+    assert!(text(&out).contains("33 91"), "{:?}", text(&out));
+    assert!(text(&status).contains("\"5\""), "{}", text(&status));
+
+    // A command that is not there is told on the error channel.
+    let url = exec_url(cri, &id, &["/no/such/program"], false).await;
+    let [_, _, _, status] = stream(&url, "v5.channel.k8s.io", &[]).await.unwrap();
+    assert!(text(&status).contains("no such file"), "{}", text(&status));
+    cri.remove_pod(&sandbox).await;
+    served.end().await;
+    assert_eq!(node.leftovers(), Vec::<String>::new());
 }
 
 fn evidence<'a>(records: &'a [Record], phase: Phase, key: &str) -> &'a str {
@@ -102,6 +179,12 @@ async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
         .unwrap();
     assert_eq!(out.exit_code, 3);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "web\nnameserver 10.0.0.53\n0\ngreen\n");
+
+    // The default seccomp filter is on: what needs CAP_SYS_ADMIN is refused by it.
+    let filter =
+        cri.exec(&id, &["sh", "-c", "grep Seccomp: /proc/self/status; unshare -U true"]).await.unwrap();
+    assert!(String::from_utf8_lossy(&filter.stdout).contains("Seccomp:\t2"), "{filter:?}");
+    assert_ne!(filter.exit_code, 0, "{filter:?}");
 
     cri.stop(&id, 10).await;
     let status = cri.status(&id).await;

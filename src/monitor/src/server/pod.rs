@@ -148,15 +148,19 @@ impl Pod {
                 let exec = Exec::new(asker, id, limit, deadline.flatten());
                 self.exec(wires, exec_id, exec, &process_json_path, None)
             }
-            Request::ExecIo { tty: true, .. } => Err(refused(ErrorCode::NotSupported, "not supported: tty")),
-            Request::ExecIo { id, exec_id, process_json_path, .. } => match <[OwnedFd; 3]>::try_from(fds) {
-                Ok(stdio) => {
+            Request::ExecIo { id, exec_id, process_json_path, console_socket } => {
+                let stdio = match (&console_socket, <[OwnedFd; 3]>::try_from(fds)) {
+                    (Some(_), _) => Ok(null_stdio()),
+                    (None, Ok(stdio)) => Ok(stdio.map(Stdio::from)),
+                    (None, Err(_)) => Err(refused(ErrorCode::Invalid, "three descriptors must come along")),
+                };
+                stdio.and_then(|stdio| {
                     let mut exec = Exec::new(asker, id, 0, None);
                     exec.streaming = true;
-                    self.exec(wires, exec_id, exec, &process_json_path, Some(stdio))
-                }
-                Err(_) => Err(refused(ErrorCode::Invalid, "three descriptors must come along")),
-            },
+                    let given = Some((stdio, console_socket));
+                    self.exec(wires, exec_id, exec, &process_json_path, given)
+                })
+            }
             Request::SignalExec { exec_id, signo } => match self.execs.get(&exec_id) {
                 Some(exec) if exec.pid != 0 => send_signal(exec.pid, signo),
                 Some(_) => Err(refused(ErrorCode::NotRunning, "the process has not started")),
@@ -335,7 +339,7 @@ impl Pod {
         exec_id: String,
         mut exec: Exec,
         process: &Path,
-        stdio: Option<[OwnedFd; 3]>,
+        given: Option<([Stdio; 3], Option<PathBuf>)>,
     ) -> Result<Outcome, Reply> {
         if self.execs.contains_key(&exec_id) {
             return Err(refused(ErrorCode::Exists, &format!("process {exec_id} exists")));
@@ -346,17 +350,15 @@ impl Pod {
         }
         let runc = container.runc.clone();
         let pid_file = self.pid_file();
-        let arguments = runc.arguments(&[
-            "exec".as_ref(),
-            "--detach".as_ref(),
-            "--process".as_ref(),
-            process.as_ref(),
-            "--pid-file".as_ref(),
-            pid_file.as_ref(),
-            exec.container.as_ref(),
-        ]);
-        let stdio = match stdio {
-            Some(given) => given.map(Stdio::from),
+        let mut rest: Vec<&OsStr> = vec!["exec".as_ref(), "--detach".as_ref()];
+        rest.extend(["--process".as_ref(), process.as_os_str(), "--pid-file".as_ref(), pid_file.as_ref()]);
+        if let Some((_, Some(console))) = &given {
+            rest.extend([OsStr::new("--console-socket"), console.as_os_str()]);
+        }
+        rest.push(exec.container.as_ref());
+        let arguments = runc.arguments(&rest);
+        let stdio = match given {
+            Some((stdio, _)) => stdio,
             None => {
                 let mut theirs = [Stdio::null(), Stdio::null(), Stdio::null()];
                 for (n, stream) in [(1, Stream::Stdout), (2, Stream::Stderr)] {

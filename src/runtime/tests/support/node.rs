@@ -171,6 +171,7 @@ impl Node {
                 }),
                 security_context: Some(v1::LinuxContainerSecurityContext {
                     namespace_options: Some(namespaces()),
+                    seccomp: Some(v1::SecurityProfile::default()),
                     ..Default::default()
                 }),
             }),
