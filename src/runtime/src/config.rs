@@ -4,7 +4,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// All of `podway runtime`'s configuration.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The CRI socket: `unix:///path`.
@@ -30,7 +30,7 @@ pub struct Config {
 }
 
 /// Where exec is streamed: an HTTP server whose URLs are handed out by the CRI call Exec.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streaming {
     /// A loopback address; port 0 takes a free one.
@@ -44,7 +44,7 @@ impl Default for Streaming {
 }
 
 /// Metrics and liveness.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
     /// Where `/metrics` and `/livez` are served; nowhere by default.
@@ -52,7 +52,7 @@ pub struct Metrics {
 }
 
 /// Registries.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// A directory of `<host>/hosts.toml`.
@@ -60,7 +60,7 @@ pub struct Registry {
 }
 
 /// Network plugins.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cni {
     /// Where plugins are looked for, in order.
@@ -72,7 +72,7 @@ pub struct Cni {
 }
 
 /// The OCI runtime.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runc {
     /// The binary; a bare name is looked up in PATH.
@@ -80,7 +80,7 @@ pub struct Runc {
 }
 
 /// The monitor of a pod.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Monitor {
     /// The binary; a bare name is looked up in PATH.
@@ -161,5 +161,16 @@ mod tests {
         );
         assert!(!config.cni.bin_dirs.is_empty());
         assert!(toml::from_str::<Config>("[cni]\nbin_dir = \"/x\"\n").is_err());
+    }
+
+    #[test]
+    fn the_commented_file_is_the_default() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/runtime.toml");
+        assert_eq!(Config::load(&file).unwrap(), Config::default());
+        // What it shows as a comment reads as well.
+        let text = std::fs::read_to_string(&file).unwrap();
+        let shown = text.replace("# config_path", "config_path").replace("# listen", "listen");
+        let config: Config = toml::from_str(&shown).unwrap();
+        assert!(config.registry.config_path.is_some() && config.metrics.listen.is_some());
     }
 }

@@ -93,9 +93,12 @@ async fn make(
     let lock = runtime.locks.of(&id);
     let _alone = lock.write().await;
     let Err(error) = build(&runtime, &sandbox_id, &id, name, config, &recorder).await else {
-        return Ok(Made { id, records: recorder.take() });
+        let records = recorder.take();
+        runtime.metrics.observe(&records);
+        return Ok(Made { id, records });
     };
     let failure = Failure::new(&error, &recorder);
+    runtime.metrics.observe(&failure.records);
     let (state, kept) = (Arc::clone(&runtime), failure.records.clone());
     let keep = blocking(move || Ok(state.update_sandbox(&sandbox_id, |s| s.records.extend(kept))?));
     if let Err(error) = keep.await {
@@ -328,9 +331,14 @@ pub async fn start(runtime: &Arc<Runtime>, id: &Id) -> Result<Made, Failure> {
         let lock = runtime.locks.of(&id);
         let _alone = lock.write().await;
         match start_alone(&runtime, &id, &recorder).await {
-            Ok(()) => Ok(Made { id, records: recorder.take() }),
+            Ok(()) => {
+                let records = recorder.take();
+                runtime.metrics.observe(&records);
+                Ok(Made { id, records })
+            }
             Err(error) => {
                 let failure = Failure::new(&error, &recorder);
+                runtime.metrics.observe(&failure.records);
                 let kept = failure.records.clone();
                 let keep = blocking(move || Ok(runtime.update_container(&id, |c| c.records.extend(kept))?));
                 if let Err(error) = keep.await {

@@ -16,6 +16,7 @@ pub mod ids;
 pub mod image;
 pub mod journal;
 pub mod locks;
+pub mod metrics;
 pub mod names;
 pub mod netns;
 pub mod orphan;

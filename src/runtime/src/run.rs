@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
+use crate::metrics::{self, Metrics};
 use crate::rootfs::Layer;
 use crate::service::Service;
 use crate::state::{Images, Pin, ResolvedImage, Runtime};
@@ -82,7 +83,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let store = ImageStore::open(&config.root)?;
     let puller = Puller::new(Arc::clone(&store), config.registry.config_path.clone());
     let server = ImageServer::new(Arc::clone(&store), puller, podway_flow::Clock::new());
-    serve(config, store, server, shutdown).await
+    let metrics = Arc::new(Metrics::default());
+    serve(config, store, server.counted(Arc::clone(&metrics)), metrics, shutdown).await
 }
 
 /// Serves until `shutdown`. Containers and their monitors live on after it.
@@ -93,6 +95,7 @@ pub async fn serve(
     config: Config,
     images: Arc<dyn Images>,
     image_service: impl ImageService,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let socket = podway_cri::client::socket_path(&config.listen)?;
@@ -103,17 +106,31 @@ pub async fn serve(
     let output = tokio::process::Command::new(&runc).arg("--version").output().await;
     let output = output.map_err(|e| RunError::Runc(runc, e))?;
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let runtime = Arc::new(Runtime::open(config, images, version)?);
+    let runtime = Arc::new(Runtime::open(config, images, version, metrics)?);
     recover::recover(&runtime).await;
     let address = runtime.config.streaming.listen;
     let (streaming, streams) =
         Streaming::listen(address).await.map_err(|e| RunError::Listen("streaming", address, e))?;
     let http = streaming::serve(streams, Arc::clone(&runtime), Arc::clone(&streaming), shutdown.clone());
     let http = async { http.await.map_err(|e| RunError::Listen("streaming", address, e)) };
+    let told = match runtime.config.metrics.listen {
+        Some(at) => {
+            let error = move |e| RunError::Listen("metrics", at, e);
+            Some((tokio::net::TcpListener::bind(at).await.map_err(error)?, error))
+        }
+        None => None,
+    };
+    let (state, end) = (Arc::clone(&runtime), shutdown.clone());
+    let told = async move {
+        match told {
+            Some((listener, error)) => metrics::serve(listener, state, end).await.map_err(error),
+            None => Ok(()),
+        }
+    };
     let listener = podway_cri::server::listen(&socket)?;
     let service = Service::new(runtime, streaming);
     let grpc = podway_cri::server::serve(listener, service, image_service, shutdown.cancelled_owned());
     let grpc = async { grpc.await.map_err(RunError::from) };
-    tokio::try_join!(grpc, http)?;
+    tokio::try_join!(grpc, http, told)?;
     Ok(())
 }

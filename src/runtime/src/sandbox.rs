@@ -103,6 +103,7 @@ async fn make(
     .await;
     if let Err(error) = result {
         let failure = Failure::new(&error, &recorder);
+        runtime.metrics.observe(&failure.records);
         runtime.remember_failed(&uid, &failure.records);
         if let Err(undo) = remove_alone(&runtime, &id).await {
             // Its entry stays, not ready: the agent's Stop and Remove, or a restart, try again.
@@ -110,7 +111,9 @@ async fn make(
         }
         return Err(failure);
     }
-    Ok(Made { id, records: recorder.take() })
+    let records = recorder.take();
+    runtime.metrics.observe(&records);
+    Ok(Made { id, records })
 }
 
 /// `attempt` in records counts from 1, in CRI's metadata from 0.

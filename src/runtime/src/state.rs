@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::ids::Id;
 use crate::journal::{Journal, JournalError};
 use crate::locks::Locks;
+use crate::metrics::Metrics;
 use crate::names::{Name, Names};
 use crate::rootfs::Layer;
 use crate::spec::ImageDefaults;
@@ -161,6 +162,8 @@ pub struct Runtime {
     pub events: broadcast::Sender<ContainerEventResponse>,
     /// `runc --version`'s first line.
     pub runc_version: String,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
     /// What is being made.
     pub names: Names,
     /// One lock per sandbox and container.
@@ -186,7 +189,12 @@ impl Runtime {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn open(config: Config, images: Arc<dyn Images>, runc_version: String) -> Result<Self, JournalError> {
+    pub fn open(
+        config: Config,
+        images: Arc<dyn Images>,
+        runc_version: String,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, JournalError> {
         let sandbox_journal: Journal<Sandbox> = Journal::open(config.root.join("journal/sandboxes"))?;
         let container_journal: Journal<Container> = Journal::open(config.root.join("journal/containers"))?;
         let (sandboxes, lost) = sandbox_journal.load_all()?;
@@ -203,6 +211,7 @@ impl Runtime {
             cgroups: Cgroups::at(std::path::Path::new("/sys/fs/cgroup")),
             events: broadcast::channel(1024).0,
             runc_version,
+            metrics,
             names: Names::default(),
             locks: Locks::default(),
             monitors: Locks::default(),

@@ -114,24 +114,22 @@ fn plain(code: StatusCode, text: &'static str) -> Response<Body> {
 }
 
 /// The key and the protocol of a WebSocket request.
-fn handshake(headers: &HeaderMap) -> Result<(String, Version), Response<Body>> {
+fn handshake(headers: &HeaderMap) -> Result<(String, Version), (StatusCode, &'static str)> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let upgrade = text(header::UPGRADE).eq_ignore_ascii_case("websocket");
     let key = text(header::SEC_WEBSOCKET_KEY);
     if !upgrade || key.is_empty() || text(header::SEC_WEBSOCKET_VERSION) != "13" {
-        return Err(plain(
+        return Err((
             StatusCode::UPGRADE_REQUIRED,
             "not supported: this stream speaks WebSocket only, not SPDY\n",
         ));
     }
     let offered: Vec<&str> =
         headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok()).collect();
-    let version = Version::choose(&offered.join(",")).ok_or_else(|| {
-        plain(
-            StatusCode::BAD_REQUEST,
-            "Sec-WebSocket-Protocol needs v5.channel.k8s.io or v4.channel.k8s.io\n",
-        )
-    })?;
+    let version = Version::choose(&offered.join(",")).ok_or((
+        StatusCode::BAD_REQUEST,
+        "Sec-WebSocket-Protocol needs v5.channel.k8s.io or v4.channel.k8s.io\n",
+    ))?;
     Ok((key.to_owned(), version))
 }
 
@@ -143,7 +141,7 @@ async fn exec(
     // The request is looked at before the token is: one that could not be served costs no token.
     let (key, version) = match handshake(request.headers()) {
         Ok(good) => good,
-        Err(refusal) => return refusal,
+        Err((code, text)) => return plain(code, text),
     };
     let Some(wanted) = shared.streaming.redeem(&token) else {
         return plain(StatusCode::NOT_FOUND, "no such stream: a URL works once and for one minute\n");

@@ -12,6 +12,7 @@ use futures::{SinkExt as _, StreamExt as _};
 use node::{IMAGE, Node};
 use podway_cri::v1;
 use podway_flow::{Outcome, Phase, Record};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,15 @@ impl Served {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
     }
+}
+
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
 }
 
 /// One exec over a WebSocket: what came on each channel until the server closed.
@@ -119,7 +129,9 @@ fn evidence<'a>(records: &'a [Record], phase: Phase, key: &str) -> &'a str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
-    let Some(node) = node::node() else { return };
+    let Some(mut node) = node::node() else { return };
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    node.config.metrics.listen = Some(free);
     let mut served = serve(&node).await;
     let cri = &mut served.cri;
     let status = cri.runtime.status(v1::StatusRequest::default()).await.unwrap().into_inner();
@@ -185,6 +197,15 @@ async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
         cri.exec(&id, &["sh", "-c", "grep Seccomp: /proc/self/status; unshare -U true"]).await.unwrap();
     assert!(String::from_utf8_lossy(&filter.stdout).contains("Seccomp:\t2"), "{filter:?}");
     assert_ne!(filter.exit_code, 0, "{filter:?}");
+
+    assert!(get(free, "/livez").await.ends_with("ok\n"));
+    let metrics = get(free, "/metrics").await;
+    for line in [
+        "podway_pod_phase_duration_seconds_count{phase=\"ContainersStarted\",result=\"succeeded\"} 1",
+        "podway_runtime_containers{state=\"running\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
 
     cri.stop(&id, 10).await;
     let status = cri.status(&id).await;
