@@ -10,5 +10,6 @@ pub mod hosts;
 pub mod lease;
 pub mod node;
 pub mod pod;
+pub mod server;
 pub mod source;
 pub mod volumes;

@@ -341,6 +341,7 @@ impl Registrar {
             self.publish(Some(old));
             return Ok(());
         };
+        tracing::debug!(node = self.name, patch = %changed, due, "the node's status is written");
         // Two writers who do not agree must not flood the API server; becoming ready does not wait.
         let flips = old.status.as_ref().is_none_or(|s| object::not_ready(s) != object::not_ready(&new));
         if let Some(at) = self.reported.filter(|_| !flips) {
