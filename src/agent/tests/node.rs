@@ -17,6 +17,7 @@ use futures::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -164,6 +165,22 @@ async fn becomes_ready(cluster: &Cluster, runtime: &Arc<FakeRuntime>, handle: &H
         assert!(status.allocatable.as_ref().unwrap().contains_key(resource), "{resource}");
     }
     assert_eq!(handle.state().borrow().not_ready, None);
+    // What flipped is told as the kubelet tells it.
+    let events: Api<Event> = Api::namespaced(cluster.client.clone(), "default");
+    let said = within("the events", async {
+        loop {
+            let all = events.list(&Default::default()).await.unwrap();
+            let said: Vec<_> = all.into_iter().filter_map(|e| e.note).collect();
+            if said.iter().any(|note| note.ends_with("NodeReady")) {
+                return said;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    for note in ["Starting kubelet.", "Node podway-0 status is now: NodeHasSufficientMemory"] {
+        assert!(said.iter().any(|n| n == note), "{note} in {said:?}");
+    }
     // The controller manager takes it for ready too: pods may come.
     let open = |node: Option<&Node>| {
         let taints = node.and_then(|n| n.spec.as_ref()).and_then(|s| s.taints.clone()).unwrap_or_default();
@@ -213,7 +230,7 @@ async fn keeps_its_lease(cluster: &Cluster) {
     }
     let gaps: Vec<i64> = times.windows(2).map(|t| t[1].0.duration_since(t[0].0).as_millis() as i64).collect();
     eprintln!("renewed after {gaps:?} ms");
-    assert!(gaps.iter().all(|gap| (9_500..11_500).contains(gap)), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| (9_000..15_000).contains(gap)), "{gaps:?}");
     assert_eq!(writes(cluster), before, "a node that does not change is written");
 }
 

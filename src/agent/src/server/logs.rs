@@ -45,11 +45,8 @@ impl Options {
         let value = |name: &str| {
             query.iter().find(|(key, _)| key == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
         };
-        let flag = |name: &str| match value(name) {
-            None | Some("false" | "0") => Ok(false),
-            // As apimachinery's conversion: what is not false is true.
-            Some(_) => Ok(true),
-        };
+        // As apimachinery's conversion: what is there and not false is true.
+        let flag = |name: &str| !matches!(value(name), None | Some("false" | "0"));
         let number = |name: &str, least: i64| match value(name).map(str::parse::<i64>) {
             None => Ok(None),
             Some(Err(_)) => Err(own(UNDECODABLE)),
@@ -82,12 +79,12 @@ impl Options {
             return Err(own(INVALID));
         }
         Ok(Options {
-            follow: flag("follow")?,
-            previous: flag("previous")?,
+            follow: flag("follow"),
+            previous: flag("previous"),
             tail,
             filter: Filter {
                 since,
-                timestamps: flag("timestamps")?,
+                timestamps: flag("timestamps"),
                 limit: number("limitBytes", 1)?,
                 lines: None,
                 streams,
