@@ -24,6 +24,9 @@ use crate::state::ProcessRecord;
 /// The environment variable that marks every daemon of a cluster.
 pub const MARK: &str = "PODWAY_CLUSTER";
 
+/// The environment variable that names a daemon.
+const NAME: &str = "PODWAY_DAEMON";
+
 /// Why a daemon could not be started, watched or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -101,6 +104,7 @@ impl Daemon {
             .args(&self.args)
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .env(MARK, cluster)
+            .env(NAME, &self.name)
             .current_dir(cluster)
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(failed)?)
@@ -214,6 +218,24 @@ async fn terminate(pid: i32, start: u64, grace: Duration) -> Result<(), ProcessE
     Err(ProcessError::Stuck { pid })
 }
 
+/// Kills a process of which only the pid is known, and waits until it has ended.
+pub(crate) async fn kill(pid: i32, limit: Duration) -> Result<(), ProcessError> {
+    let Some(stat) = stat(pid).filter(|s| !s.ended) else {
+        reap(pid);
+        return Ok(());
+    };
+    let Some(fd) = open(pid, stat.start)? else { return Ok(()) };
+    match rustix::process::pidfd_send_signal(&fd, Signal::KILL) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(ProcessError::Kernel { what: "signal", pid, source: e.into() }),
+    }
+    match tokio::time::timeout(limit, wait(fd, pid)).await {
+        Ok(waited) => waited,
+        Err(_) => Err(ProcessError::Stuck { pid }),
+    }
+}
+
 /// Takes the exit status where the process was a child of this one; otherwise init takes it.
 fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
@@ -246,6 +268,29 @@ pub fn marked(cluster: &Path) -> io::Result<Vec<(i32, u64)>> {
     Ok(found)
 }
 
+/// The daemon `name` of a cluster where it runs without being recorded: an `up` was killed between
+/// starting and recording it. What a daemon starts carries its marks too, so the program counts.
+pub(crate) fn unrecorded(daemon: &Daemon, cluster: &Path) -> io::Result<Option<ProcessRecord>> {
+    let mut name = format!("{NAME}=").into_bytes();
+    name.extend_from_slice(daemon.name.as_bytes());
+    let program = daemon.program.display().to_string();
+    for (pid, start) in marked(cluster)? {
+        // One that has ended meanwhile is not there to be found.
+        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let argv: Vec<String> = cmdline
+            .strip_suffix(b"\0")
+            .unwrap_or(&cmdline)
+            .split(|b| *b == 0)
+            .map(|a| String::from_utf8_lossy(a).into_owned())
+            .collect();
+        if environ.split(|b| *b == 0).any(|v| v == name) && argv.first() == Some(&program) {
+            return Ok(Some(ProcessRecord { pid, start, boot: boot_id()?, argv }));
+        }
+    }
+    Ok(None)
+}
+
 /// Stops every process that carries the mark of the cluster.
 pub async fn stop_marked(cluster: &Path, grace: Duration) -> Result<usize, ProcessError> {
     let list = |source| ProcessError::Kernel { what: "list", pid: 0, source };
@@ -276,6 +321,9 @@ mod tests {
         let daemon = Daemon::new("sleep", "/bin/sleep", vec!["600".into()]);
         let record = daemon.start(&dir.path().join("log"), dir.path()).unwrap();
         assert!(alive(&record));
+        assert_eq!(unrecorded(&daemon, dir.path()).unwrap().as_ref(), Some(&record));
+        let stranger = Daemon::new("sleep", "/bin/other", vec![]);
+        assert_eq!(unrecorded(&stranger, dir.path()).unwrap(), None);
         let other = ProcessRecord { start: record.start + 1, ..record.clone() };
         assert!(!alive(&other), "another start time is another process");
         stop(&record, Duration::from_secs(5)).await.unwrap();
