@@ -16,7 +16,7 @@ use crate::connect;
 use crate::firewall::{self, FirewallError};
 use crate::layout::Layout;
 use crate::mounts::{self, MountError};
-use crate::network::Network;
+use crate::network::{MAX_NODES, Network};
 use crate::nodes::{self, NodesError};
 use crate::parts::{self, NodeParts};
 use crate::process::{self, ProcessError};
@@ -82,14 +82,26 @@ pub(crate) fn api_port(state: &State) -> Option<u16> {
 }
 
 /// Removes the cluster in `state_dir`. Returns false where there is none.
+///
+/// Where the directory was removed by hand, what is left of its cluster is found by the marks: the
+/// daemons' environment and the bridge's alias.
 pub async fn down(state_dir: &Path, progress: impl Fn(&str) + Send + Sync) -> Result<bool, DownError> {
     let progress: Progress<'_> = &progress;
-    let Ok(root) = std::fs::canonicalize(state_dir) else { return Ok(false) };
+    let root = std::fs::canonicalize(state_dir)
+        .or_else(|_| std::path::absolute(state_dir))
+        .map_err(io_at("find", state_dir))?;
     let layout = Layout::new(root);
-    let Some(found) = State::load(&layout)? else { return Ok(false) };
-    let lock = StateLock::take(&layout)?;
-    // Read again under the lock: an up may have ended meanwhile.
-    let state = State::load(&layout)?.unwrap_or(found);
+    let (lock, state) = match State::load(&layout)? {
+        Some(found) => {
+            let lock = StateLock::take(&layout)?;
+            // Read again under the lock: an up may have ended meanwhile.
+            (Some(lock), State::load(&layout)?.unwrap_or(found))
+        }
+        None => match orphan(&layout)? {
+            Some(state) => (None, state),
+            None => return Ok(false),
+        },
+    };
     let network = state.slot.and_then(Network::new);
     let nodes: Vec<NodeParts> = network
         .map(|n| n.nodes(state.nodes).map(|node| NodeParts::new(&layout, node)).collect())
@@ -128,9 +140,23 @@ pub async fn down(state_dir: &Path, progress: impl Fn(&str) + Send + Sync) -> Re
     }
     failures.keep(mounts::unmount_below(layout.root()));
     failures.into_result()?;
-    remove(&layout)?;
+    if lock.is_some() {
+        remove(&layout)?;
+    }
     drop(lock);
     Ok(true)
+}
+
+/// What may be left of a cluster without a state; `None` where nothing is.
+fn orphan(layout: &Layout) -> Result<Option<State>, DownError> {
+    let slot = nodes::find(layout.root()).map(Network::slot);
+    let marked = process::marked(layout.root()).map_err(|source| ProcessError::Kernel {
+        what: "list",
+        pid: 0,
+        source,
+    })?;
+    let left = slot.is_some() || !marked.is_empty();
+    Ok(left.then(|| State { slot, nodes: MAX_NODES, ..State::default() }))
 }
 
 /// Ends and removes one node: its daemons, what runs on it, its mounts, its namespace.
@@ -166,7 +192,7 @@ async fn remains(node: &NodeParts) -> Result<(), DownError> {
 async fn unnetwork(network: Network, layout: &Layout, state: &State) -> Result<(), DownError> {
     let _lock = nodes::lock().await?;
     let mut failures = Failures(None);
-    failures.keep(firewall::close(network, api_port(state)).await);
+    failures.keep(firewall::close(network).await);
     failures.keep(nodes::remove_bridge(network, layout.root()).await);
     if state.forwarding_was_off && !nodes::any_bridge() {
         failures.keep(firewall::forward(false));

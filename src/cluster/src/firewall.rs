@@ -92,17 +92,37 @@ pub(crate) async fn open(network: Network, api_port: Option<u16>) -> Result<(), 
     Ok(())
 }
 
-/// Removes the rules that are there.
-pub(crate) async fn close(network: Network, api_port: Option<u16>) -> Result<(), FirewallError> {
-    for rule in rules(network, api_port) {
-        while iptables(&rule, "-C").await?.status.success() {
-            let output = iptables(&rule, "-D").await?;
+/// Removes every rule that names the cluster's bridge.
+pub(crate) async fn close(network: Network) -> Result<(), FirewallError> {
+    for table in ["nat", "filter"] {
+        let list = ["-w", "10", "-t", table, "-S"];
+        let output = Command::new("iptables").args(list).kill_on_drop(true).output().await;
+        let output = output.map_err(FirewallError::Run)?;
+        if !output.status.success() {
+            return Err(refused(&(table, "", Vec::new()), "-S", &output));
+        }
+        for (chain, rest) in naming(&String::from_utf8_lossy(&output.stdout), &network.bridge()) {
+            let mut command = Command::new("iptables");
+            command.args(["-w", "10", "-t", table, "-D", &chain]).args(&rest).kill_on_drop(true);
+            let output = command.output().await.map_err(FirewallError::Run)?;
             if !output.status.success() {
-                return Err(refused(&rule, "-D", &output));
+                return Err(refused(&(table, "", rest), "-D", &output));
             }
         }
     }
     Ok(())
+}
+
+/// The rules of `iptables -S` that have `bridge` as a word: chain, and the rest.
+fn naming(listed: &str, bridge: &str) -> Vec<(String, Vec<String>)> {
+    let ours = listed.lines().filter(|l| l.split(' ').any(|word| word == bridge));
+    ours.filter_map(|line| {
+        let mut words = line.split(' ').map(str::to_owned);
+        let verb = words.next()?;
+        let chain = words.next()?;
+        (verb == "-A").then(|| (chain, words.collect()))
+    })
+    .collect()
 }
 
 /// Whether the host forwards packets.
@@ -127,5 +147,14 @@ mod tests {
         for (_, _, words) in rules {
             assert!(words.contains(&"podway3".to_owned()), "{words:?}");
         }
+    }
+
+    #[test]
+    fn only_rules_of_this_very_bridge_are_removed() {
+        let listed = "-P FORWARD ACCEPT\n-N podway1\n-A FORWARD -i podway1 -j ACCEPT\n\
+                      -A FORWARD -i podway11 -j ACCEPT\n-A FORWARD -j ACCEPT\n";
+        let found = naming(listed, "podway1");
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].0.as_str(), found[0].1.join(" ").as_str()), ("FORWARD", "-i podway1 -j ACCEPT"));
     }
 }

@@ -295,6 +295,20 @@ pub fn agnhost(program: &Path, busybox: &Layer) -> Result<Image, ImageError> {
     image(AGNHOST, &layers, &Run { entrypoint: &["/agnhost"], cmd: &["pause"] })
 }
 
+/// What the images are built from: when this text is the same, they are. Files by path, length and
+/// time, and this program's version for how it builds.
+pub fn sources(programs: &[&Path]) -> Result<String, ImageError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut text = format!("podway {}", env!("CARGO_PKG_VERSION"));
+    for program in programs {
+        let path = program.display().to_string();
+        let found =
+            fs::metadata(program).map_err(|source| ImageError::Read { path: path.clone(), source })?;
+        text.push_str(&format!("; {path} {} {}.{:09}", found.len(), found.mtime(), found.mtime_nsec()));
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

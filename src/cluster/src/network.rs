@@ -61,6 +61,11 @@ impl Network {
         Ipv4Addr::new(10, 89, self.slot, 1)
     }
 
+    /// The bridge's hardware address (locally administered).
+    pub fn mac(self) -> [u8; 6] {
+        [0x02, 0x59, 0, 0, self.slot, 0xff]
+    }
+
     /// The pod networks of all nodes of this cluster.
     pub fn pods(self) -> Cidr {
         Cidr { address: Ipv4Addr::new(10, 244, self.slot * MAX_NODES, 0), prefix: 20 }
@@ -121,6 +126,12 @@ impl NodeNetwork {
     /// Its address.
     pub fn address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 89, self.network.slot, 10 + self.index)
+    }
+
+    /// The hardware address of its `eth0` (locally administered): the same after it was made anew, so
+    /// that the other nodes' neighbour tables stay right.
+    pub fn mac(self) -> [u8; 6] {
+        [0x02, 0x59, 0, 0, self.network.slot, self.index]
     }
 
     /// The network of its pods: 10.244.0.0/24.

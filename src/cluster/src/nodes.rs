@@ -117,6 +117,12 @@ fn owner(bridge: &str) -> Option<String> {
     Some(alias.trim_end().to_owned())
 }
 
+/// The network of the cluster in `root`, as its bridge says: for a `down` whose state is gone.
+pub(crate) fn find(root: &Path) -> Option<Network> {
+    let ours = |n: &Network| owner(&n.bridge()).is_some_and(|o| Path::new(&o) == root);
+    (0..SLOTS).filter_map(Network::new).find(ours)
+}
+
 /// Held while slots are looked at and taken; two clusters must not take the same.
 pub(crate) async fn lock() -> Result<fs::File, NodesError> {
     let path = Path::new("/run/netns");
@@ -148,8 +154,9 @@ pub(crate) fn choose(root: &Path, recorded: Option<u8>) -> Result<Network, Nodes
 pub(crate) async fn bridge(network: Network, root: &Path) -> Result<(), NodesError> {
     let name = network.bridge();
     let host = netlink(None).await.map_err(step("open netlink"))?;
-    made(host.link().add(LinkBridge::new(&name).build()).execute().await)
-        .map_err(step(format!("make the bridge {name}")))?;
+    // An address of its own: a bridge without one takes that of its lowest port, which changes.
+    let message = LinkBridge::new(&name).address(network.mac().to_vec()).build();
+    made(host.link().add(message).execute().await).map_err(step(format!("make the bridge {name}")))?;
     fs::write(format!("/sys/class/net/{name}/ifalias"), root.as_os_str().as_encoded_bytes())
         .map_err(step(format!("sign the bridge {name} with {}", root.display())))?;
     let index = index(&host, &name).await?;
@@ -219,6 +226,9 @@ pub(crate) async fn node(network: Network, node: NodeNetwork, count: u8) -> Resu
 
     up(&within, index(&within, "lo").await?, "lo").await?;
     let eth0 = index(&within, "eth0").await?;
+    let message = LinkUnspec::new_with_index(eth0).address(node.mac().to_vec()).build();
+    let set = within.link().set(message).execute().await.map_err(reason);
+    set.map_err(step("give eth0 its hardware address"))?;
     address(&within, eth0, node.address(), network.subnet().prefix, "eth0").await?;
     up(&within, eth0, "eth0").await?;
     route(&within, Cidr { address: Ipv4Addr::UNSPECIFIED, prefix: 0 }, network.gateway()).await?;

@@ -321,7 +321,14 @@ mod tests {
         let daemon = Daemon::new("sleep", "/bin/sleep", vec!["600".into()]);
         let record = daemon.start(&dir.path().join("log"), dir.path()).unwrap();
         assert!(alive(&record));
-        assert_eq!(unrecorded(&daemon, dir.path()).unwrap().as_ref(), Some(&record));
+        // The kernel closes what is close-on-exec before the new environment is there to be read.
+        let found = loop {
+            match unrecorded(&daemon, dir.path()).unwrap() {
+                Some(found) => break found,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(found, record);
         let stranger = Daemon::new("sleep", "/bin/other", vec![]);
         assert_eq!(unrecorded(&stranger, dir.path()).unwrap(), None);
         let other = ProcessRecord { start: record.start + 1, ..record.clone() };

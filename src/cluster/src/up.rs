@@ -232,6 +232,7 @@ pub async fn up(options: UpOptions, progress: impl Fn(&str) + Send + Sync) -> Re
     }
     let (client, server) = work.control_plane(Ipv4Addr::LOCALHOST).await?;
     work.objects(&client, &options).await?;
+    work.default_service_account(&client).await?;
     let (kubeconfig, audit_log) = (layout.admin_kubeconfig(), Some(layout.audit_log()));
     Ok(Cluster { client, server, kubeconfig, registry: None, audit_log, layout })
 }
@@ -297,6 +298,14 @@ fn open_dir(path: &Path) -> Result<Layout, UpError> {
     Ok(layout)
 }
 
+/// The local registry's images.
+enum Images {
+    /// They are in it.
+    Pushed,
+    /// They are being built.
+    Built { built: tokio::task::JoinHandle<Result<Vec<Image>, ImageError>>, sources: String },
+}
+
 /// One `up` at work.
 struct Work<'a> {
     layout: &'a Layout,
@@ -310,7 +319,7 @@ impl Work<'_> {
         let layout = self.layout;
         let images = match &options.registry {
             Some(_) => None,
-            None => Some((Program::Registry.locate(self.progress).await?, self.build_images().await)),
+            None => Some((Program::Registry.locate(self.progress).await?, self.build_images().await?)),
         };
         let network = self.network(options.nodes).await?;
         let gateway = network.gateway();
@@ -347,6 +356,7 @@ impl Work<'_> {
             self.part_identities(&nodes, &server, existing.as_ref()).await?;
             self.parts(&client, &nodes, &shared).await?;
         }
+        self.default_service_account(&client).await?;
         Ok(Cluster {
             client,
             server,
@@ -389,8 +399,10 @@ impl Work<'_> {
         Ok(network)
     }
 
-    /// Builds the registry's images on a thread, while the control plane starts.
-    async fn build_images(&self) -> tokio::task::JoinHandle<Result<Vec<Image>, ImageError>> {
+    /// Builds the registry's images on a thread, while the control plane starts; not those that an
+    /// `up` before has pushed already.
+    async fn build_images(&self) -> Result<Images, UpError> {
+        let busybox = images::find_busybox()?;
         let agnhost = match Program::Agnhost.locate(self.progress).await {
             Ok(path) => Some(path),
             Err(error) => {
@@ -399,14 +411,26 @@ impl Work<'_> {
                 None
             }
         };
-        tokio::task::spawn_blocking(move || {
-            let layer = images::busybox_layer(&images::find_busybox()?)?;
+        let programs: Vec<&Path> =
+            [Some(&busybox), agnhost.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+        let sources = images::sources(&programs)?;
+        if std::fs::read_to_string(self.pushed()).is_ok_and(|text| text == sources) {
+            return Ok(Images::Pushed);
+        }
+        let built = tokio::task::spawn_blocking(move || {
+            let layer = images::busybox_layer(&busybox)?;
             let mut built = vec![images::busybox(&layer)?, images::pause(&layer)?];
             if let Some(program) = agnhost {
                 built.push(images::agnhost(&program, &layer)?);
             }
             Ok(built)
-        })
+        });
+        Ok(Images::Built { built, sources })
+    }
+
+    /// The file that says what the images in the registry were built from.
+    fn pushed(&self) -> PathBuf {
+        self.layout.registry().join("pushed")
     }
 
     /// Starts the registry on the bridge and fills it; gives its `host:port`.
@@ -414,19 +438,20 @@ impl Work<'_> {
         &mut self,
         program: &Path,
         address: Ipv4Addr,
-        images: tokio::task::JoinHandle<Result<Vec<Image>, ImageError>>,
+        images: Images,
     ) -> Result<String, UpError> {
         let port = self.port("registry", address, None)?;
         let endpoint = format!("{address}:{port}");
         let daemon = registry::daemon(program, self.layout, address, port)?;
         let client = Registry::new(&endpoint);
         self.ensure(&daemon, || client.answers()).await?;
-        let images = images.await.map_err(|e| ImageError::Layer(std::io::Error::other(e)))??;
-        for image in images {
+        let Images::Built { built, sources } = images else { return Ok(endpoint) };
+        for image in built.await.map_err(|e| ImageError::Layer(std::io::Error::other(e)))?? {
             if client.push(&image).await? {
                 (self.progress)(&format!("pushed {}:{}", image.repository, image.tag));
             }
         }
+        write_private(&self.pushed(), sources.as_bytes())?;
         Ok(endpoint)
     }
 
@@ -544,7 +569,6 @@ impl Work<'_> {
             tokio::net::TcpStream::connect((local, manager_port)).await.is_ok()
         })
         .await?;
-        self.default_service_account(&client).await?;
         Ok((client, server))
     }
 

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: a panic is its failure")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -70,6 +70,21 @@ fn good(output: &Output) -> bool {
     true
 }
 
+/// Takes the cluster down when the test fails; on success there is nothing left to do.
+struct Guard(PathBuf);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let state_dir = self.0.clone();
+        let work = move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(down(&state_dir, |line| eprintln!("{line}"))).unwrap();
+        };
+        // Not in the test's own runtime, which may not be blocked.
+        drop(std::thread::spawn(work).join());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_and_registry_come_up_recover_and_go() {
     if !nix::unistd::Uid::effective().is_root() {
@@ -78,6 +93,7 @@ async fn nodes_and_registry_come_up_recover_and_go() {
     }
     let dir = tempfile::tempdir().unwrap();
     let options = UpOptions { state_dir: dir.path().join("state"), nodes: 2, ..UpOptions::default() };
+    let _guard = Guard(options.state_dir.clone());
     let forward_before = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
     let cluster = up(options.clone(), |line| eprintln!("{line}")).await.unwrap();
     let layout = Layout::new(std::fs::canonicalize(&options.state_dir).unwrap());
@@ -95,11 +111,13 @@ async fn nodes_and_registry_come_up_recover_and_go() {
     let target = two.address().to_string();
     let mut listen = Command::new("nsenter")
         .arg(format!("--net={}", two.netns_path().display()))
-        .args(["busybox", "nc", "-l", "-p", "7007", "-s", &target, "-e", "echo", "from two"])
+        .args(["busybox", "nc", "-l", "-p", "7007", "-e", "echo", "from two"])
         .spawn()
         .unwrap();
     // nc tells nobody that it listens, so the connection is tried until it does.
+    let mut attempts = 0..100;
     let answer = loop {
+        attempts.next().expect("nc in the other node answers");
         let out = inside(&one.netns_path(), "busybox", &["nc", "-w", "2", &target, "7007"]);
         if out.status.success() {
             break out;
@@ -170,4 +188,12 @@ async fn nodes_and_registry_come_up_recover_and_go() {
     };
     assert_eq!(Machine { forward: forward_before, ..Machine::now(network) }, nothing);
     assert!(!down(&options.state_dir, |_| ()).await.unwrap(), "a second down finds nothing");
+
+    // Who removes the directory by hand can still take the rest down.
+    up(options.clone(), |line| eprintln!("{line}")).await.unwrap();
+    std::fs::remove_dir_all(&options.state_dir).unwrap();
+    assert!(down(&options.state_dir, |line| eprintln!("{line}")).await.unwrap());
+    assert_eq!(process::marked(layout.root()).unwrap(), vec![]);
+    let left = Machine::now(network);
+    assert_eq!((left.links, left.netns, left.rules), (vec![], vec![], String::new()));
 }
