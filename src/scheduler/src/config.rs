@@ -1,6 +1,7 @@
 //! What the scheduler is told.
 
 use crate::queue::Backoff;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// The scheduler's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,11 +12,21 @@ pub struct Config {
     pub backoff: Backoff,
     /// How many bindings may be written at once.
     pub bind_lanes: usize,
+    /// Where `/livez`, `/readyz` and `/metrics` are served, without authentication; `None`: nowhere.
+    pub serve: Option<SocketAddr>,
 }
+
+/// Loopback, since nobody is asked who they are.
+pub const DEFAULT_SERVE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10351);
 
 impl Default for Config {
     fn default() -> Self {
-        Config { scheduler_names: vec!["podway".to_owned()], backoff: Backoff::default(), bind_lanes: 32 }
+        Config {
+            scheduler_names: vec![podway_api::annotations::SCHEDULER_NAME.to_owned()],
+            backoff: Backoff::default(),
+            bind_lanes: 32,
+            serve: Some(DEFAULT_SERVE),
+        }
     }
 }
 

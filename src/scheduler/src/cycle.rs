@@ -4,7 +4,7 @@
 //! node; upstream leaves both to chance, and the only parity there is, is "among the best".
 
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{Code, CycleState, Framework, PreFilterResult, Status};
+use crate::framework::{Code, CycleState, Failure, Framework, Point, PreFilterResult, Status};
 use crate::model::PodInfo;
 use podway_flow::Micros;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,38 @@ pub struct Times {
     pub filtered: Micros,
     /// Scoring ended.
     pub scored: Micros,
+}
+
+/// What the extension points of one cycle did, for metrics. It has no say in the decision.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Each point that ran, upstream's word for how it ended, and its µs.
+    pub points: Vec<(Point, &'static str, u64)>,
+    /// How often each plugin was called at a point.
+    pub evaluated: BTreeMap<(&'static str, Point), u64>,
+}
+
+impl Trace {
+    fn point(&mut self, point: Point, status: Option<Code>, micros: u64) {
+        self.points.push((point, status.map_or("Success", Code::name), micros));
+    }
+
+    fn called(&mut self, plugin: &'static str, point: Point, times: u64) {
+        if times > 0 {
+            *self.evaluated.entry((plugin, point)).or_insert(0) += times;
+        }
+    }
+}
+
+/// Why there is no decision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CycleError {
+    /// No node fits.
+    #[error(transparent)]
+    Unfit(Box<FitError>),
+    /// A plugin failed; nothing is known of the nodes.
+    #[error(transparent)]
+    Failed(Failure),
 }
 
 /// A pod has its node.
@@ -94,12 +126,6 @@ impl FitError {
     pub fn plugins(&self) -> BTreeSet<&'static str> {
         self.pre_filter.iter().chain(self.rejected.values()).map(|s| s.plugin).collect()
     }
-
-    /// True when a plugin failed rather than refused.
-    #[must_use]
-    pub fn is_error(&self) -> bool {
-        self.pre_filter.iter().chain(self.rejected.values()).any(|s| s.code == Code::Error)
-    }
 }
 
 /// `count reason, count reason`, sorted as strings, as upstream does.
@@ -117,54 +143,58 @@ pub fn counted(rejected: &BTreeMap<String, Status>) -> String {
 /// Decides. `now` is asked at the ends of the parts and has no say in the choice.
 ///
 /// # Errors
-/// [`FitError`] when no node fits.
+/// [`CycleError`] when no node fits, or when a plugin failed.
 pub fn schedule_one(
     framework: &Framework,
     snapshot: &Snapshot,
     pod: &PodInfo,
     now: &dyn Fn() -> Micros,
-) -> Result<Decision, Box<FitError>> {
+    trace: &mut Trace,
+) -> Result<Decision, CycleError> {
     let mut state = CycleState::default();
     let mut times = Times { started: now(), ..Times::default() };
-    let fail = |pre_filter, rejected, mut times: Times| {
+    let unfit = |pre_filter, rejected, mut times: Times| {
         times.filtered = now();
         let nodes = snapshot.nodes.len();
-        Err(Box::new(FitError { nodes, pre_filter, rejected, post_filter: String::new(), times }))
+        Err(CycleError::Unfit(Box::new(FitError {
+            nodes,
+            pre_filter,
+            rejected,
+            post_filter: String::new(),
+            times,
+        })))
     };
     if snapshot.nodes.is_empty() {
-        return fail(None, BTreeMap::new(), times);
+        return unfit(None, BTreeMap::new(), times);
     }
-    let (only, narrowed_by) = match pre_filter(framework, &mut state, pod, snapshot) {
+    let narrowed = pre_filter(framework, &mut state, pod, snapshot, trace);
+    let pre_filtered = now();
+    let code = narrowed.as_ref().err().map(|s| s.code);
+    trace.point(Point::PreFilter, code, pre_filtered.since(times.started));
+    let narrowed = match narrowed {
         Ok(narrowed) => narrowed,
-        Err(status) => return fail(Some(status), BTreeMap::new(), times),
+        Err(status) if status.code == Code::Error => {
+            return Err(CycleError::Failed(Failure::of(Point::PreFilter, &status)));
+        }
+        Err(status) => return unfit(Some(status), BTreeMap::new(), times),
     };
-    let mut rejected = BTreeMap::new();
-    let mut feasible: Vec<NodeState> = Vec::new();
-    for node in snapshot.nodes.iter() {
-        if only.as_ref().is_some_and(|names| !names.contains(&node.info.name)) {
-            let reason = format!("node(s) didn't satisfy plugin(s) [{}]", narrowed_by.join(" "));
-            let plugin = narrowed_by.first().copied().unwrap_or_default();
-            rejected.insert(node.info.name.clone(), Status::unresolvable(plugin, reason));
-            continue;
-        }
-        let refusal = framework
-            .filter
-            .iter()
-            .filter(|p| !state.skips_filter(p.name()))
-            .find_map(|p| p.filter(&state, pod, node).err());
-        match refusal {
-            Some(status) => {
-                rejected.insert(node.info.name.clone(), status);
-            }
-            None => feasible.push(node.clone()),
-        }
-    }
+    let filtered = filter(framework, &state, pod, snapshot, &narrowed, trace);
     times.filtered = now();
+    let code = filtered.as_ref().err().map(|s| s.code);
+    trace.point(Point::Filter, code, times.filtered.since(pre_filtered));
+    let (feasible, rejected) =
+        filtered.map_err(|status| CycleError::Failed(Failure::of(Point::Filter, &status)))?;
     if feasible.is_empty() {
-        return fail(None, rejected, times);
+        return unfit(None, rejected, times);
     }
-    let scores =
-        if feasible.len() == 1 { Vec::new() } else { score(framework, &mut state, pod, &feasible, snapshot) };
+    let mut scores = Vec::new();
+    if feasible.len() > 1 {
+        pre_score(framework, &mut state, pod, &feasible, trace);
+        let pre_scored = now();
+        trace.point(Point::PreScore, None, pre_scored.since(times.filtered));
+        scores = score(framework, &state, pod, &feasible, snapshot, trace);
+        trace.point(Point::Score, None, now().since(pre_scored));
+    }
     let node = choose(&scores, &pod.uid).unwrap_or(&feasible[0].info.name).to_owned();
     let margin = match scores.as_slice() {
         [first, second, ..] => Some(first.total - second.total),
@@ -190,11 +220,14 @@ fn pre_filter(
     state: &mut CycleState,
     pod: &PodInfo,
     snapshot: &Snapshot,
+    trace: &mut Trace,
 ) -> Result<Narrowed, Status> {
     let (mut only, mut by): Narrowed = (None, Vec::new());
     let mut refused = None;
     for plugin in &framework.pre_filter {
-        match plugin.pre_filter(state, pod, snapshot) {
+        let result = plugin.pre_filter(state, pod, snapshot);
+        trace.called(plugin.name(), Point::PreFilter, u64::from(result != Ok(PreFilterResult::Skip)));
+        match result {
             Ok(PreFilterResult::All) => {}
             Ok(PreFilterResult::Skip) => state.skip_filter(plugin.name()),
             Ok(PreFilterResult::Only(names)) => {
@@ -212,24 +245,76 @@ fn pre_filter(
     refused.map_or(Ok((only, by)), Err)
 }
 
-fn score(
+type Filtered = (Vec<NodeState>, BTreeMap<String, Status>);
+
+/// The nodes that pass, and why each other fell. A plugin that fails ends the cycle.
+fn filter(
+    framework: &Framework,
+    state: &CycleState,
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    (only, narrowed_by): &Narrowed,
+    trace: &mut Trace,
+) -> Result<Filtered, Status> {
+    let plugins: Vec<_> = framework.filter.iter().filter(|p| !state.skips_filter(p.name())).collect();
+    let mut calls = vec![0; plugins.len()];
+    let (mut feasible, mut rejected) = (Vec::new(), BTreeMap::new());
+    for node in snapshot.nodes.iter() {
+        if only.as_ref().is_some_and(|names| !names.contains(&node.info.name)) {
+            let reason = format!("node(s) didn't satisfy plugin(s) [{}]", narrowed_by.join(" "));
+            let plugin = narrowed_by.first().copied().unwrap_or_default();
+            rejected.insert(node.info.name.clone(), Status::unresolvable(plugin, reason));
+            continue;
+        }
+        let refusal = plugins.iter().zip(&mut calls).find_map(|(plugin, calls)| {
+            *calls += 1;
+            plugin.filter(state, pod, node).err()
+        });
+        match refusal {
+            Some(status) if status.code == Code::Error => return Err(status),
+            Some(status) => {
+                rejected.insert(node.info.name.clone(), status);
+            }
+            None => feasible.push(node.clone()),
+        }
+    }
+    for (plugin, calls) in plugins.iter().zip(calls) {
+        trace.called(plugin.name(), Point::Filter, calls);
+    }
+    Ok((feasible, rejected))
+}
+
+fn pre_score(
     framework: &Framework,
     state: &mut CycleState,
     pod: &PodInfo,
     feasible: &[NodeState],
-    snapshot: &Snapshot,
-) -> Vec<NodeScore> {
+    trace: &mut Trace,
+) {
     for plugin in &framework.pre_score {
-        if !plugin.pre_score(state, pod, feasible) {
+        let says = plugin.pre_score(state, pod, feasible);
+        trace.called(plugin.name(), Point::PreScore, u64::from(says));
+        if !says {
             state.skip_score(plugin.name());
         }
     }
+}
+
+fn score(
+    framework: &Framework,
+    state: &CycleState,
+    pod: &PodInfo,
+    feasible: &[NodeState],
+    snapshot: &Snapshot,
+    trace: &mut Trace,
+) -> Vec<NodeScore> {
     let mut out: Vec<NodeScore> = feasible
         .iter()
         .map(|n| NodeScore { node: n.info.name.clone(), total: 0, by_plugin: Vec::new() })
         .collect();
     for (plugin, weight) in framework.score.iter().filter(|(p, _)| !state.skips_score(p.name())) {
         let raw: Vec<i64> = feasible.iter().map(|n| plugin.score(state, pod, n, snapshot)).collect();
+        trace.called(plugin.name(), Point::Score, u64::try_from(raw.len()).unwrap_or(u64::MAX));
         let mut normal = raw.clone();
         plugin.normalize(&mut normal);
         for ((node, raw), normal) in out.iter_mut().zip(raw).zip(normal) {
@@ -275,12 +360,60 @@ mod tests {
         PodInfo { uid: "u".into(), non_zero: requests.clone(), requests, ..PodInfo::default() }
     }
 
-    fn run(nodes: Vec<NodeInfo>, pod: &PodInfo) -> Result<Decision, Box<FitError>> {
+    fn with(framework: &Framework, nodes: Vec<NodeInfo>, pod: &PodInfo) -> Result<Decision, CycleError> {
         let mut cache = Cache::default();
         for n in nodes {
             cache.set_node(Arc::new(n));
         }
-        schedule_one(&default_framework(), &cache.snapshot(), pod, &|| Micros(1))
+        schedule_one(framework, &cache.snapshot(), pod, &|| Micros(1), &mut Trace::default())
+    }
+
+    fn run(nodes: Vec<NodeInfo>, pod: &PodInfo) -> Result<Decision, Box<FitError>> {
+        with(&default_framework(), nodes, pod).map_err(|e| match e {
+            CycleError::Unfit(error) => error,
+            CycleError::Failed(failure) => panic!("{failure}"),
+        })
+    }
+
+    struct Broken;
+
+    impl crate::framework::Plugin for Broken {
+        fn name(&self) -> &'static str {
+            "Broken"
+        }
+        fn may_help(&self, _: &PodInfo, _: &crate::framework::ClusterEvent) -> bool {
+            false
+        }
+    }
+
+    impl crate::framework::Filter for Broken {
+        fn filter(&self, _: &CycleState, _: &PodInfo, _: &NodeState) -> Result<(), Status> {
+            Err(Status::error("Broken", "no such table"))
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_fails_is_no_verdict_on_the_nodes() {
+        let framework = Framework { filter: vec![Arc::new(Broken)], ..Framework::default() };
+        let error = with(&framework, vec![node("a", 1000)], &asking(1)).unwrap_err();
+        assert!(matches!(error, CycleError::Failed(_)));
+        assert_eq!(error.to_string(), "running \"Broken\" filter plugin: no such table");
+    }
+
+    #[test]
+    fn the_trace_counts_every_call_as_upstream_does() {
+        let mut cache = Cache::default();
+        for n in [node("a", 1000), node("b", 2000)] {
+            cache.set_node(Arc::new(n));
+        }
+        let mut trace = Trace::default();
+        schedule_one(&default_framework(), &cache.snapshot(), &asking(5), &|| Micros(1), &mut trace).unwrap();
+        let names: Vec<(Point, &str)> = trace.points.iter().map(|(p, s, _)| (*p, *s)).collect();
+        let all = [Point::PreFilter, Point::Filter, Point::PreScore, Point::Score];
+        assert_eq!(names, all.map(|p| (p, "Success")));
+        assert_eq!(trace.evaluated[&("NodeResourcesFit", Point::Filter)], 2);
+        assert_eq!(trace.evaluated[&("ImageLocality", Point::Score)], 2);
+        assert!(!trace.evaluated.contains_key(&("NodePorts", Point::Filter)));
     }
 
     #[test]

@@ -10,16 +10,10 @@ const NAMED_NODES: usize = 16;
 /// How many of the best are kept with their scores.
 const TOP: usize = 5;
 
-/// The document for the Binding's annotation; `bind_start` is when the POST begins.
+/// The document for the Binding's annotation.
 #[must_use]
-pub fn annotation(
-    recorder: &Recorder,
-    queued: &QueuedPod,
-    decision: &Decision,
-    bind_start: Micros,
-) -> String {
-    let records = records(recorder, queued, decision, bind_start);
-    String::from_utf8_lossy(&wire::encode(&records)).into_owned()
+pub fn annotation_of(records: &[Record]) -> String {
+    String::from_utf8_lossy(&wire::encode(records)).into_owned()
 }
 
 /// Queued, NodesFiltered, NodesScored, and Bound as begun.
@@ -55,6 +49,9 @@ pub fn records(
 
     let mut span = recorder.begin_at(Phase::NodesScored, None, times.filtered);
     span.attempt(attempt).note("chosen", &decision.node);
+    if !queued.pod.unscored.is_empty() {
+        span.note("notSupported", queued.pod.unscored.join(", "));
+    }
     if let Some(margin) = decision.margin {
         span.note("margin", margin);
     }
@@ -124,7 +121,7 @@ mod tests {
             times: Times { started: Micros(20), filtered: Micros(30), scored: Micros(45) },
         };
         let recorder = Recorder::new(Writer::Scheduler, Clock::new());
-        let text = annotation(&recorder, &queued, &decision, Micros(50));
+        let text = annotation_of(&super::records(&recorder, &queued, &decision, Micros(50)));
         let records = wire::decode(text.as_bytes()).unwrap();
         let phases: Vec<Phase> = records.iter().map(|r| r.phase).collect();
         assert_eq!(phases, [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound]);

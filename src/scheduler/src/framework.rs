@@ -25,6 +25,93 @@ pub enum Code {
     Error,
 }
 
+impl Code {
+    /// Upstream's word, a metric label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Code::Unschedulable => "Unschedulable",
+            Code::UnschedulableAndUnresolvable => "UnschedulableAndUnresolvable",
+            Code::Error => "Error",
+        }
+    }
+}
+
+/// An extension point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Point {
+    /// Once per cycle, before filtering.
+    PreFilter,
+    /// Once per node.
+    Filter,
+    /// Once per cycle, over the feasible nodes.
+    PreScore,
+    /// Once per feasible node.
+    Score,
+    /// Booked in memory.
+    Reserve,
+    /// Held or let go.
+    Permit,
+    /// Before the binding.
+    PreBind,
+    /// The binding.
+    Bind,
+    /// After the binding.
+    PostBind,
+    /// Undone.
+    Unreserve,
+}
+
+impl Point {
+    /// Upstream's name, a metric label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Point::PreFilter => "PreFilter",
+            Point::Filter => "Filter",
+            Point::PreScore => "PreScore",
+            Point::Score => "Score",
+            Point::Reserve => "Reserve",
+            Point::Permit => "Permit",
+            Point::PreBind => "PreBind",
+            Point::Bind => "Bind",
+            Point::PostBind => "PostBind",
+            Point::Unreserve => "Unreserve",
+        }
+    }
+}
+
+/// A plugin failed where it should have answered: upstream's `SchedulerError`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The plugin.
+    pub plugin: &'static str,
+    /// Where.
+    pub point: Point,
+    /// What it said.
+    pub detail: String,
+}
+
+impl Failure {
+    /// The failure that a status with [`Code::Error`] tells of.
+    #[must_use]
+    pub fn of(point: Point, status: &Status) -> Self {
+        Failure { plugin: status.plugin, point, detail: status.reasons.join(", ") }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    /// Upstream's wording (`framework/runtime/framework.go`); Filter is the odd one there.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.point {
+            Point::Filter => write!(f, "running {:?} filter plugin: {}", self.plugin, self.detail),
+            point => write!(f, "running {} plugin {:?}: {}", point.name(), self.plugin, self.detail),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
 /// A refusal: who, how, and upstream's reason strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -41,6 +128,12 @@ impl Status {
     #[must_use]
     pub fn unschedulable(plugin: &'static str, reason: impl Into<String>) -> Self {
         Status { plugin, code: Code::Unschedulable, reasons: vec![reason.into()] }
+    }
+
+    /// A failure of the plugin itself.
+    #[must_use]
+    pub fn error(plugin: &'static str, detail: impl Into<String>) -> Self {
+        Status { plugin, code: Code::Error, reasons: vec![detail.into()] }
     }
 
     /// A refusal that preemption cannot lift.
@@ -254,8 +347,11 @@ impl Framework {
         if rejecting.is_empty() || matches!(event, ClusterEvent::PodUpdate) {
             return true;
         }
-        self.filter.iter().any(|p| rejecting.contains(p.name()) && p.may_help(pod, event))
-            || self.pre_filter.iter().any(|p| rejecting.contains(p.name()) && p.may_help(pod, event))
+        let helps = |p: &dyn Plugin| rejecting.contains(p.name()) && p.may_help(pod, event);
+        self.filter.iter().any(|p| helps(p.as_ref()))
+            || self.pre_filter.iter().any(|p| helps(p.as_ref()))
+            || self.reserve.iter().any(|p| helps(p.as_ref()))
+            || self.permit.iter().any(|p| helps(p.as_ref()))
     }
 }
 

@@ -3,20 +3,27 @@
 //! A pod's path through the files: [`run`] watches and owns the state; [`queue`] holds the pods
 //! that wait; [`cache`] knows nodes and what runs or is assumed on them; [`cycle`] decides, by the
 //! [`plugins`] behind the [`framework`]'s extension points; [`explain`] turns the decision into flow
-//! records; [`bind`] writes it; [`status`] tells the pod and its events, on a lane of its own.
+//! records; `binding` takes a placed pod through Permit, `PreBind` and Bind, where [`bind`] writes it;
+//! [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
+//! shows.
 //! `model`, `framework`, `plugins`, `cycle`, `queue` and `cache` are pure: no clock, no network.
 
 pub mod bind;
+mod binding;
 pub mod cache;
+pub mod clients;
 pub mod config;
 pub mod cycle;
 pub mod explain;
 pub mod framework;
+pub mod metrics;
 pub mod model;
 pub mod plugins;
 pub mod queue;
 pub mod run;
+pub mod server;
 pub mod status;
 
+pub use clients::Clients;
 pub use config::Config;
-pub use run::{RunError, run};
+pub use run::{RunError, run, run_with};

@@ -1,6 +1,7 @@
 //! The plugins, one per file, with the formulas and reasons of Kubernetes 1.36.
 
 pub mod balanced_allocation;
+pub mod default_binder;
 pub mod image_locality;
 pub mod node_affinity;
 pub mod node_name;
@@ -13,7 +14,8 @@ pub mod unsupported;
 use crate::framework::Framework;
 use std::sync::Arc;
 
-/// The default profile: upstream's run order and weights.
+/// The default profile: upstream's run order and weights. Binding needs a client, so that its plugin
+/// is added where one is.
 #[must_use]
 pub fn default_framework() -> Framework {
     let taints = Arc::new(taint_toleration::TaintToleration);

@@ -64,6 +64,17 @@ enum Place {
     Gated,
 }
 
+impl Place {
+    fn name(self) -> &'static str {
+        match self {
+            Place::Active => "active",
+            Place::Backoff(_) => "backoff",
+            Place::Unschedulable => "unschedulable",
+            Place::Gated => "gated",
+        }
+    }
+}
+
 /// How many wait where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
@@ -85,6 +96,16 @@ pub struct Queue {
     /// By priority descending, then time, then UID.
     active: BTreeSet<(std::cmp::Reverse<i32>, Micros, String)>,
     timers: BTreeSet<(Micros, String)>,
+    /// How many came into which queue by which event, since [`Queue::take_incoming`].
+    incoming: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+/// Upstream's event labels (`framework/events.go`).
+mod came_by {
+    pub(super) const ADD: &str = "UnschedulablePodAdd";
+    pub(super) const UPDATE: &str = "UnschedulablePodUpdate";
+    pub(super) const FAILURE: &str = "ScheduleAttemptFailure";
+    pub(super) const BACKOFF: &str = "BackoffComplete";
 }
 
 impl Queue {
@@ -107,7 +128,7 @@ impl Queue {
                 rejecting: BTreeSet::new(),
                 ready_since: now,
             };
-            self.insert(queued, place);
+            self.insert(queued, place, came_by::ADD);
             return;
         };
         let same = queued.pod.decides_like(&pod);
@@ -129,7 +150,7 @@ impl Queue {
         if place == Place::Active {
             queued.ready_since = now;
         }
-        self.insert(queued, place);
+        self.insert(queued, place, came_by::UPDATE);
     }
 
     /// The pod is gone or bound.
@@ -162,7 +183,7 @@ impl Queue {
         queued.rejecting = rejecting;
         queued.failures = queued.failures.saturating_add(1);
         queued.since = now;
-        self.insert(queued, Place::Unschedulable);
+        self.insert(queued, Place::Unschedulable, came_by::FAILURE);
     }
 
     /// Something failed (a bind, a plugin): the pod waits for its backoff only.
@@ -170,7 +191,7 @@ impl Queue {
         queued.failures = queued.failures.saturating_add(1);
         queued.since = now;
         let until = Micros(now.0.saturating_add(self.backoff.after(queued.failures)));
-        self.insert(queued, Place::Backoff(until));
+        self.insert(queued, Place::Backoff(until), came_by::FAILURE);
     }
 
     /// Something happened in the cluster: wakes those whom it can help. Returns how many.
@@ -189,7 +210,7 @@ impl Queue {
                 if place == Place::Active {
                     queued.ready_since = now;
                 }
-                self.insert(queued, place);
+                self.insert(queued, place, event.label());
             }
         }
         woken.len()
@@ -233,6 +254,23 @@ impl Queue {
         out
     }
 
+    /// How many came into (queue, by event) since the last call.
+    pub fn take_incoming(&mut self) -> BTreeMap<(&'static str, &'static str), u64> {
+        std::mem::take(&mut self.incoming)
+    }
+
+    /// How many wait for an event, by the plugins that refused them and their scheduler name.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<(&'static str, String), usize> {
+        let mut out = BTreeMap::new();
+        for (queued, _) in self.pods.values() {
+            for plugin in &queued.rejecting {
+                *out.entry((*plugin, queued.pod.scheduler_name.clone())).or_insert(0) += 1;
+            }
+        }
+        out
+    }
+
     /// A woken pod still owes what is left of its backoff.
     fn woken(&self, queued: &QueuedPod, now: Micros) -> Place {
         let until = Micros(queued.since.0.saturating_add(self.backoff.after(queued.failures)));
@@ -244,15 +282,16 @@ impl Queue {
             if let Some(mut queued) = self.remove(&uid) {
                 queued.since = at;
                 queued.ready_since = at;
-                self.insert(queued, Place::Active);
+                self.insert(queued, Place::Active, came_by::BACKOFF);
             } else {
                 self.timers.remove(&(at, uid));
             }
         }
     }
 
-    fn insert(&mut self, queued: QueuedPod, place: Place) {
+    fn insert(&mut self, queued: QueuedPod, place: Place, event: &'static str) {
         let uid = queued.pod.uid.clone();
+        *self.incoming.entry((place.name(), event)).or_insert(0) += 1;
         match place {
             Place::Active => {
                 self.active.insert(active_key(&queued));
@@ -339,6 +378,11 @@ mod tests {
         assert_eq!(q.lengths().unschedulable, 1);
         q.upsert(pod("a", 7), Micros(3 * S));
         assert!(q.has_active());
+        let incoming = q.take_incoming();
+        assert_eq!(incoming[&("gated", "UnschedulablePodAdd")], 1);
+        assert_eq!(incoming[&("unschedulable", "ScheduleAttemptFailure")], 1);
+        assert_eq!(incoming[&("active", "UnschedulablePodUpdate")], 2);
+        assert!(q.take_incoming().is_empty());
     }
 
     #[test]

@@ -3,25 +3,30 @@
 //! It sleeps until something arrives or the next backoff ends; there is no tick. Nothing is
 //! decided before both lists are complete, so that no node looks emptier than it is.
 
-use crate::bind::{BindError, bind};
+use crate::binding::{self, Binder, Unbound};
 use crate::cache::Cache;
+use crate::clients::Clients;
 use crate::config::Config;
-use crate::cycle::schedule_one;
-use crate::explain::annotation;
+use crate::cycle::{CycleError, Decision, Trace, schedule_one};
+use crate::explain::{annotation_of, records};
 use crate::framework::{ClusterEvent, Framework, Placement};
+use crate::metrics::{AttemptResult, Health, Metrics};
 use crate::model::{NodeInfo, PodInfo};
-use crate::plugins::default_framework;
+use crate::plugins::{default_binder::DefaultBinder, default_framework};
 use crate::queue::{Queue, QueuedPod};
+use crate::server::{self, Probe, ServeError};
 use crate::status::{self, Notice};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use podway_flow::{Clock, Recorder, Writer};
-use std::collections::HashSet;
+use podway_api::reasons::{SCHEDULER_ERROR, UNSCHEDULABLE};
+use podway_flow::{Clock, Micros, Outcome, Recorder, Writer};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Why the scheduler ended.
@@ -30,69 +35,121 @@ pub enum RunError {
     /// A watch ended for good.
     #[error("the watch of {0} ended: start the scheduler again")]
     WatchEnded(&'static str),
+    /// Health and metrics cannot be served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
 }
 
 enum Input {
     Node(Box<watcher::Event<Node>>),
     Pod(Box<watcher::Event<Pod>>),
-    Bound(QueuedPod, String, Result<(), BindError>),
+    Bound(Box<Bound>),
     Ended(&'static str),
+}
+
+/// A binding cycle that has ended.
+struct Bound {
+    queued: QueuedPod,
+    placement: Placement,
+    /// When the attempt began.
+    started: Micros,
+    result: Result<(), Unbound>,
 }
 
 struct Scheduler {
     config: Config,
-    framework: Framework,
     cache: Cache,
     queue: Queue,
-    clock: Clock,
-    client: kube::Client,
+    binder: Binder,
+    /// The pods whose binding is under way, as last seen on the watch.
+    binding: HashMap<String, Arc<PodInfo>>,
+    cycles: JoinSet<()>,
     inputs: mpsc::UnboundedSender<Input>,
     notices: mpsc::UnboundedSender<Notice>,
-    lanes: Arc<Semaphore>,
     listed_nodes: Option<HashSet<String>>,
     listed_pods: Option<HashSet<String>>,
     synced: (bool, bool),
 }
 
-/// Runs until `shutdown`.
+/// Runs the default profile until `shutdown`. Bindings that are under way then are written to
+/// their end.
 ///
 /// # Errors
 /// [`RunError`] when it cannot go on.
-pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    clients: impl Into<Clients>,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    run_with(default_framework(), clients, config, shutdown).await
+}
+
+/// Runs with plugins of the caller's. A profile without a Bind plugin gets the default one.
+///
+/// # Errors
+/// [`RunError`] when it cannot go on.
+pub async fn run_with(
+    mut framework: Framework,
+    clients: impl Into<Clients>,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let clients = clients.into();
+    let metrics = Arc::new(Metrics::new());
+    if framework.bind.is_empty() {
+        framework.bind.push(Arc::new(DefaultBinder::new(clients.bind.clone(), metrics.clone())));
+    }
     let (inputs, mut received) = mpsc::unbounded_channel();
     let (notices, noticed) = mpsc::unbounded_channel();
+    // One question at a time is enough for a health check and a scrape.
+    let (probes, mut probed) = mpsc::channel(4);
+    // What is spawned here ends with this function, also when that is dropped.
+    let mut tasks = JoinSet::new();
+    if let Some(address) = config.serve {
+        let listener = server::listen(address).await?;
+        tasks.spawn(server::serve(listener, metrics.clone(), probes.clone()));
+    }
     let live = watcher::Config::default().fields("status.phase!=Succeeded,status.phase!=Failed");
-    let tasks = [
-        tokio::spawn(watch(
-            Api::<Node>::all(client.clone()),
-            watcher::Config::default(),
-            "nodes",
-            Input::Node,
-            inputs.clone(),
-        )),
-        tokio::spawn(watch(Api::<Pod>::all(client.clone()), live, "pods", Input::Pod, inputs.clone())),
-        tokio::spawn(status::lane(client.clone(), config.reporter().to_owned(), noticed)),
-    ];
+    tasks.spawn(watch(
+        Api::<Node>::all(clients.watch.clone()),
+        watcher::Config::default(),
+        "nodes",
+        Input::Node,
+        inputs.clone(),
+    ));
+    tasks.spawn(watch(Api::<Pod>::all(clients.watch), live, "pods", Input::Pod, inputs.clone()));
+    let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
+    let binder = Binder {
+        framework: Arc::new(framework),
+        metrics,
+        lanes: Arc::new(Semaphore::new(config.bind_lanes)),
+        clock: Clock::new(),
+    };
     let mut scheduler = Scheduler {
         queue: Queue::new(config.backoff),
-        lanes: Arc::new(Semaphore::new(config.bind_lanes)),
-        framework: default_framework(),
         cache: Cache::default(),
-        clock: Clock::new(),
         config,
-        client,
+        binder,
+        binding: HashMap::new(),
+        cycles: JoinSet::new(),
         inputs,
         notices,
         listed_nodes: None,
         listed_pods: None,
         synced: (false, false),
     };
-    let result = scheduler.run(&mut received, &shutdown).await;
-    for task in tasks {
-        task.abort();
+    let result = scheduler.run(&mut received, &mut probed, &shutdown).await;
+    scheduler.finish(&mut received).await;
+    drop(scheduler);
+    // The last events are written; a server that does not answer is not waited for.
+    if tokio::time::timeout(LAST_WRITES, lane).await.is_err() {
+        tracing::warn!("some conditions and events were not written: the API server does not answer");
     }
     result
 }
+
+/// How long a shutdown waits for what is being written.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 async fn watch<K>(
     api: Api<K>,
@@ -122,16 +179,21 @@ impl Scheduler {
     async fn run(
         &mut self,
         received: &mut mpsc::UnboundedReceiver<Input>,
+        probed: &mut mpsc::Receiver<Probe>,
         shutdown: &CancellationToken,
     ) -> Result<(), RunError> {
         loop {
             while let Ok(input) = received.try_recv() {
                 self.take(input)?;
             }
+            while let Ok(probe) = probed.try_recv() {
+                self.answer(probe);
+            }
+            while self.cycles.try_join_next().is_some() {}
             if shutdown.is_cancelled() {
                 return Ok(());
             }
-            let now = self.clock.now();
+            let now = self.binder.clock.now();
             if self.synced == (true, true)
                 && let Some(queued) = self.queue.pop(now)
             {
@@ -139,21 +201,50 @@ impl Scheduler {
                 tokio::task::yield_now().await;
                 continue;
             }
+            self.binder.metrics.incoming(self.queue.take_incoming());
             let until = self.queue.next_expiry().filter(|_| self.synced == (true, true));
             let wait = until.map(|at| Duration::from_micros(at.since(now)));
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(input) = received.recv() => self.take(input)?,
+                Some(probe) = probed.recv() => self.answer(probe),
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
         }
+    }
+
+    /// Lets bindings that are being written come to their end: what they did must be told.
+    async fn finish(&mut self, received: &mut mpsc::UnboundedReceiver<Input>) {
+        let all = async { while self.cycles.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_WRITES, all).await.is_err() {
+            tracing::warn!("a binding was not answered before the end: it may stand or not");
+        }
+        while let Ok(input) = received.try_recv() {
+            if let Input::Bound(bound) = input {
+                self.on_bound(*bound);
+            }
+        }
+    }
+
+    fn answer(&mut self, probe: Probe) {
+        self.binder.metrics.incoming(self.queue.take_incoming());
+        let health = Health {
+            nodes_synced: self.synced.0,
+            pods_synced: self.synced.1,
+            status_lane: !self.notices.is_closed(),
+            lengths: self.queue.lengths(),
+            sizes: self.cache.sizes(),
+            refused: self.queue.refused(),
+        };
+        // Who asked may have gone.
+        let _ = probe.send(health);
     }
 
     fn take(&mut self, input: Input) -> Result<(), RunError> {
         match input {
             Input::Node(event) => self.on_node(*event),
             Input::Pod(event) => self.on_pod(*event),
-            Input::Bound(queued, node, result) => self.on_bound(queued, node, result),
+            Input::Bound(bound) => self.on_bound(*bound),
             Input::Ended(what) => return Err(RunError::WatchEnded(what)),
         }
         Ok(())
@@ -195,7 +286,7 @@ impl Scheduler {
             Some(old) if old == info => return,
             Some(old) => ClusterEvent::NodeUpdate(old, info),
         };
-        self.queue.event(&self.framework, &event, self.clock.now());
+        self.queue.event(&self.binder.framework, &event, self.binder.clock.now());
     }
 
     fn on_pod(&mut self, event: watcher::Event<Pod>) {
@@ -236,11 +327,14 @@ impl Scheduler {
             self.queue.remove(&info.uid);
             self.cache.confirm(info);
         } else if self.cache.is_placed(&info.uid) {
-            // Assumed: its binding is under way and decides what comes next.
+            // Assumed: its binding is under way and decides what comes next, on what is known then.
+            if let Some(latest) = self.binding.get_mut(&info.uid) {
+                *latest = info;
+            }
         } else if info.deleting {
             self.queue.remove(&info.uid);
         } else if self.config.owns(&info.scheduler_name) {
-            self.queue.upsert(info, self.clock.now());
+            self.queue.upsert(info, self.binder.clock.now());
         }
     }
 
@@ -248,50 +342,112 @@ impl Scheduler {
         self.queue.remove(uid);
         if let Some(pod) = self.cache.remove_pod(uid) {
             let event = ClusterEvent::AssignedPodDelete(pod);
-            self.queue.event(&self.framework, &event, self.clock.now());
+            self.queue.event(&self.binder.framework, &event, self.binder.clock.now());
         }
     }
 
     fn schedule(&mut self, queued: QueuedPod) {
-        let snapshot = self.cache.snapshot();
-        let clock = self.clock;
-        let decision = match schedule_one(&self.framework, &snapshot, &queued.pod, &|| clock.now()) {
+        let (clock, metrics) = (self.binder.clock, self.binder.metrics.clone());
+        let (snapshot, mut trace) = (self.cache.snapshot(), Trace::default());
+        let started = clock.now();
+        let result =
+            schedule_one(&self.binder.framework, &snapshot, &queued.pod, &|| clock.now(), &mut trace);
+        metrics.trace(&trace, &queued.pod.scheduler_name);
+        let decision = match result {
             Ok(decision) => decision,
-            Err(error) => {
-                self.notify(Notice::Failed(queued.pod.clone(), "Unschedulable", error.message()));
-                self.queue.unschedulable(queued, error.plugins(), clock.now());
-                return;
+            Err(CycleError::Unfit(error)) => {
+                let unfit = (error.message(), error.plugins());
+                return self.unschedulable(queued, unfit, started);
             }
+            Err(CycleError::Failed(failure)) => return self.failed(queued, failure.to_string(), started),
         };
+        let placement = Placement { pod: queued.pod.clone(), node: decision.node.clone(), annotation: None };
         self.cache.assume(queued.pod.clone(), &decision.node);
-        let (client, lanes, inputs) = (self.client.clone(), self.lanes.clone(), self.inputs.clone());
-        tokio::spawn(async move {
-            let _permit = lanes.acquire_owned().await;
-            let recorder = Recorder::new(Writer::Scheduler, clock);
-            let document = annotation(&recorder, &queued, &decision, clock.now());
-            let placement = Placement {
-                pod: queued.pod.clone(),
-                node: decision.node.clone(),
-                annotation: Some(document),
-            };
-            let result = bind(&client, &placement).await;
+        if let Err(unbound) = binding::reserve(&self.binder, &placement) {
+            self.cache.remove_pod(&queued.pod.uid);
+            return self.unbound(queued, &unbound, started);
+        }
+        self.bind(queued, placement, decision, started);
+    }
+
+    /// Starts the binding cycle; its end comes back as an input.
+    fn bind(&mut self, queued: QueuedPod, mut placement: Placement, decision: Decision, started: Micros) {
+        self.binding.insert(queued.pod.uid.clone(), queued.pod.clone());
+        let (binder, inputs) = (self.binder.clone(), self.inputs.clone());
+        self.cycles.spawn(async move {
+            binder.metrics.binding_tasks(1);
+            let recorder = Recorder::new(Writer::Scheduler, binder.clock);
+            let mut made = Vec::new();
+            let result = binding::cycle(&binder, &mut placement, || {
+                made = records(&recorder, &queued, &decision, binder.clock.now());
+                annotation_of(&made)
+            })
+            .await;
+            if let Some(bound) = made.last_mut() {
+                bound.end = Some(binder.clock.now());
+                bound.outcome = if result.is_ok() { Outcome::Succeeded } else { Outcome::Failed };
+            }
+            binder.metrics.records(&made);
+            binder.metrics.binding_tasks(-1);
             // The receiver gone means that the loop has ended.
-            let _ = inputs.send(Input::Bound(queued, decision.node, result));
+            let _ = inputs.send(Input::Bound(Box::new(Bound { queued, placement, started, result })));
         });
     }
 
-    fn on_bound(&mut self, queued: QueuedPod, node: String, result: Result<(), BindError>) {
-        let Err(error) = result else {
-            return self.notify(Notice::Scheduled(queued.pod, node));
+    fn on_bound(&mut self, bound: Bound) {
+        let Bound { mut queued, placement, started, result } = bound;
+        let latest = self.binding.remove(&queued.pod.uid);
+        let Err(unbound) = result else {
+            let (now, metrics) = (self.binder.clock.now(), &self.binder.metrics);
+            metrics.attempt(AttemptResult::Scheduled, &queued.pod.scheduler_name, now.since(started));
+            metrics.scheduled(queued.attempts, now.since(queued.added));
+            return self.notify(Notice::Scheduled(queued.pod, placement.node));
         };
+        binding::unreserve(&self.binder, &placement);
         if !self.cache.is_assumed(&queued.pod.uid) {
             // Deleted meanwhile, or bound by another and seen so on the watch.
             return;
         }
-        let detail = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         self.remove_pod(&queued.pod.uid);
-        self.notify(Notice::Failed(queued.pod.clone(), "SchedulerError", format!("{error}: {detail}")));
-        self.queue.failed(queued, self.clock.now());
+        if let Some(latest) = latest {
+            queued.pod = latest;
+        }
+        if !queued.pod.deleting {
+            self.unbound(queued, &unbound, started);
+        }
+    }
+
+    fn unbound(&mut self, queued: QueuedPod, unbound: &Unbound, started: Micros) {
+        match unbound {
+            Unbound::Refused(status) => {
+                let refused = (unbound.message(), BTreeSet::from([status.plugin]));
+                self.unschedulable(queued, refused, started);
+            }
+            Unbound::Failed(_) => self.failed(queued, unbound.message(), started),
+        }
+    }
+
+    /// The pod waits for an event that may help.
+    fn unschedulable(
+        &mut self,
+        queued: QueuedPod,
+        (message, plugins): (String, BTreeSet<&'static str>),
+        started: Micros,
+    ) {
+        let now = self.binder.clock.now();
+        let (scheduler, took) = (&queued.pod.scheduler_name, now.since(started));
+        self.binder.metrics.attempt(AttemptResult::Unschedulable, scheduler, took);
+        self.notify(Notice::Failed(queued.pod.clone(), UNSCHEDULABLE, message));
+        self.queue.unschedulable(queued, plugins, now);
+    }
+
+    /// The pod waits for its backoff.
+    fn failed(&mut self, queued: QueuedPod, message: String, started: Micros) {
+        let now = self.binder.clock.now();
+        let (scheduler, took) = (&queued.pod.scheduler_name, now.since(started));
+        self.binder.metrics.attempt(AttemptResult::Error, scheduler, took);
+        self.notify(Notice::Failed(queued.pod.clone(), SCHEDULER_ERROR, message));
+        self.queue.failed(queued, now);
     }
 
     fn notify(&self, notice: Notice) {

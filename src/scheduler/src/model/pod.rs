@@ -114,6 +114,8 @@ pub struct PodInfo {
     pub tolerations: Vec<Toleration>,
     /// What of the spec this scheduler does not honour yet, by field name; such a pod is refused.
     pub unsupported: Vec<&'static str>,
+    /// Wishes of the spec that no plugin scores yet; the pod is placed and its record says so.
+    pub unscored: Vec<&'static str>,
     /// PodScheduled as last seen.
     pub condition: Option<ScheduledCondition>,
 }
@@ -164,6 +166,7 @@ impl PodInfo {
             preferred_terms,
             tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
             unsupported: unsupported(spec),
+            unscored: unscored(spec),
             condition: condition(pod),
         })
     }
@@ -226,6 +229,28 @@ fn unsupported(spec: &v1::PodSpec) -> Vec<&'static str> {
     }
     if spec.volumes.iter().flatten().any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some()) {
         out.push("volumes.persistentVolumeClaim");
+    }
+    out
+}
+
+/// Wishes whose scoring is not built yet. They may not hold a pod back, and may not vanish either.
+fn unscored(spec: &v1::PodSpec) -> Vec<&'static str> {
+    let mut out = Vec::new();
+    let affinity = spec.affinity.as_ref();
+    if affinity
+        .and_then(|a| a.pod_affinity.as_ref())
+        .is_some_and(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten().count() > 0)
+    {
+        out.push("podAffinity.preferredDuringSchedulingIgnoredDuringExecution");
+    }
+    if affinity
+        .and_then(|a| a.pod_anti_affinity.as_ref())
+        .is_some_and(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten().count() > 0)
+    {
+        out.push("podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution");
+    }
+    if spec.topology_spread_constraints.iter().flatten().any(|c| c.when_unsatisfiable == "ScheduleAnyway") {
+        out.push("topologySpreadConstraints with ScheduleAnyway");
     }
     out
 }

@@ -10,13 +10,19 @@ pub struct NodeUnschedulable;
 
 const REASON: &str = "node(s) were unschedulable";
 
+/// The taint by which the node controller repeats a cordon.
+const TAINT: &str = "node.kubernetes.io/unschedulable";
+
 fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let cordon = Taint {
-        key: "node.kubernetes.io/unschedulable".into(),
-        value: String::new(),
-        effect: Effect::NoSchedule,
-    };
+    let cordon = Taint { key: TAINT.into(), value: String::new(), effect: Effect::NoSchedule };
     !node.unschedulable || pod.tolerations.iter().any(|t| t.tolerates(&cordon))
+}
+
+/// The cordon is over and its taint too. The controller takes the taint away a moment after the
+/// cordon ends; a pod that is woken between the two only fails again and owes a longer backoff.
+fn open(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let tainted = node.taints.iter().any(|t| t.key == TAINT && t.effect == Effect::NoSchedule);
+    accepts(pod, &NodeInfo { unschedulable: node.unschedulable || tainted, ..NodeInfo::default() })
 }
 
 impl Plugin for NodeUnschedulable {
@@ -26,8 +32,8 @@ impl Plugin for NodeUnschedulable {
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
-            ClusterEvent::NodeAdd(new) => accepts(pod, new),
-            ClusterEvent::NodeUpdate(old, new) => accepts(pod, new) && !accepts(pod, old),
+            ClusterEvent::NodeAdd(new) => open(pod, new),
+            ClusterEvent::NodeUpdate(old, new) => open(pod, new) && !open(pod, old),
             ClusterEvent::AssignedPodDelete(_) => false,
             ClusterEvent::PodUpdate => true,
         }
@@ -66,7 +72,13 @@ mod tests {
             .unwrap_err();
         assert_eq!(refusal, Status::unresolvable("NodeUnschedulable", "node(s) were unschedulable"));
         let uncordon = ClusterEvent::NodeUpdate(Arc::new(cordoned.clone()), Arc::new(open.clone()));
-        let nothing = ClusterEvent::NodeUpdate(Arc::new(cordoned.clone()), Arc::new(cordoned));
+        let nothing = ClusterEvent::NodeUpdate(Arc::new(cordoned.clone()), Arc::new(cordoned.clone()));
+        let taint = Taint { key: TAINT.into(), value: String::new(), effect: Effect::NoSchedule };
+        let tainted = NodeInfo { taints: vec![taint], ..open.clone() };
+        let half = ClusterEvent::NodeUpdate(Arc::new(cordoned), Arc::new(tainted.clone()));
+        let rest = ClusterEvent::NodeUpdate(Arc::new(tainted), Arc::new(open));
+        assert!(!NodeUnschedulable.may_help(&plain, &half), "its taint is still there");
+        assert!(NodeUnschedulable.may_help(&plain, &rest));
         assert!(NodeUnschedulable.may_help(&plain, &uncordon));
         assert!(!NodeUnschedulable.may_help(&plain, &nothing));
     }

@@ -1,0 +1,415 @@
+//! The scheduler on a real control plane, as its own user with its own rights; nodes are bare
+//! objects. One control plane for all, since it takes seconds to come up.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test: a panic is its failure")]
+
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Client, ResourceExt as _};
+use podway_cluster::{Cluster, UpOptions, down, up};
+use podway_flow::{Outcome, Phase, Record, wire};
+use podway_scheduler::framework::{ClusterEvent, Permit, Placement, Plugin, Status};
+use podway_scheduler::model::PodInfo;
+use podway_scheduler::plugins::default_framework;
+use podway_scheduler::{Clients, Config, RunError, run_with};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Holds pods labelled `hold` until it is given a permit for each.
+struct Hold(Semaphore, Semaphore);
+
+impl Plugin for Hold {
+    fn name(&self) -> &'static str {
+        "Hold"
+    }
+    fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
+        false
+    }
+}
+
+impl Permit for Hold {
+    fn permit<'a>(&'a self, placement: &'a Placement) -> BoxFuture<'a, Result<(), Status>> {
+        async move {
+            if placement.pod.labels.contains_key("hold") {
+                self.0.add_permits(1);
+                self.1.acquire().await.unwrap().forget();
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+/// A scheduler that runs.
+struct Scheduler {
+    token: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+    address: SocketAddr,
+    hold: Arc<Hold>,
+}
+
+impl Scheduler {
+    async fn start(cluster: &Cluster) -> Self {
+        let file = Kubeconfig::read_from(cluster.layout.admin_kubeconfig()).unwrap();
+        let mut config =
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+        // Its rights are those of manifests/rbac.yaml and no more.
+        config.auth_info.impersonate = Some("system:podway-scheduler".to_owned());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let hold = Arc::new(Hold(Semaphore::new(0), Semaphore::new(0)));
+        let mut framework = default_framework();
+        framework.permit.push(hold.clone());
+        let token = CancellationToken::new();
+        let task = tokio::spawn(run_with(
+            framework,
+            Clients::connect(&config).unwrap(),
+            Config { serve: Some(free), ..Config::default() },
+            token.clone(),
+        ));
+        Scheduler { token, task, address: free, hold }
+    }
+
+    async fn stop(self) {
+        self.token.cancel();
+        tokio::time::timeout(LIMIT, self.task).await.expect("it ends when told").unwrap().unwrap();
+    }
+
+    /// The status line's code and the body.
+    async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let code = text.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    async fn metric(&self, sample: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let line =
+            text.lines().find_map(|l| l.strip_prefix(sample)).unwrap_or_else(|| panic!("{sample}: {text}"));
+        line.trim().parse().unwrap()
+    }
+}
+
+struct Live {
+    cluster: Cluster,
+    client: Client,
+}
+
+impl Live {
+    fn pods(&self) -> Api<Pod> {
+        Api::default_namespaced(self.client.clone())
+    }
+
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    /// The first object that the watch shows as wanted.
+    async fn until<K>(&self, api: Api<K>, fields: String, what: &str, wanted: impl Fn(&K) -> bool) -> K
+    where
+        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    {
+        let config = watcher::Config::default().fields(&fields);
+        let mut seen = None;
+        let found = async {
+            let mut stream = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
+            while let Some(object) = stream.next().await {
+                let Ok(object) = object else { continue };
+                if wanted(&object) {
+                    return Some(object);
+                }
+                seen = Some(object);
+            }
+            None
+        };
+        match tokio::time::timeout(LIMIT, found).await {
+            Ok(Some(object)) => object,
+            _ => panic!("{what} ({fields}) did not come; last seen: {seen:?}"),
+        }
+    }
+
+    async fn node(&self, name: &str, cpu: &str) {
+        let object = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+        self.nodes().create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let status = json!({"status": {
+            "capacity": {"cpu": cpu, "memory": "8Gi", "pods": "110"},
+            "allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady",
+                "message": "", "lastHeartbeatTime": now, "lastTransitionTime": now}]}});
+        self.nodes().patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await.unwrap();
+        self.until(self.nodes(), format!("metadata.name={name}"), "the node free of taints", |n| {
+            n.spec.as_ref().is_none_or(|s| s.taints.iter().flatten().count() == 0)
+        })
+        .await;
+    }
+
+    async fn cordon(&self, name: &str, on: bool) {
+        let patch = json!({"spec": {"unschedulable": on}});
+        self.nodes().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    async fn pod(&self, name: &str, cpu: &str, more: serde_json::Value) -> Pod {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"schedulerName": "podway", "containers": [{
+                "name": "c", "image": "none", "resources": {"requests": {"cpu": cpu}}}]}});
+        for (key, value) in more["spec"].as_object().into_iter().flatten() {
+            object["spec"][key] = value.clone();
+        }
+        object["metadata"]["labels"] = more["labels"].clone();
+        let pod = serde_json::from_value(object).unwrap();
+        self.pods().create(&PostParams::default(), &pod).await.unwrap()
+    }
+
+    async fn bound(&self, name: &str) -> Pod {
+        self.until(self.pods(), format!("metadata.name={name}"), "the binding", |p| !node_of(p).is_empty())
+            .await
+    }
+
+    async fn refused(&self, name: &str) -> (String, String, Option<i64>) {
+        let pod = self
+            .until(self.pods(), format!("metadata.name={name}"), "the refusal", |p| {
+                scheduled(p).is_some_and(|c| c.status == "False")
+            })
+            .await;
+        let condition = scheduled(&pod).unwrap();
+        (
+            condition.reason.clone().unwrap_or_default(),
+            condition.message.clone().unwrap_or_default(),
+            condition.observed_generation,
+        )
+    }
+
+    async fn event(&self, pod: &Pod, reason: &str) -> Event {
+        let events: Api<Event> = Api::default_namespaced(self.client.clone());
+        let uid = pod.uid();
+        self.until(events, format!("reason={reason}"), "the event", |e| {
+            e.regarding.as_ref().is_some_and(|r| r.uid == uid)
+        })
+        .await
+    }
+
+    async fn delete(&self, name: &str) {
+        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        self.pods().delete(name, &now).await.unwrap();
+    }
+
+    async fn bind_elsewhere(&self, name: &str, node: &str) {
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"kind": "Node", "name": node}});
+        let body = serde_json::from_value::<k8s_openapi::api::core::v1::Binding>(binding).unwrap();
+        let _: serde_json::Value =
+            self.pods().create_subresource("binding", name, &PostParams::default(), &body).await.unwrap();
+    }
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
+}
+
+fn scheduled(pod: &Pod) -> Option<&k8s_openapi::api::core::v1::PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == "PodScheduled")
+}
+
+fn records(pod: &Pod) -> Vec<Record> {
+    wire::decode(pod.annotations()[wire::SCHEDULING_ANNOTATION].as_bytes()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scheduler_on_a_real_control_plane() {
+    let dir = tempfile::tempdir().unwrap();
+    let state_dir = dir.path().join("state");
+    let options =
+        UpOptions { state_dir: state_dir.clone(), control_plane_only: true, ..UpOptions::default() };
+    let cluster = up(options, |line| eprintln!("{line}")).await.unwrap();
+    let live = Live { client: cluster.client.clone(), cluster };
+    let result = AssertUnwindSafe(all(&live)).catch_unwind().await;
+    assert!(down(&state_dir, |line| eprintln!("{line}")).await.unwrap());
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn all(live: &Live) {
+    let scheduler = Scheduler::start(&live.cluster).await;
+    live.node("n1", "4").await;
+    a_pod_is_bound_and_the_decision_lands_on_it(live, &scheduler).await;
+    live.node("n2", "1").await;
+    a_refusal_has_upstreams_words_and_an_uncordon_wakes(live).await;
+    a_conflict_is_survived(live, &scheduler).await;
+    a_pod_of_the_same_name_is_another_pod(live, &scheduler).await;
+    wishes_that_nobody_scores_are_told(live).await;
+    health_and_metrics(&scheduler).await;
+    let scheduler = a_restart_loses_nothing(live, scheduler).await;
+    fifty_at_once(live).await;
+    scheduler.stop().await;
+}
+
+async fn a_pod_is_bound_and_the_decision_lands_on_it(live: &Live, scheduler: &Scheduler) {
+    let start = Instant::now();
+    live.pod("first", "100m", json!({})).await;
+    let pod = live.bound("first").await;
+    eprintln!("created -> seen bound: {:?}", start.elapsed());
+    assert_eq!(node_of(&pod), "n1");
+    assert_eq!(scheduled(&pod).unwrap().status, "True");
+    let records = records(&pod);
+    let phases: Vec<Phase> = records.iter().map(|r| r.phase).collect();
+    assert_eq!(phases, [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound]);
+    assert_eq!(records[1].evidence["feasible"], "1");
+    assert_eq!((records[2].outcome, records[2].reason.as_str()), (Outcome::Skipped, "OneFeasible"));
+    assert_eq!(records[3].evidence["node"], "n1");
+    let event = live.event(&pod, "Scheduled").await;
+    assert_eq!(event.note.as_deref(), Some("Successfully assigned default/first to n1"));
+    assert_eq!(event.action.as_deref(), Some("Binding"));
+    assert_eq!(event.reporting_controller.as_deref(), Some("podway"));
+    assert_eq!(scheduler.get("/readyz").await.0, 200);
+}
+
+async fn a_refusal_has_upstreams_words_and_an_uncordon_wakes(live: &Live) {
+    live.cordon("n1", true).await;
+    live.until(live.nodes(), "metadata.name=n1".into(), "the cordon's taint", |n| {
+        n.spec.as_ref().is_some_and(|s| s.taints.iter().flatten().count() == 1)
+    })
+    .await;
+    let pod = live.pod("big", "3", json!({})).await;
+    let expected = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable.";
+    assert_eq!(live.refused("big").await, ("Unschedulable".into(), expected.into(), Some(1)));
+    let event = live.event(&pod, "FailedScheduling").await;
+    assert_eq!((event.note.as_deref(), event.type_.as_deref()), (Some(expected), Some("Warning")));
+    // The first failure costs a backoff of one second; the wake counts once that is over.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let bound = async {
+        live.bound("big").await;
+        Instant::now()
+    };
+    let opened = async {
+        live.cordon("n1", false).await;
+        live.until(live.nodes(), "metadata.name=n1".into(), "the end of the taint", |n| {
+            n.spec.as_ref().is_some_and(|s| s.taints.is_none() && s.unschedulable.is_none())
+        })
+        .await;
+        Instant::now()
+    };
+    let start = Instant::now();
+    let (bound, opened) = tokio::join!(bound, opened);
+    let woke = bound.saturating_duration_since(opened);
+    eprintln!("uncordon -> bound: {:?}, of which after the taint went: {woke:?}", bound - start);
+    assert!(woke < Duration::from_millis(100), "woken {woke:?} after the node opened");
+    live.delete("big").await;
+}
+
+async fn a_conflict_is_survived(live: &Live, scheduler: &Scheduler) {
+    live.pod(
+        "taken",
+        "100m",
+        json!({"labels": {"hold": "y"}, "spec": {"nodeSelector": {"kubernetes.io/hostname": "n1"}}}),
+    )
+    .await;
+    scheduler.hold.0.acquire().await.unwrap().forget();
+    live.bind_elsewhere("taken", "n2").await;
+    scheduler.hold.1.add_permits(1);
+    // Another one shows that the loop is well, and that what was assumed has been given back.
+    live.pod("after", "100m", json!({})).await;
+    live.bound("after").await;
+    let taken = live.bound("taken").await;
+    assert_eq!(node_of(&taken), "n2");
+    assert_eq!(scheduler.metric("podway_scheduler_bind_conflicts_total ").await, 1.0);
+    assert_eq!(scheduler.metric("scheduler_cache_size{type=\"pods\"} ").await, 3.0);
+    assert_eq!(scheduler.metric("scheduler_cache_size{type=\"assumed_pods\"} ").await, 0.0);
+    live.delete("taken").await;
+    live.delete("after").await;
+}
+
+async fn a_pod_of_the_same_name_is_another_pod(live: &Live, scheduler: &Scheduler) {
+    let first = live.pod("twin", "100m", json!({"labels": {"hold": "y"}})).await;
+    scheduler.hold.0.acquire().await.unwrap().forget();
+    live.delete("twin").await;
+    let second = live.pod("twin", "100m", json!({})).await;
+    scheduler.hold.1.add_permits(1);
+    let bound = live.bound("twin").await;
+    assert_ne!(first.uid(), second.uid());
+    assert_eq!(bound.uid(), second.uid());
+    assert_eq!(live.event(&second, "Scheduled").await.reason.as_deref(), Some("Scheduled"));
+    live.delete("twin").await;
+}
+
+async fn wishes_that_nobody_scores_are_told(live: &Live) {
+    let spec = json!({"spec": {"affinity": {"podAntiAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {
+            "topologyKey": "kubernetes.io/hostname", "labelSelector": {}}}]}}}});
+    live.pod("wish", "100m", spec).await;
+    let pod = live.bound("wish").await;
+    let scored = records(&pod).into_iter().find(|r| r.phase == Phase::NodesScored).unwrap();
+    assert_eq!(
+        scored.evidence["notSupported"],
+        "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution"
+    );
+    live.delete("wish").await;
+}
+
+async fn health_and_metrics(scheduler: &Scheduler) {
+    let (code, body) = scheduler.get("/livez").await;
+    assert_eq!((code, body.as_str()), (200, "[+]loop ok\n[+]status-lane ok\n"));
+    let attempts = "scheduler_schedule_attempts_total{result=\"scheduled\",profile=\"podway\"} ";
+    assert!(scheduler.metric(attempts).await >= 4.0);
+    let refusals = "scheduler_schedule_attempts_total{result=\"unschedulable\",profile=\"podway\"} ";
+    assert_eq!(scheduler.metric(refusals).await, 1.0);
+    let bound = "podway_pod_phase_duration_seconds_count{phase=\"Bound\",result=\"succeeded\"} ";
+    assert!(scheduler.metric(bound).await >= 4.0);
+}
+
+async fn a_restart_loses_nothing(live: &Live, scheduler: Scheduler) -> Scheduler {
+    live.pod("before", "3", json!({})).await;
+    let before = live.bound("before").await;
+    scheduler.stop().await;
+    live.pod("meanwhile", "100m", json!({})).await;
+    live.pod("too-much", "3", json!({})).await;
+    let scheduler = Scheduler::start(&live.cluster).await;
+    live.bound("meanwhile").await;
+    let (reason, message, _) = live.refused("too-much").await;
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("Unschedulable", "0/2 nodes are available: 2 Insufficient cpu.")
+    );
+    let again = live.pods().get("before").await.unwrap();
+    assert_eq!(records(&again), records(&before), "bound once");
+    // Room that comes free wakes the one that waits for it.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let start = Instant::now();
+    live.delete("before").await;
+    live.bound("too-much").await;
+    eprintln!("room free -> bound: {:?}", start.elapsed());
+    live.delete("too-much").await;
+    live.delete("meanwhile").await;
+    scheduler
+}
+
+async fn fifty_at_once(live: &Live) {
+    let start = Instant::now();
+    let all = futures::future::join_all((0..50).map(|i| async move {
+        let name = format!("burst-{i}");
+        live.pod(&name, "10m", json!({})).await;
+        live.bound(&name).await
+    }))
+    .await;
+    eprintln!("50 created and bound: {:?}", start.elapsed());
+    assert!(all.iter().any(|p| node_of(p) == "n1") && all.iter().any(|p| node_of(p) == "n2"));
+}
