@@ -16,10 +16,12 @@ pub const SCHEDULER: &str = "podway-scheduler";
 /// The user that the scheduler is.
 pub const SCHEDULER_USER: &str = "system:podway-scheduler";
 
-/// `podway scheduler` under its own identity.
-pub fn scheduler(podway: &Path, layout: &Layout) -> Daemon {
+/// `podway scheduler` under its own identity, with health and metrics on a loopback port.
+pub fn scheduler(podway: &Path, layout: &Layout, port: u16) -> Daemon {
     let kubeconfig = layout.kubeconfig(SCHEDULER).display().to_string();
-    Daemon::new(SCHEDULER, podway, vec!["scheduler".to_owned(), "--kubeconfig".to_owned(), kubeconfig])
+    let serve = format!("127.0.0.1:{port}");
+    let args = ["scheduler", "--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve];
+    Daemon::new(SCHEDULER, podway, args.map(str::to_owned).to_vec())
 }
 
 /// One node: its place in the network and in the state directory.

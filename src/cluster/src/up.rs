@@ -496,7 +496,11 @@ impl Work<'_> {
     /// Starts scheduler, runtimes and agents, and waits until every node is Ready.
     async fn parts(&mut self, client: &Client, nodes: &[NodeParts], shared: &Shared) -> Result<(), UpError> {
         let running = || async { true };
-        self.ensure(&parts::scheduler(&shared.podway, self.layout), running).await?;
+        let local = Ipv4Addr::LOCALHOST;
+        let port = self.port(parts::SCHEDULER, local, Some(10351))?;
+        let daemon = parts::scheduler(&shared.podway, self.layout, port);
+        self.ensure(&daemon, || async { tokio::net::TcpStream::connect((local, port)).await.is_ok() })
+            .await?;
         for node in nodes {
             let socket = node.socket();
             let daemon = node.runtime(shared)?;
