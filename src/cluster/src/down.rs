@@ -156,7 +156,7 @@ fn orphan(layout: &Layout) -> Result<Option<State>, DownError> {
         source,
     })?;
     let left = slot.is_some() || !marked.is_empty();
-    Ok(left.then(|| State { slot, nodes: MAX_NODES, ..State::default() }))
+    Ok(left.then(|| State { slot, nodes: MAX_NODES, shared_netns: true, ..State::default() }))
 }
 
 /// Ends and removes one node: its daemons, what runs on it, its mounts, its namespace.
@@ -196,6 +196,9 @@ async fn unnetwork(network: Network, layout: &Layout, state: &State) -> Result<(
     failures.keep(nodes::remove_bridge(network, layout.root()).await);
     if state.forwarding_was_off && !nodes::any_bridge() {
         failures.keep(firewall::forward(false));
+    }
+    if state.shared_netns {
+        failures.keep(nodes::unshare_netns());
     }
     failures.into_result()
 }

@@ -40,7 +40,9 @@ type Rule = (&'static str, &'static str, Vec<String>);
 fn rules(network: Network, api_port: Option<u16>) -> Vec<Rule> {
     let bridge = network.bridge();
     let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let out = |source| words(format!("-s {source} ! -o {bridge} -j MASQUERADE"));
+    // The host's own connections to its address on the bridge go by the loopback: not those.
+    let nodes = network.subnet();
+    let out = |source| words(format!("-s {source} ! -d {nodes} ! -o {bridge} -j MASQUERADE"));
     let mut rules = vec![
         ("nat", "POSTROUTING", out(network.subnet())),
         ("nat", "POSTROUTING", out(network.pods())),

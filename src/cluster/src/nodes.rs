@@ -123,15 +123,47 @@ pub(crate) fn find(root: &Path) -> Option<Network> {
     (0..SLOTS).filter_map(Network::new).find(ours)
 }
 
+const NETNS: &str = "/run/netns";
+
 /// Held while slots are looked at and taken; two clusters must not take the same.
 pub(crate) async fn lock() -> Result<fs::File, NodesError> {
-    let path = Path::new("/run/netns");
-    fs::create_dir_all(path).map_err(step("create /run/netns"))?;
-    let file = fs::File::open(path).map_err(step("open /run/netns"))?;
+    fs::create_dir_all(NETNS).map_err(step("create /run/netns"))?;
+    let file = fs::File::open(NETNS).map_err(step("open /run/netns"))?;
     tokio::task::spawn_blocking(move || file.lock().map(|()| file))
         .await
         .map_err(|e| step("lock /run/netns")(io::Error::other(e)))?
         .map_err(step("lock /run/netns"))
+}
+
+/// Makes /run/netns a shared mount, as `ip netns` does and wants it: where it is none, a later `ip
+/// netns add` would mount it over itself, and our namespaces below could not be unmounted any more.
+/// Says whether it was made here.
+pub(crate) fn share() -> Result<bool, NodesError> {
+    let shared =
+        || mount(None::<&str>, NETNS, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    match shared() {
+        Ok(()) => return Ok(false),
+        // Not a mount yet.
+        Err(nix::errno::Errno::EINVAL) => {}
+        Err(e) => return Err(step("share /run/netns")(e)),
+    }
+    mount(Some(NETNS), NETNS, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(step("mount /run/netns"))?;
+    shared().map_err(step("share /run/netns"))?;
+    Ok(true)
+}
+
+/// Undoes [`share`], unless somebody has a namespace in it.
+pub(crate) fn unshare_netns() -> Result<(), NodesError> {
+    let empty = fs::read_dir(NETNS).is_ok_and(|mut d| d.next().is_none());
+    if !empty {
+        return Ok(());
+    }
+    match umount2(NETNS, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // Not a mount (any more).
+        Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(()),
+        Err(e) => Err(step("unmount /run/netns")(e)),
+    }
 }
 
 /// The network of the cluster in `root`: that of `recorded`, else the first that nobody has. The

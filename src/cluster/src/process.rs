@@ -161,6 +161,16 @@ pub fn alive(record: &ProcessRecord) -> bool {
         && stat(record.pid).is_some_and(|s| s.start == record.start && !s.ended)
 }
 
+/// Whether the process is in the network namespace that its daemon belongs in: one that was pinned
+/// anew is another, whatever its path.
+pub(crate) fn in_place(record: &ProcessRecord, daemon: &Daemon) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(netns) = &daemon.netns else { return true };
+    let number = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    let own = number(Path::new(&format!("/proc/{}/ns/net", record.pid)));
+    own.is_some() && own == number(netns)
+}
+
 /// A handle on exactly the recorded process; `None` if it has ended.
 fn open(pid: i32, start: u64) -> Result<Option<OwnedFd>, ProcessError> {
     let Some(raw) = Pid::from_raw(pid) else { return Ok(None) };

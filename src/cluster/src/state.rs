@@ -29,6 +29,9 @@ pub struct State {
     /// Whether the host did not forward packets before we had it do so.
     #[serde(default)]
     pub forwarding_was_off: bool,
+    /// Whether we made /run/netns a mount.
+    #[serde(default)]
+    pub shared_netns: bool,
     /// The kubeconfig of the cluster that was there already, where the control plane is not ours.
     #[serde(default)]
     pub existing: Option<std::path::PathBuf>,

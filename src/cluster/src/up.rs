@@ -384,6 +384,10 @@ impl Work<'_> {
         self.state.nodes = before.max(count);
         self.state.forwarding_was_off |= !firewall::forwards();
         self.state.save(self.layout)?;
+        if nodes::share()? {
+            self.state.shared_netns = true;
+            self.state.save(self.layout)?;
+        }
         nodes::bridge(network, self.layout.root()).await?;
         firewall::forward(true)?;
         for index in count..before {
@@ -638,7 +642,7 @@ impl Work<'_> {
                 .map_err(|source| ProcessError::Kernel { what: "list", pid: 0, source })?;
         }
         let record = match running {
-            Some(record) if record.argv == daemon.argv() => record,
+            Some(record) if record.argv == daemon.argv() && process::in_place(&record, daemon) => record,
             other => {
                 if let Some(old) = other {
                     process::stop(&old, Duration::from_secs(10)).await?;
