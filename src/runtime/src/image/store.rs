@@ -8,13 +8,14 @@
 use super::reference::{Digest, ImageRef};
 use super::registry::ImageConfig;
 use super::unpack::Unpacked;
+use crate::rootfs::Layer;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +109,7 @@ pub struct Usage {
 /// The store.
 #[derive(Debug)]
 pub struct ImageStore {
+    me: Weak<ImageStore>,
     root: PathBuf,
     index: RwLock<Arc<Index>>,
     state: Mutex<State>,
@@ -179,12 +181,25 @@ impl ImageStore {
             .filter(|s| s.layers.iter().all(|l| present.contains_key(l)))
             .map(|s| (s.id, Arc::new(s.image(root))))
             .collect();
-        Ok(Arc::new(ImageStore {
+        Ok(Arc::new_cyclic(|me| ImageStore {
+            me: me.clone(),
             root: root.to_owned(),
             index: RwLock::new(Arc::new(index)),
             state: Mutex::new(State { layers: present, pins: HashMap::new() }),
             sequence: AtomicU64::new(0),
         }))
+    }
+
+    /// The store as its users hold it.
+    #[must_use]
+    pub fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
+    }
+
+    /// A layer's directory with what is known of it.
+    #[must_use]
+    pub fn layer(&self, dir: &Path) -> Layer {
+        Layer { dir: dir.to_owned(), implicit: Vec::new() }
     }
 
     /// Where the store is.
