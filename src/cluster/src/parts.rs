@@ -109,6 +109,7 @@ impl NodeParts {
         write_private(&path, config.as_bytes())?;
         let args = vec!["runtime".to_owned(), "--config".to_owned(), path.display().to_string()];
         let mut daemon = Daemon::new(self.runtime_name(), &shared.podway, args);
+        daemon.files.push(path);
         daemon.netns = Some(self.network.netns_path());
         Ok(daemon)
     }
@@ -132,6 +133,15 @@ impl NodeParts {
             "clusterDomain": "cluster.local",
             "cgroupRoot": self.network.cgroup(),
             "podLogsDir": logs,
+            // The disk is the user's own; how full it is says nothing about a cluster to try things
+            // on. Memory stays guarded.
+            "evictionHard": {
+                "memory.available": "100Mi",
+                "nodefs.available": "0%",
+                "nodefs.inodesFree": "0%",
+                "imagefs.available": "0%",
+                "imagefs.inodesFree": "0%",
+            },
         });
         let path = dir.join("agent.yaml");
         write_json(&path, &config)?;
@@ -147,6 +157,7 @@ impl NodeParts {
             flag("audit-log", layout.audit_log().display().to_string());
         }
         let mut daemon = Daemon::new(self.agent_name(), &shared.podway, args);
+        daemon.files.push(path);
         daemon.netns = Some(self.network.netns_path());
         Ok(daemon)
     }

@@ -24,6 +24,9 @@ use crate::state::ProcessRecord;
 /// The environment variable that marks every daemon of a cluster.
 pub const MARK: &str = "PODWAY_CLUSTER";
 
+/// The environment variable with the digest of what a daemon was started with.
+const INPUTS: &str = "PODWAY_INPUTS";
+
 /// The environment variable that names a daemon.
 const NAME: &str = "PODWAY_DAEMON";
 
@@ -73,12 +76,31 @@ pub struct Daemon {
     pub env: Vec<(String, OsString)>,
     /// The network namespace to run in (a path under `/run/netns`), or the host's.
     pub netns: Option<PathBuf>,
+    /// The files that it reads once: other contents mean another start.
+    pub files: Vec<PathBuf>,
 }
 
 impl Daemon {
     /// A daemon in the host's network namespace.
     pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, args: Vec<String>) -> Self {
-        Self { name: name.into(), program: program.into(), args, env: Vec::new(), netns: None }
+        Self {
+            name: name.into(),
+            program: program.into(),
+            args,
+            env: Vec::new(),
+            netns: None,
+            files: Vec::new(),
+        }
+    }
+
+    /// The digest of the contents of its files.
+    fn inputs(&self) -> io::Result<String> {
+        use sha2::Digest as _;
+        let mut digest = sha2::Sha256::new();
+        for file in &self.files {
+            digest.update(sha2::Sha256::digest(fs::read(file)?));
+        }
+        Ok(hex::encode(digest.finalize()))
     }
 
     /// The command line as it is recorded.
@@ -105,6 +127,7 @@ impl Daemon {
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .env(MARK, cluster)
             .env(NAME, &self.name)
+            .env(INPUTS, self.inputs().map_err(failed)?)
             .current_dir(cluster)
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(failed)?)
@@ -161,14 +184,24 @@ pub fn alive(record: &ProcessRecord) -> bool {
         && stat(record.pid).is_some_and(|s| s.start == record.start && !s.ended)
 }
 
-/// Whether the process is in the network namespace that its daemon belongs in: one that was pinned
-/// anew is another, whatever its path.
-pub(crate) fn in_place(record: &ProcessRecord, daemon: &Daemon) -> bool {
+/// Whether the recorded process is what `daemon` would start: same command line, same contents of
+/// its files, same network namespace (one that was pinned anew is another, whatever its path), and
+/// its program not replaced since.
+pub(crate) fn current(record: &ProcessRecord, daemon: &Daemon) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let Some(netns) = &daemon.netns else { return true };
     let number = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    let own = number(Path::new(&format!("/proc/{}/ns/net", record.pid)));
-    own.is_some() && own == number(netns)
+    let of = |what: &str| PathBuf::from(format!("/proc/{}/{what}", record.pid));
+    let same = |what: &str, path: &Path| {
+        let own = number(&of(what));
+        own.is_some() && own == number(path)
+    };
+    let Ok(inputs) = daemon.inputs() else { return false };
+    let Ok(environ) = fs::read(of("environ")) else { return false };
+    let mark = format!("{INPUTS}={inputs}");
+    record.argv == daemon.argv()
+        && same("exe", &daemon.program)
+        && daemon.netns.as_ref().is_none_or(|netns| same("ns/net", netns))
+        && environ.split(|b| *b == 0).any(|v| v == mark.as_bytes())
 }
 
 /// A handle on exactly the recorded process; `None` if it has ended.

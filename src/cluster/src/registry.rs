@@ -40,6 +40,7 @@ pub fn daemon(program: &Path, layout: &Layout, address: Ipv4Addr, port: u16) -> 
         .map_err(|source| StateError::Parse { path: path.display().to_string(), source })?;
     write_private(&path, &text)?;
     let mut daemon = Daemon::new(NAME, program, vec!["serve".to_owned(), path.display().to_string()]);
+    daemon.files.push(path);
     // It would look for a collector on localhost and complain that there is none.
     daemon.env.push(("OTEL_TRACES_EXPORTER".to_owned(), "none".into()));
     Ok(daemon)

@@ -522,7 +522,11 @@ impl Work<'_> {
         let name = node.network.name();
         let is_ready = |object: Option<&Node>| {
             let conditions = object.and_then(|n| n.status.as_ref()?.conditions.as_ref());
-            conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+            let ready =
+                conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+            // The controller manager takes the taint away a moment later; pods would wait for that.
+            let taints = object.and_then(|n| n.spec.as_ref()?.taints.as_ref());
+            ready && !taints.is_some_and(|all| all.iter().any(|t| t.key == "node.kubernetes.io/not-ready"))
         };
         let wait = kube::runtime::wait::await_condition(Api::all(client.clone()), &name, is_ready);
         let agent = node.agent_name();
@@ -642,7 +646,7 @@ impl Work<'_> {
                 .map_err(|source| ProcessError::Kernel { what: "list", pid: 0, source })?;
         }
         let record = match running {
-            Some(record) if record.argv == daemon.argv() && process::in_place(&record, daemon) => record,
+            Some(record) if process::current(&record, daemon) => record,
             other => {
                 if let Some(old) = other {
                     process::stop(&old, Duration::from_secs(10)).await?;

@@ -2,11 +2,13 @@
 //!
 //! An unknown field is an error that names it: what is not heeded must not be taken for heeded.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use podway_agent::config::Config;
+use podway_agent::node::pressure::Thresholds;
 use serde::Deserialize;
 
 use crate::commands::Hinted;
@@ -31,6 +33,8 @@ struct KubeletConfiguration {
     tls_private_key_file: Option<PathBuf>,
     #[serde(default)]
     authentication: Authentication,
+    #[serde(default)]
+    eviction_hard: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,7 +85,38 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut config.container_runtime_endpoint, file.container_runtime_endpoint);
     config.tls_cert_file = file.tls_cert_file.or(config.tls_cert_file.take());
     config.tls_private_key_file = file.tls_private_key_file.or(config.tls_private_key_file.take());
+    for (signal, value) in &file.eviction_hard {
+        threshold(&mut config.thresholds, signal, value)
+            .with_context(|| format!("evictionHard {signal}: {value:?}"))?;
+    }
     config.client_ca_file = file.authentication.x509.client_ca_file.or(config.client_ca_file.take());
+    Ok(())
+}
+
+/// One entry of `evictionHard`: a percentage of a disk or of the tasks, or bytes of memory.
+fn threshold(to: &mut Thresholds, signal: &str, value: &str) -> anyhow::Result<()> {
+    let part = || -> anyhow::Result<f64> {
+        let number = value.strip_suffix('%').context("not supported: other than a percentage")?;
+        let number: f64 = number.parse()?;
+        anyhow::ensure!((0.0..=100.0).contains(&number), "not between 0% and 100%");
+        Ok(number / 100.0)
+    };
+    match signal {
+        "memory.available" => {
+            let (number, unit) = match value.strip_suffix("Mi") {
+                Some(number) => (number, 1 << 20),
+                None => value.strip_suffix("Gi").map_or((value, 1), |number| (number, 1 << 30)),
+            };
+            let number: u64 = number.parse().context("not supported: other than bytes, Mi or Gi")?;
+            to.memory = number.checked_mul(unit).context("too much")?;
+        }
+        "nodefs.available" => to.nodefs = part()?,
+        "nodefs.inodesFree" => to.nodefs_inodes = part()?,
+        "imagefs.available" => to.imagefs = part()?,
+        "imagefs.inodesFree" => to.imagefs_inodes = part()?,
+        "pid.available" => to.pids = Some(part()?),
+        _ => anyhow::bail!("not supported: this signal"),
+    }
     Ok(())
 }
 
@@ -104,5 +139,10 @@ mod tests {
         assert!(error.to_string().contains("maxPod"), "{error}");
         let other = text.replace("KubeletConfiguration", "Config");
         merge(&other, &mut Config::default()).unwrap_err();
+        for bad in
+            ["{nodefs.available: 10Gi}", "{nodefs.available: 101%}", "{disk: 1%}", "{memory.available: 5%}"]
+        {
+            merge(&format!("{text}evictionHard: {bad}\n"), &mut Config::default()).unwrap_err();
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use podway_agent::config::Config;
 
 /// Run the pods of a node, in the kubelet's place; pods live on when it ends.
@@ -73,7 +74,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     crate::daemon::run(|shutdown| async move {
         let (client, _) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
         tracing::info!(node = config.node_name, "agent starts");
-        drop((client, shutdown));
-        anyhow::bail!("not supported: podway agent (its loop)")
+        podway_agent::run::run(client, config, shutdown).await.context("the agent ended")
     })
 }

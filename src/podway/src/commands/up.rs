@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::Api;
+use kube::api::{Api, PostParams};
 use podway_cluster::{Cluster, UpOptions};
 
 use super::{Hinted, flow, print};
@@ -88,8 +88,13 @@ async fn up(args: Args) -> anyhow::Result<()> {
 /// Runs the first pod and prints its way.
 async fn demo(cluster: &Cluster) -> anyhow::Result<()> {
     progress(&format!("starting pod {DEMO_NAME}"));
-    podway_cluster::apply::apply(&cluster.client, DEMO).await.context("starting the demonstration pod")?;
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
+    let pod: Pod = serde_yaml::from_str(DEMO).context("reading the demonstration pod")?;
+    match pods.create(&PostParams::default(), &pod).await {
+        // That of an up before; its way is shown again.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+        created => drop(created.context("creating the demonstration pod")?),
+    }
     let ready = |pod: Option<&Pod>| {
         let conditions = pod.and_then(|p| p.status.as_ref()?.conditions.as_ref());
         conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
