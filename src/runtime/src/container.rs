@@ -455,7 +455,7 @@ pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) -> Result<bool, OpE
     let record = ExitRecord::read(&runtime.container_dir(id).join("exit")).ok();
     let now = runtime.now_ns();
     let mut news = false;
-    runtime.update_container(id, |c| {
+    runtime.note_container(id, |c| {
         if c.stage != Stage::Exited {
             news = true;
             c.stage = Stage::Exited;

@@ -35,14 +35,19 @@ pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError>
 /// # Errors
 /// [`OpError`] when it cannot be reached.
 async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
-    let (state, id, handle) = (Arc::clone(runtime), sandbox.clone(), tokio::runtime::Handle::current());
+    // Weak: the thread outlives a runtime that shuts down, and must then not write its journal.
+    let (state, id, handle) = (Arc::downgrade(runtime), sandbox.clone(), tokio::runtime::Handle::current());
     let ended = {
-        let (state, id) = (Arc::clone(&state), id.clone());
-        move || drop(handle.spawn(async move { lost(&state, &id).await }))
+        let state = state.clone();
+        move || {
+            if let Some(state) = state.upgrade() {
+                drop(handle.spawn(async move { lost(&state, &id).await }));
+            }
+        }
     };
     let told = move |event| {
         if let Event::Exited { id, exit_code, .. } = event
-            && let Ok(id) = Id::try_from(id)
+            && let (Ok(id), Some(state)) = (Id::try_from(id), state.upgrade())
         {
             settle(&state, &id, Some(exit_code));
         }
@@ -53,12 +58,12 @@ async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
 
 /// Journals an exit and tells the listeners.
 fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
-    match container::settle(runtime, id, code) {
-        Ok(true) => {
-            crate::events::publish(runtime, id, podway_cri::v1::ContainerEventType::ContainerStoppedEvent);
-        }
-        Ok(false) => {}
-        Err(error) => tracing::error!(container = %id, error = error.chain(), "an exit was not journalled"),
+    let news = container::settle(runtime, id, code).unwrap_or_else(|error| {
+        tracing::error!(container = %id, error = error.chain(), "an exit was not journalled");
+        true
+    });
+    if news {
+        crate::events::publish(runtime, id, podway_cri::v1::ContainerEventType::ContainerStoppedEvent);
     }
 }
 

@@ -1,5 +1,7 @@
 //! A container's root filesystem: an overlay of the image's layers under a writable directory.
 
+pub mod implicit;
+
 use crate::journal::private_dir;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::io;
@@ -47,6 +49,7 @@ pub fn mount_overlay(layers: &[Layer], data: &Path, target: &Path) -> Result<(),
         // The upper directory is the container's `/`: everybody in it must be able to enter it.
         std::fs::create_dir_all(dir).map_err(err)?;
     }
+    implicit::apply(layers, &upper).map_err(err)?;
     let lower: Vec<String> = layers.iter().rev().map(|l| l.dir.display().to_string()).collect();
     let options =
         format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());

@@ -56,7 +56,7 @@ impl Images for ImageStore {
                 working_dir: config.working_dir.clone(),
             },
             stop_signal: config.stop_signal.clone(),
-            layers: image.layer_dirs.iter().map(|dir| self.layer(dir)).collect(),
+            layers: image.stack.clone(),
         })
     }
 

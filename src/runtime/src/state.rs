@@ -340,6 +340,22 @@ impl Runtime {
         Ok(true)
     }
 
+    /// As [`Runtime::update_container`], but what happened is shown even if it cannot be journalled
+    /// (a full disk): an exit is a fact, and its own record is on disk already. Blocks.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the change stands in memory.
+    pub fn note_container(&self, id: &Id, change: impl FnOnce(&mut Container)) -> Result<(), JournalError> {
+        let writing = self.writing(id);
+        let Some(mut entry) = self.container(id) else { return Ok(()) };
+        change(&mut entry);
+        let journalled = self.container_journal.put(id, &entry);
+        self.maps().containers.insert(id.clone(), entry);
+        drop(writing);
+        self.changed.send_modify(|n| *n += 1);
+        journalled
+    }
+
     /// Forgets a sandbox. Blocks.
     ///
     /// # Errors

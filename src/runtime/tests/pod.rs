@@ -5,6 +5,8 @@
 mod cri;
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/registry.rs"]
+mod registry;
 
 use cri::Cri;
 use futures::{SinkExt as _, StreamExt as _};
@@ -282,6 +284,63 @@ async fn calls_are_idempotent_and_failures_tell_their_records() {
     let long = tokio::spawn(async move { slow.stop(&waiting, 1000).await });
     cri.remove_pod(&sandbox).await;
     long.await.unwrap();
+    served.end().await;
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+/// From a real registry to a process, with every phase that the runtime has on record; the image
+/// outlives its removal as long as a container stands on it, across a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_pulled_and_run_with_every_phase_on_record() {
+    let Some(binary) = node::program("PODWAY_REGISTRY_BIN", "registry") else {
+        println!("skipped: needs distribution's registry (PODWAY_REGISTRY_BIN, KUBEBUILDER_ASSETS, PATH)");
+        return;
+    };
+    let Some(node) = node::node() else { return };
+    let registry = registry::Registry::start(&binary, node.dir.path());
+    let image = v1::ImageSpec { image: registry.image(), ..Default::default() };
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    let pod = node.sandbox("pulled", 0);
+    let (sandbox, mut flow) = cri.run_sandbox(pod.clone()).await.unwrap();
+    let pull = v1::PullImageRequest { image: Some(image.clone()), ..Default::default() };
+    let pulled = cri.image.pull_image(pull).await.unwrap();
+    flow.extend(podway_cri::metadata::take(pulled.metadata()));
+    let mut app = node.container("app", "");
+    app.command.clear();
+    app.image = Some(image.clone());
+    let (id, records) = cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap();
+    flow.extend(records);
+    flow.extend(cri.start(&id).await.unwrap());
+    let phases: Vec<Phase> = flow.iter().map(|r| r.phase).collect();
+    let runtime =
+        Phase::ALL.into_iter().filter(|p| (Phase::SandboxCreated..=Phase::ContainersStarted).contains(p));
+    assert_eq!(phases, runtime.collect::<Vec<_>>());
+    assert!(flow.iter().all(|r| r.outcome == Outcome::Succeeded), "{flow:?}");
+    assert_eq!(evidence(&flow, Phase::RootfsPrepared, "layers"), "2");
+
+    // The upper layer's file is there and the lower layer's mode is not hidden by it.
+    let script = "busybox stat -c %a /tmp; busybox cat /tmp/note; echo $FROM";
+    let out = cri.exec(&id, &["sh", "-c", script]).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "1777\nnoteimage\n");
+
+    let remove = v1::RemoveImageRequest { image: Some(image) };
+    cri.image.remove_image(remove).await.unwrap();
+    served.end().await;
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    let out = cri.exec(&id, &["sh", "-c", script]).await.unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&out.stdout),
+        "1777\nnoteimage\n",
+        "pinned again before the collection"
+    );
+    let layers = || std::fs::read_dir(node.at("root/layers")).unwrap().count();
+    assert_eq!(layers(), 3);
+    cri.remove_pod(&sandbox).await;
+    served.end().await;
+    let served = serve(&node).await;
+    assert_eq!(layers(), 1, "collected once nothing stands on them");
     served.end().await;
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }

@@ -24,7 +24,7 @@ pub struct Node {
     pub config: Config,
 }
 
-fn program(variable: &str, name: &str) -> Option<PathBuf> {
+pub fn program(variable: &str, name: &str) -> Option<PathBuf> {
     let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(|d| PathBuf::from(d).join(name));
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::var_os(variable)
