@@ -24,6 +24,9 @@ pub fn scheduler(podway: &Path, layout: &Layout, port: u16) -> Daemon {
     Daemon::new(SCHEDULER, podway, args.map(str::to_owned).to_vec())
 }
 
+/// The port of a runtime's metrics, on its node's address.
+pub const RUNTIME_METRICS: u16 = 10252;
+
 /// One node: its place in the network and in the state directory.
 #[derive(Debug, Clone)]
 pub struct NodeParts {
@@ -94,7 +97,7 @@ impl NodeParts {
             "# Written by podway up.\nlisten = {}\nroot = {}\nstate = {}\ncgroup_parent = {}\n\
              [registry]\nconfig_path = {}\n\
              [cni]\nbin_dirs = [{}]\nconf_dir = {}\n\
-             [runc]\npath = {}\n[monitor]\npath = {}\n",
+             [runc]\npath = {}\n[monitor]\npath = {}\n[metrics]\nlisten = {}\n",
             json!(format!("unix://{}", self.socket().display())),
             text(&dir.join("runtime")),
             text(&self.network.run_dir().join("state")),
@@ -104,6 +107,8 @@ impl NodeParts {
             text(&conf_dir),
             text(&shared.runc),
             text(&shared.monitor),
+            // On the bridge, which only this machine reaches.
+            json!(format!("{}:{RUNTIME_METRICS}", self.network.address())),
         );
         let path = dir.join("runtime.toml");
         write_private(&path, config.as_bytes())?;
