@@ -9,7 +9,6 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::dns::{self, NodeDns};
 use crate::metrics::Metrics;
-use crate::node::pressure::Thresholds;
 use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::pod::admission::Offer;
@@ -92,7 +91,7 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let registrar =
-        Registrar::new(client.clone(), Arc::new(CriProbe(channel)), &config, Thresholds::default())?;
+        Registrar::new(client.clone(), Arc::new(CriProbe(channel)), &config, config.thresholds.clone())?;
     let node_handle = registrar.handle();
     let stop = shutdown.clone();
     tasks.spawn(async move {
