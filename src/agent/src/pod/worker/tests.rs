@@ -7,6 +7,7 @@ use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::tests::Fake;
 use crate::metrics::Metrics;
+use crate::pod::status;
 use crate::volumes::VolumeManager;
 use async_trait::async_trait;
 use podway_cri::v1::image_service_server::{ImageService, ImageServiceServer};
