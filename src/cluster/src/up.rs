@@ -202,6 +202,21 @@ pub enum UpError {
         /// Its agent's log.
         log: String,
     },
+    /// The existing cluster has a node of that name.
+    #[error("the cluster has a node {node} already, which is not of this state directory; delete it first")]
+    NodeExists {
+        /// The node.
+        node: String,
+    },
+    /// The existing cluster does not say which nodes it has.
+    #[error("cannot look up the node {node}")]
+    LookUpNode {
+        /// The node.
+        node: String,
+        /// The cause.
+        #[source]
+        source: kube::Error,
+    },
     /// A node's Node object could not be removed.
     #[error("cannot delete the node {node}")]
     DeleteNode {
@@ -394,7 +409,11 @@ impl Work<'_> {
             let node = NodeParts::new(self.layout, network.node(index));
             (self.progress)(&format!("removing {}", node.network.name()));
             down::node(&node, self.state).await?;
-            if let Ok(client) = connect::client(&self.layout.admin_kubeconfig()).await {
+            let admin = self.state.existing.clone().unwrap_or_else(|| self.layout.admin_kubeconfig());
+            // Without a control plane yet there is no Node either.
+            if let Ok(client) = connect::client(&admin).await
+                && connect::answers(&client, "/readyz").await
+            {
                 delete_node(&client, &node.network.name()).await?;
             }
         }
@@ -477,6 +496,9 @@ impl Work<'_> {
         }
         match existing {
             Some(existing) => {
+                for node in nodes {
+                    self.not_anothers(&existing.client, &node.network.name()).await?;
+                }
                 for (identity, signer) in &wanted {
                     existing.issue(layout, identity, *signer).await?;
                 }
@@ -495,6 +517,19 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A Node of an existing cluster that we have no identity for is somebody else's.
+    async fn not_anothers(&self, client: &Client, name: &str) -> Result<(), UpError> {
+        if self.layout.cert(name).exists() {
+            return Ok(());
+        }
+        let api: Api<Node> = Api::all(client.clone());
+        match api.get_metadata_opt(name).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err(UpError::NodeExists { node: name.to_owned() }),
+            Err(source) => Err(UpError::LookUpNode { node: name.to_owned(), source }),
+        }
     }
 
     /// Starts scheduler, runtimes and agents, and waits until every node is Ready.
