@@ -156,6 +156,7 @@ fn addresses(state_dir: &Path) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
 
     #[test]
     fn what_is_new_is_named() {
@@ -186,10 +187,19 @@ mod tests {
     fn a_marked_process_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let mark = podway_cluster::process::MARK;
-        let mut child = std::process::Command::new("sleep").arg("60").env(mark, dir.path()).spawn().unwrap();
+        let mut child = std::process::Command::new("cat")
+            .env(mark, dir.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // What it was started as is in /proc only once it runs: it runs once it has answered.
+        let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        to.write_all(b"x").unwrap();
+        from.read_exact(&mut [0]).unwrap();
         let found = processes(dir.path());
-        child.kill().unwrap();
+        drop(to);
         child.wait().unwrap();
-        assert!(found.contains(&format!("{} sleep 60", child.id())), "{found:?}");
+        assert!(found.contains(&format!("{} cat", child.id())), "{found:?}");
     }
 }

@@ -11,11 +11,24 @@ pub const ATTACH_LIMIT: usize = 8 * 1024;
 /// Puts `records` on a response. Records that would make the metadata too long are left out,
 /// latest first: they stay readable through `info["flow"]` of the verbose status call.
 pub fn attach<T>(response: &mut tonic::Response<T>, records: &[Record]) {
+    put(response.metadata_mut(), records);
+}
+
+/// Puts `records` on an error, with the limit of [`attach`]: what a failed call did is told as well.
+pub fn attach_to_error(status: &mut tonic::Status, records: &[Record]) {
+    // A failed phase is the last record: it must be among those that are kept.
+    let from = (0..records.len())
+        .find(|&from| wire::encode(&records[from..]).len() <= ATTACH_LIMIT)
+        .unwrap_or(records.len());
+    put(status.metadata_mut(), &records[from..]);
+}
+
+fn put(metadata: &mut MetadataMap, records: &[Record]) {
     let mut kept = records;
     while !kept.is_empty() {
         let document = wire::encode(kept);
         if document.len() <= ATTACH_LIMIT {
-            response.metadata_mut().insert_bin(wire::METADATA_KEY, MetadataValue::from_bytes(&document));
+            metadata.insert_bin(wire::METADATA_KEY, MetadataValue::from_bytes(&document));
             return;
         }
         kept = &kept[..kept.len() - 1];
@@ -53,6 +66,9 @@ mod tests {
         attach(&mut response, &records);
         let kept = take(response.metadata());
         assert!(!kept.is_empty() && kept.len() < 100);
+        let mut status = tonic::Status::unknown("no");
+        attach_to_error(&mut status, &records);
+        assert_eq!(take(status.metadata()).last(), records.last());
     }
 
     #[test]

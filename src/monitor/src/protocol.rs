@@ -15,7 +15,7 @@ use codec::{Decode, Encode};
 pub use codec::{DecodeError, MAX_MESSAGE};
 
 /// The version that both sides must speak; raised on every change of the wire.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most bytes of one output stream that an [`Request::Exec`] may ask to have captured (CRI: 16 MiB).
 pub const MAX_CAPTURE: u32 = 16 * 1024 * 1024;
@@ -61,7 +61,8 @@ pub enum Request {
     },
     /// Runs `runc create`; answered by [`Reply::Created`].
     Create(Box<Create>),
-    /// Runs `runc start`; answered by [`Reply::Started`].
+    /// Runs `runc start`; answered by [`Reply::Started`], also if it is started already: whoever
+    /// asks again after a crash gets the same answer and the container is started once.
     Start {
         /// The container.
         id: String,
@@ -93,8 +94,8 @@ pub enum Request {
         /// Bytes kept per stream, at most [`MAX_CAPTURE`]; the rest is read and dropped.
         capture_limit: u32,
     },
-    /// Starts a process on three descriptors sent along (stdin, stdout, stderr); answered by
-    /// [`Reply::ExecStarted`], then [`Event::ExecExited`].
+    /// Starts a process on three descriptors sent along (stdin, stdout, stderr), or on a terminal;
+    /// answered by [`Reply::ExecStarted`], then [`Event::ExecExited`].
     ExecIo {
         /// The container.
         id: String,
@@ -102,8 +103,8 @@ pub enum Request {
         exec_id: String,
         /// The OCI process object.
         process_json_path: PathBuf,
-        /// Ask for a terminal.
-        tty: bool,
+        /// For a terminal: the socket where runc hands its master over. No descriptors come along.
+        console_socket: Option<PathBuf>,
     },
     /// Signals a process that [`Request::Exec`] or [`Request::ExecIo`] started.
     SignalExec {
@@ -311,9 +312,12 @@ impl Request {
             Request::Exec { id, exec_id, process_json_path, timeout_ms, capture_limit } => {
                 e.kind(6).text(id).text(exec_id).path(process_json_path).u64(*timeout_ms).u32(*capture_limit)
             }
-            Request::ExecIo { id, exec_id, process_json_path, tty } => {
-                e.kind(7).text(id).text(exec_id).path(process_json_path).flag(*tty)
-            }
+            Request::ExecIo { id, exec_id, process_json_path, console_socket } => e
+                .kind(7)
+                .text(id)
+                .text(exec_id)
+                .path(process_json_path)
+                .optional_path(console_socket.as_deref()),
             Request::SignalExec { exec_id, signo } => e.kind(8).text(exec_id).u8(*signo),
             Request::ReopenLog { id } => e.kind(9).text(id),
             Request::Stdin { id } => e.kind(10).text(id),
@@ -356,7 +360,7 @@ impl Request {
                 id: d.text()?,
                 exec_id: d.text()?,
                 process_json_path: d.path()?,
-                tty: d.flag()?,
+                console_socket: d.optional_path()?,
             },
             8 => Request::SignalExec { exec_id: d.text()?, signo: d.u8()? },
             9 => Request::ReopenLog { id: d.text()? },

@@ -124,8 +124,12 @@ fn a_container_lives_is_asked_and_dies_on_record() {
     std::fs::write(at("in"), "through").unwrap();
     let input = std::fs::File::open(at("in")).unwrap();
     let output = std::fs::File::create(at("out")).unwrap();
-    let io =
-        Request::ExecIo { id: id.clone(), exec_id: "io".into(), process_json_path: at("p.json"), tty: false };
+    let io = Request::ExecIo {
+        id: id.clone(),
+        exec_id: "io".into(),
+        process_json_path: at("p.json"),
+        console_socket: None,
+    };
     client.call_with_fds(&io, &[input.as_fd(), output.as_fd(), output.as_fd()]).unwrap();
     assert_eq!(exited(&mut client), Event::ExecExited { exec_id: "io".into(), exit_code: 5 });
     assert_eq!(std::fs::read_to_string(at("out")).unwrap(), "through");

@@ -1,6 +1,6 @@
 //! Where a container's cgroup is, on v1 and v2, and what limits the kernel holds for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// How the machine mounts cgroups.
@@ -80,32 +80,62 @@ impl Cgroups {
             .collect()
     }
 
-    /// Removes the empty cgroup `path` of every controller; one that is not there is removed already.
+    /// A cgroup's directory in every tree that it may be in.
+    fn dirs(&self, path: &str) -> Vec<PathBuf> {
+        let relative = path.trim_start_matches('/');
+        match self.version {
+            Version::V2 => vec![self.mount.join(relative)],
+            Version::V1 => {
+                let trees = std::fs::read_dir(&self.mount).into_iter().flatten().flatten();
+                trees.map(|e| e.path().join(relative)).filter(|d| d.is_dir()).collect()
+            }
+        }
+    }
+
+    /// The processes in a cgroup and below it, in any controller's tree.
+    #[must_use]
+    pub fn processes(&self, path: &str) -> BTreeSet<u32> {
+        let mut all = BTreeSet::new();
+        let mut dirs = self.dirs(path);
+        while let Some(dir) = dirs.pop() {
+            let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            all.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()));
+            let below = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+            dirs.extend(below.map(|e| e.path()).filter(|p| p.is_dir()));
+        }
+        all
+    }
+
+    /// Whether the kernel has killed in the cgroup for want of memory.
+    #[must_use]
+    pub fn oom_killed(&self, path: &str) -> bool {
+        let dir = self.dir("memory", path);
+        let kills = |file: &str| {
+            let text = std::fs::read_to_string(dir.join(file)).ok()?;
+            text.lines().find_map(|l| l.strip_prefix("oom_kill "))?.trim().parse::<u64>().ok()
+        };
+        kills("memory.oom_control").or_else(|| kills("memory.events")).is_some_and(|n| n > 0)
+    }
+
+    /// Removes the cgroup `path` and the empty ones below it, of every controller; one that is not
+    /// there is removed already.
     ///
     /// # Errors
     /// The kernel's, e.g. busy while a process is in it.
-    pub fn remove(&self, path: &str) -> std::io::Result<()> {
-        let dirs: Vec<PathBuf> = match self.version {
-            Version::V2 => vec![self.dir("", path)],
-            Version::V1 => std::fs::read_dir(&self.mount)?
-                .filter_map(Result::ok)
-                .map(|e| e.path().join(path.trim_start_matches('/')))
-                .collect(),
-        };
-        for dir in dirs {
-            match std::fs::remove_dir(&dir) {
-                Err(e)
-                    if !matches!(
-                        e.kind(),
-                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-                    ) =>
-                {
-                    return Err(e);
-                }
-                _ => {}
-            }
+    pub fn remove_tree(&self, path: &str) -> std::io::Result<()> {
+        self.dirs(path).iter().try_for_each(|dir| remove_below(dir))
+    }
+}
+
+fn remove_below(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_below(&entry.path())?;
         }
-        Ok(())
+    }
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

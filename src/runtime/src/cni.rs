@@ -8,14 +8,24 @@ use serde_json::{Map, Value, json};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 
 /// The interface's name inside a pod.
 pub const IFNAME: &str = "eth0";
 
-/// A network: an ordered list of plugins.
-#[derive(Clone, Debug, PartialEq)]
+/// How plugins are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Runner<'a> {
+    /// Where they are, in order.
+    pub bin_dirs: &'a [PathBuf],
+    /// How long one plugin may take; it is killed then.
+    pub timeout: Duration,
+}
+
+/// A network: an ordered list of plugins. It is journalled with what it was used for, so that DEL
+/// is given what ADD was given even if the file on disk has changed since.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Network {
     /// Its name.
     pub name: String,
@@ -75,6 +85,11 @@ pub enum CniError {
     /// A plugin could not be run.
     #[error("cannot run cni plugin {0:?}")]
     Run(String, #[source] io::Error),
+    /// A plugin took too long and was killed.
+    #[error(
+        "cni plugin {0:?} did not end {1} within {2} s and was killed; [cni] timeout_seconds sets the limit"
+    )]
+    Timeout(String, &'static str, u64),
     /// A plugin failed.
     #[error("cni plugin {plugin:?} failed {command}: {message}")]
     Plugin {
@@ -137,6 +152,15 @@ impl Network {
         Ok(Network { name, cni_version, plugins })
     }
 
+    /// Whether every plugin is installed. Asked before ADD: what no plugin was run for owes no DEL,
+    /// and a DEL could not be run either.
+    ///
+    /// # Errors
+    /// [`CniError::NoPlugin`].
+    pub fn installed(&self, bin_dirs: &[PathBuf]) -> Result<(), CniError> {
+        self.plugins.iter().try_for_each(|p| find(bin_dirs, plugin_type(p)).map(drop))
+    }
+
     /// One plugin's stdin.
     fn stdin(&self, plugin: &Map<String, Value>, prev: Option<&Value>, attachment: &Attachment) -> Value {
         let mut conf = plugin.clone();
@@ -157,14 +181,14 @@ impl Network {
     ///
     /// # Errors
     /// The first plugin's that failed; the caller owes a DEL.
-    pub async fn add(&self, bin_dirs: &[PathBuf], attachment: &Attachment) -> Result<Added, CniError> {
+    pub async fn add(&self, run: Runner<'_>, attachment: &Attachment) -> Result<Added, CniError> {
         let mut added = Added::default();
         let mut prev: Option<Value> = None;
         for plugin in &self.plugins {
             let began = Instant::now();
             let stdin = self.stdin(plugin, prev.as_ref(), attachment);
             let kind = plugin_type(plugin);
-            let result = exec(bin_dirs, kind, "ADD", &stdin, attachment).await?;
+            let result = exec(run, kind, "ADD", &stdin, attachment).await?;
             let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             added.timings.push(Timing { plugin: kind.to_owned(), micros });
             prev = Some(result);
@@ -180,14 +204,14 @@ impl Network {
     /// The first plugin's that failed; DEL may be repeated.
     pub async fn del(
         &self,
-        bin_dirs: &[PathBuf],
+        run: Runner<'_>,
         attachment: &Attachment,
         cached: Option<&Value>,
     ) -> Result<(), CniError> {
         let mut first = Ok(());
         for plugin in self.plugins.iter().rev() {
             let stdin = self.stdin(plugin, cached, attachment);
-            let result = exec(bin_dirs, plugin_type(plugin), "DEL", &stdin, attachment).await;
+            let result = exec(run, plugin_type(plugin), "DEL", &stdin, attachment).await;
             if let (Ok(()), Err(error)) = (&first, result) {
                 first = Err(error);
             }
@@ -201,13 +225,13 @@ impl Network {
     /// The first plugin's that found something wrong.
     pub async fn check(
         &self,
-        bin_dirs: &[PathBuf],
+        run: Runner<'_>,
         attachment: &Attachment,
         cached: &Value,
     ) -> Result<(), CniError> {
         for plugin in &self.plugins {
             let stdin = self.stdin(plugin, Some(cached), attachment);
-            exec(bin_dirs, plugin_type(plugin), "CHECK", &stdin, attachment).await?;
+            exec(run, plugin_type(plugin), "CHECK", &stdin, attachment).await?;
         }
         Ok(())
     }
@@ -227,18 +251,20 @@ fn ips(result: &Value) -> Vec<String> {
         .collect()
 }
 
+fn find(bin_dirs: &[PathBuf], plugin: &str) -> Result<PathBuf, CniError> {
+    let mut candidates = bin_dirs.iter().map(|d| d.join(plugin));
+    candidates.find(|p| p.is_file()).ok_or_else(|| CniError::NoPlugin(plugin.to_owned(), bin_dirs.to_vec()))
+}
+
 async fn exec(
-    bin_dirs: &[PathBuf],
+    runner: Runner<'_>,
     plugin: &str,
     command: &'static str,
     stdin: &Value,
     attachment: &Attachment,
 ) -> Result<Value, CniError> {
-    let binary = bin_dirs
-        .iter()
-        .map(|d| d.join(plugin))
-        .find(|p| p.is_file())
-        .ok_or_else(|| CniError::NoPlugin(plugin.to_owned(), bin_dirs.to_vec()))?;
+    let Runner { bin_dirs, timeout } = runner;
+    let binary = find(bin_dirs, plugin)?;
     let run = |e| CniError::Run(plugin.to_owned(), e);
     let (name, namespace, uid) = &attachment.pod;
     let path = std::env::join_paths(bin_dirs).map_err(|e| run(io::Error::other(e)))?;
@@ -267,7 +293,11 @@ async fn exec(
     let document = stdin.to_string();
     // A plugin that ends without reading its stdin breaks the pipe: its exit code tells more.
     let write = async move { pipe.write_all(document.as_bytes()).await };
-    let (written, output) = tokio::join!(write, child.wait_with_output());
+    // Dropping the child kills it.
+    let both = async { tokio::join!(write, child.wait_with_output()) };
+    let (written, output) = tokio::time::timeout(timeout, both)
+        .await
+        .map_err(|_| CniError::Timeout(plugin.to_owned(), command, timeout.as_secs()))?;
     let output = output.map_err(run)?;
     if let (Err(e), true) = (written, output.status.success()) {
         return Err(run(e));
@@ -342,11 +372,12 @@ mod tests {
         script("two", r#"echo '{"ips":[{"address":"10.1.0.2/24"},{"address":"fd00::2/64"}]}'"#);
         script("bad", r#"echo '{"code":11,"msg":"no address left"}'; echo boo >&2; exit 1"#);
         let bins = [dir.path().to_owned()];
+        let run = Runner { bin_dirs: &bins, timeout: Duration::from_secs(10) };
         let network = Network::parse(
             br#"{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"one"},{"type":"two","capabilities":{"portMappings":true}}]}"#,
         )
         .unwrap();
-        let added = network.add(&bins, &attachment()).await.unwrap();
+        let added = network.add(run, &attachment()).await.unwrap();
         assert_eq!(added.ips, ["10.1.0.2", "fd00::2"]);
         assert_eq!(added.timings.len(), 2);
         let stdin: Value =
@@ -354,9 +385,13 @@ mod tests {
         assert_eq!(stdin["prevResult"]["ips"][0]["address"], "10.1.0.2/24");
         assert_eq!(stdin["runtimeConfig"]["portMappings"][0]["hostPort"], 80);
         let bad = Network::parse(br#"{"name":"x","type":"bad"}"#).unwrap();
-        let error = bad.add(&bins, &attachment()).await.unwrap_err().to_string();
+        let error = bad.add(run, &attachment()).await.unwrap_err().to_string();
         assert!(error.contains("no address left") && error.contains("boo"), "{error}");
+        script("slow", "exec sleep 60");
+        let slow = Network::parse(br#"{"name":"x","type":"slow"}"#).unwrap();
+        let short = Runner { timeout: Duration::from_millis(100), ..run };
+        assert!(matches!(slow.add(short, &attachment()).await, Err(CniError::Timeout(..))));
         let missing = Network::parse(br#"{"name":"x","type":"none"}"#).unwrap();
-        assert!(matches!(missing.add(&bins, &attachment()).await, Err(CniError::NoPlugin(..))));
+        assert!(matches!(missing.add(run, &attachment()).await, Err(CniError::NoPlugin(..))));
     }
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// All of `podway runtime`'s configuration.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The CRI socket: `unix:///path`.
@@ -23,10 +23,36 @@ pub struct Config {
     pub monitor: Monitor,
     /// The cgroup parent of sandboxes that name none.
     pub cgroup_parent: String,
+    /// Where exec is streamed.
+    pub streaming: Streaming,
+    /// Metrics and liveness.
+    pub metrics: Metrics,
+}
+
+/// Where exec is streamed: an HTTP server whose URLs are handed out by the CRI call Exec.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// A loopback address; port 0 takes a free one.
+    pub listen: std::net::SocketAddr,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Streaming { listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+}
+
+/// Metrics and liveness.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where `/metrics` and `/livez` are served; nowhere by default.
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// Registries.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// A directory of `<host>/hosts.toml`.
@@ -34,17 +60,19 @@ pub struct Registry {
 }
 
 /// Network plugins.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cni {
     /// Where plugins are looked for, in order.
     pub bin_dirs: Vec<PathBuf>,
     /// Where the network configuration is: the first `.conflist` or `.conf` by name.
     pub conf_dir: PathBuf,
+    /// How long one plugin may take, in seconds; it is killed then.
+    pub timeout_seconds: u64,
 }
 
 /// The OCI runtime.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runc {
     /// The binary; a bare name is looked up in PATH.
@@ -52,7 +80,7 @@ pub struct Runc {
 }
 
 /// The monitor of a pod.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Monitor {
     /// The binary; a bare name is looked up in PATH.
@@ -70,6 +98,8 @@ impl Default for Config {
             runc: Runc::default(),
             monitor: Monitor::default(),
             cgroup_parent: "/podway".to_owned(),
+            streaming: Streaming::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -79,6 +109,7 @@ impl Default for Cni {
         Cni {
             bin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
             conf_dir: PathBuf::from("/etc/cni/net.d"),
+            timeout_seconds: 60,
         }
     }
 }
@@ -130,5 +161,16 @@ mod tests {
         );
         assert!(!config.cni.bin_dirs.is_empty());
         assert!(toml::from_str::<Config>("[cni]\nbin_dir = \"/x\"\n").is_err());
+    }
+
+    #[test]
+    fn the_commented_file_is_the_default() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/runtime.toml");
+        assert_eq!(Config::load(&file).unwrap(), Config::default());
+        // What it shows as a comment reads as well.
+        let text = std::fs::read_to_string(&file).unwrap();
+        let shown = text.replace("# config_path", "config_path").replace("# listen", "listen");
+        let config: Config = toml::from_str(&shown).unwrap();
+        assert!(config.registry.config_path.is_some() && config.metrics.listen.is_some());
     }
 }

@@ -1,5 +1,6 @@
 //! What an operation on a sandbox or a container can fail with, and its gRPC status.
 
+use podway_flow::{Record, Recorder};
 use std::error::Error as _;
 
 /// Why an operation failed.
@@ -14,6 +15,9 @@ pub enum OpError {
     /// It is not in the state that the call needs.
     #[error("{0}")]
     Precondition(String),
+    /// It took longer than was given.
+    #[error("{0}")]
+    Deadline(String),
     /// The kernel refused.
     #[error("cannot {0}")]
     Io(&'static str, #[source] std::io::Error),
@@ -35,6 +39,12 @@ pub enum OpError {
     /// The monitor, and runc behind it.
     #[error(transparent)]
     Supervisor(#[from] crate::supervisor::SupervisorError),
+    /// A container whose monitor is gone.
+    #[error(transparent)]
+    Orphan(#[from] crate::orphan::OrphanError),
+    /// The blocking thread ended early.
+    #[error("a worker thread ended early")]
+    Worker(#[source] tokio::task::JoinError),
 }
 
 impl OpError {
@@ -50,16 +60,68 @@ impl OpError {
         }
         text
     }
+
+    fn code(&self) -> tonic::Code {
+        match self {
+            OpError::Spec(crate::spec::SpecError::NotSupported(_)) => tonic::Code::Unimplemented,
+            OpError::Invalid(_) | OpError::Spec(_) => tonic::Code::InvalidArgument,
+            OpError::NotFound(..) => tonic::Code::NotFound,
+            OpError::Precondition(_) => tonic::Code::FailedPrecondition,
+            OpError::Deadline(_) => tonic::Code::DeadlineExceeded,
+            _ => tonic::Code::Unknown,
+        }
+    }
 }
 
 impl From<OpError> for tonic::Status {
     fn from(error: OpError) -> Self {
-        let message = error.chain();
-        match error {
-            OpError::Invalid(_) | OpError::Spec(_) => tonic::Status::invalid_argument(message),
-            OpError::NotFound(..) => tonic::Status::not_found(message),
-            OpError::Precondition(_) => tonic::Status::failed_precondition(message),
-            _ => tonic::Status::unknown(message),
-        }
+        tonic::Status::new(error.code(), error.chain())
     }
+}
+
+/// A failed call as its callers get it: it may be told to several, with what was recorded.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    code: tonic::Code,
+    message: String,
+    /// What was recorded up to the failure, the failed phase included.
+    pub records: Vec<Record>,
+}
+
+impl Failure {
+    /// An error with what `recorder` holds.
+    #[must_use]
+    pub fn new(error: &OpError, recorder: &Recorder) -> Self {
+        Failure { code: error.code(), message: error.chain(), records: recorder.take() }
+    }
+
+    /// The name is taken by something that cannot be returned.
+    #[must_use]
+    pub fn exists(message: String) -> Self {
+        Failure { code: tonic::Code::AlreadyExists, message, records: Vec::new() }
+    }
+
+    /// A defect of ours.
+    #[must_use]
+    pub fn internal(message: &str) -> Self {
+        Failure { code: tonic::Code::Internal, message: message.to_owned(), records: Vec::new() }
+    }
+}
+
+impl From<Failure> for tonic::Status {
+    fn from(failure: Failure) -> Self {
+        let mut status = tonic::Status::new(failure.code, failure.message);
+        podway_cri::metadata::attach_to_error(&mut status, &failure.records);
+        status
+    }
+}
+
+/// Runs what blocks (mounts, files, the journal) away from the async threads.
+///
+/// # Errors
+/// What `work` fails with, or [`OpError::Worker`].
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, OpError> + Send + 'static,
+) -> Result<T, OpError> {
+    tokio::task::spawn_blocking(work).await.map_err(OpError::Worker)?
 }

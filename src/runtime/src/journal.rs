@@ -91,8 +91,10 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         let io_err = |e| JournalError::Io(self.dir.clone(), e);
         for item in fs::read_dir(&self.dir).map_err(io_err)? {
             let path = item.map_err(io_err)?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue; // a staged file of a write that never ended
+            if path.extension().is_some_and(|e| e == "tmp") {
+                // The staged file of a write that never ended.
+                fs::remove_file(&path).map_err(io_err)?;
+                continue;
             }
             let id = path.file_stem().and_then(|s| Id::try_from(s.to_string_lossy().into_owned()).ok());
             let entry = fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok());
@@ -121,6 +123,7 @@ mod tests {
         let (entries, unreadable) = journal.load_all().unwrap();
         assert_eq!(entries, vec![(id.clone(), "two".to_owned())]);
         assert_eq!(unreadable.len(), 1);
+        assert!(!dir.path().join("j/x.tmp").exists());
         journal.forget(&id).unwrap();
         journal.forget(&id).unwrap();
         assert!(journal.load_all().unwrap().0.is_empty());

@@ -1,5 +1,7 @@
 //! A container's root filesystem: an overlay of the image's layers under a writable directory.
 
+pub mod implicit;
+
 use crate::journal::private_dir;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::io;
@@ -19,11 +21,22 @@ pub enum RootfsError {
     Mount(PathBuf, #[source] io::Error),
 }
 
+/// A layer of an image, unpacked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Layer {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Directories that the archive did not hold and that were made for what is in them. What a
+    /// lower layer says of them counts (see [`implicit`]).
+    #[serde(default)]
+    pub implicit: Vec<PathBuf>,
+}
+
 /// Mounts the overlay at `target`. `layers` are bottom → top, as images name them.
 ///
 /// # Errors
 /// [`RootfsError`].
-pub fn mount_overlay(layers: &[PathBuf], data: &Path, target: &Path) -> Result<(), RootfsError> {
+pub fn mount_overlay(layers: &[Layer], data: &Path, target: &Path) -> Result<(), RootfsError> {
     if layers.is_empty() {
         return Err(RootfsError::NoLayers);
     }
@@ -36,7 +49,8 @@ pub fn mount_overlay(layers: &[PathBuf], data: &Path, target: &Path) -> Result<(
         // The upper directory is the container's `/`: everybody in it must be able to enter it.
         std::fs::create_dir_all(dir).map_err(err)?;
     }
-    let lower: Vec<String> = layers.iter().rev().map(|l| l.display().to_string()).collect();
+    implicit::apply(layers, &upper).map_err(err)?;
+    let lower: Vec<String> = layers.iter().rev().map(|l| l.dir.display().to_string()).collect();
     let options =
         format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
     if options.len() >= 4096 {
@@ -54,6 +68,17 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Removes a file of ours; one that is not there is removed already.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

@@ -1,14 +1,17 @@
 //! The runtime's process: directories, journal, recovery, then both services on one socket.
 
 use crate::config::Config;
-use crate::error::OpError;
-use crate::image::{ImageServer, ImageStore, Puller};
+use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
-use crate::service::{self, Service};
-use crate::state::{Images, ResolvedImage, Runtime, Stage};
-use crate::{container, sandbox, spec};
+use crate::metrics::{self, Metrics};
+use crate::rootfs::Layer;
+use crate::service::Service;
+use crate::state::{Images, Pin, ResolvedImage, Runtime};
+use crate::streaming::{self, Streaming};
+use crate::{recover, spec};
 use podway_cri::v1::image_service_server::ImageService;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +34,9 @@ pub enum RunError {
     /// The endpoint.
     #[error(transparent)]
     Endpoint(#[from] podway_cri::client::ConnectError),
+    /// An HTTP server.
+    #[error("cannot serve [{0}] listen = \"{1}\": give another address")]
+    Listen(&'static str, SocketAddr, #[source] io::Error),
     /// The server.
     #[error(transparent)]
     Serve(#[from] podway_cri::server::ServeError),
@@ -50,8 +56,21 @@ impl Images for ImageStore {
                 working_dir: config.working_dir.clone(),
             },
             stop_signal: config.stop_signal.clone(),
-            layers: image.layer_dirs.clone(),
+            layers: image.stack.clone(),
         })
+    }
+
+    fn pin(&self, layers: &[Layer]) -> Option<Pin> {
+        let hex = |l: &Layer| Digest::from_hex(l.dir.file_name()?.to_str()?);
+        let digests: Vec<Digest> = layers.iter().map(hex).collect::<Option<_>>()?;
+        let store = self.me()?;
+        // Pinned first, asked after: what is there now stays.
+        let pin = store.pin(&digests);
+        digests.iter().all(|d| store.has_layer(*d)).then(|| -> Pin { Box::new(pin) })
+    }
+
+    fn collect(&self) -> Result<(), String> {
+        ImageStore::collect(self).map_err(|e| crate::image::pull::chain(&e))
     }
 }
 
@@ -64,7 +83,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let store = ImageStore::open(&config.root)?;
     let puller = Puller::new(Arc::clone(&store), config.registry.config_path.clone());
     let server = ImageServer::new(Arc::clone(&store), puller, podway_flow::Clock::new());
-    serve(config, store, server, shutdown).await
+    let metrics = Arc::new(Metrics::default());
+    serve(config, store, server.counted(Arc::clone(&metrics)), metrics, shutdown).await
 }
 
 /// Serves until `shutdown`. Containers and their monitors live on after it.
@@ -75,6 +95,7 @@ pub async fn serve(
     config: Config,
     images: Arc<dyn Images>,
     image_service: impl ImageService,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let socket = podway_cri::client::socket_path(&config.listen)?;
@@ -85,48 +106,31 @@ pub async fn serve(
     let output = tokio::process::Command::new(&runc).arg("--version").output().await;
     let output = output.map_err(|e| RunError::Runc(runc, e))?;
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let runtime = Arc::new(Runtime::open(config, images, version)?);
-    recover(&runtime).await;
+    let runtime = Arc::new(Runtime::open(config, images, version, metrics)?);
+    recover::recover(&runtime).await;
+    let address = runtime.config.streaming.listen;
+    let (streaming, streams) =
+        Streaming::listen(address).await.map_err(|e| RunError::Listen("streaming", address, e))?;
+    let http = streaming::serve(streams, Arc::clone(&runtime), Arc::clone(&streaming), shutdown.clone());
+    let http = async { http.await.map_err(|e| RunError::Listen("streaming", address, e)) };
+    let told = match runtime.config.metrics.listen {
+        Some(at) => {
+            let error = move |e| RunError::Listen("metrics", at, e);
+            Some((tokio::net::TcpListener::bind(at).await.map_err(error)?, error))
+        }
+        None => None,
+    };
+    let (state, end) = (Arc::clone(&runtime), shutdown.clone());
+    let told = async move {
+        match told {
+            Some((listener, error)) => metrics::serve(listener, state, end).await.map_err(error),
+            None => Ok(()),
+        }
+    };
     let listener = podway_cri::server::listen(&socket)?;
-    podway_cri::server::serve(listener, Service(runtime), image_service, shutdown.cancelled_owned()).await?;
+    let service = Service::new(runtime, streaming);
+    let grpc = podway_cri::server::serve(listener, service, image_service, shutdown.cancelled_owned());
+    let grpc = async { grpc.await.map_err(RunError::from) };
+    tokio::try_join!(grpc, http, told)?;
     Ok(())
-}
-
-/// Adopts what lives and undoes what was never finished. One sandbox that cannot be recovered
-/// stays journalled and shows as not ready; it does not keep the others from being served.
-async fn recover(runtime: &Arc<Runtime>) {
-    for (id, entry) in runtime.containers() {
-        if entry.stage == Stage::Creating {
-            report(container::remove(runtime, &id).await, "a half-made container was not undone");
-        }
-    }
-    for (id, mut entry) in runtime.sandboxes() {
-        if !entry.ready && entry.cni.is_none() && !entry.records.is_empty() {
-            continue; // stopped in peace
-        }
-        if !entry.ready {
-            report(sandbox::remove(runtime, &id).await, "a half-made sandbox was not undone");
-            continue;
-        }
-        let alive = service::watch(runtime, &id).await.is_ok();
-        for (cid, c) in runtime.containers().into_iter().filter(|(_, c)| c.sandbox == id) {
-            let exit = runtime.container_dir(&cid).join("exit").exists();
-            if c.stage != Stage::Exited && (exit || !alive) {
-                report(container::settle(runtime, &cid), "an exit was not journalled");
-            }
-        }
-        if !alive {
-            entry.ready = false;
-            report(
-                runtime.put_sandbox(&id, entry).map_err(OpError::from),
-                "a dead sandbox was not journalled",
-            );
-        }
-    }
-}
-
-fn report(result: Result<(), OpError>, what: &str) {
-    if let Err(error) = result {
-        tracing::error!(error = error.chain(), "{what}");
-    }
 }

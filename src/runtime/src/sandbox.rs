@@ -1,21 +1,23 @@
 //! A sandbox' life: journalled → namespaces pinned → network configured → monitor runs → ready.
 //!
 //! Creation is a chain of structs, each consuming the last; what fails undoes what stands before
-//! it. Stop and Remove may be repeated and work with any part missing.
+//! it. Stop and Remove may be repeated and work with any part missing, the monitor included.
 
-use crate::cgroup;
-use crate::cni::{Attachment, Network};
-use crate::error::OpError;
+use crate::cni::{Attachment, Network, Runner};
+use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::journal::private_dir;
-use crate::state::{Runtime, Sandbox};
-use crate::{container, netns, rootfs, supervisor};
+use crate::names::{Made, Name};
+use crate::state::{Attached, Life, Runtime, Sandbox};
+use crate::{cgroup, container, follow, netns, rootfs, supervisor};
+use futures::future::join_all;
 use nix::mount::{MsFlags, mount};
 use podway_cri::Message as _;
 use podway_cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig, Protocol};
-use podway_flow::{Phase, Recorder};
+use podway_flow::{Phase, Recorder, Span, Writer};
 use podway_monitor::Request;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A sandbox' configuration, read back from its entry.
 ///
@@ -34,59 +36,101 @@ pub fn options(config: &PodSandboxConfig) -> NamespaceOption {
     context.and_then(|c| c.namespace_options.clone()).unwrap_or_default()
 }
 
-struct Journalled<'a> {
-    runtime: &'a Runtime,
+struct Journalled {
+    runtime: Arc<Runtime>,
     id: Id,
     entry: Sandbox,
     config: PodSandboxConfig,
 }
 
-struct Pinned<'a>(Journalled<'a>);
+struct Pinned(Journalled);
 
-struct Networked<'a>(Journalled<'a>);
+struct Networked(Journalled);
 
-/// Makes a sandbox.
+/// What a sandbox is asked for by.
 ///
 /// # Errors
-/// [`OpError`]; everything that was made for it is undone.
-pub async fn run(
-    runtime: &Arc<Runtime>,
+/// [`OpError::Invalid`] for metadata that names no pod.
+pub fn name_of(config: &PodSandboxConfig) -> Result<Name, OpError> {
+    let meta = config.metadata.clone().unwrap_or_default();
+    if meta.name.is_empty() || meta.namespace.is_empty() || meta.uid.is_empty() {
+        return Err(OpError::Invalid("metadata needs name, namespace and uid".to_owned()));
+    }
+    if [&meta.name, &meta.namespace, &meta.uid].iter().any(|v| v.contains([';', '=', '\n', '\0'])) {
+        return Err(OpError::Invalid("metadata holds a character that no pod name has".to_owned()));
+    }
+    Ok(Name::Sandbox(meta.name, meta.namespace, meta.uid, meta.attempt))
+}
+
+/// Makes a sandbox, or joins its making, or finds it made.
+///
+/// # Errors
+/// [`Failure`]; everything that was made for it is undone.
+pub async fn run(runtime: &Arc<Runtime>, config: PodSandboxConfig, handler: String) -> Result<Made, Failure> {
+    let recorder = Recorder::new(Writer::Runtime, runtime.clock);
+    let name = name_of(&config).map_err(|e| Failure::new(&e, &recorder))?;
+    let existing = || {
+        let (id, entry) = runtime.sandbox_named(&name)?;
+        Some(match entry.life {
+            Life::Ready => Ok(Made { id, records: entry.records }),
+            Life::Creating | Life::Stopped => Err(Failure::exists(format!(
+                "sandbox {id} has this name and attempt and is not ready: remove it, or raise metadata.attempt"
+            ))),
+        })
+    };
+    let task = Arc::clone(runtime);
+    let make = || make(task, name.clone(), config, handler, recorder);
+    runtime.names.join(name.clone(), existing, make).await
+}
+
+async fn make(
+    runtime: Arc<Runtime>,
+    name: Name,
     config: PodSandboxConfig,
     handler: String,
-    recorder: &Recorder,
-) -> Result<Id, OpError> {
-    let id = Id::random().map_err(|e| OpError::Io("draw an id", e))?;
+    recorder: Recorder,
+) -> Result<Made, Failure> {
+    let uid = config.metadata.as_ref().map(|m| m.uid.clone()).unwrap_or_default();
+    let id = Id::random().map_err(|e| Failure::new(&OpError::Io("draw an id", e), &recorder))?;
+    let lock = runtime.locks.of(&id);
+    let _alone = lock.write().await;
     let result = async {
-        let journalled = Journalled::begin(runtime, id.clone(), config, handler)?;
-        let pinned = journalled.pin(recorder).await?;
-        let networked = pinned.connect(recorder).await?;
-        networked.supervise(recorder).await
+        let journalled = Journalled::begin(Arc::clone(&runtime), id.clone(), name, config, handler).await?;
+        let pinned = journalled.pin(&recorder).await?;
+        let networked = pinned.connect(&recorder).await?;
+        networked.supervise(&recorder, &uid).await
     }
     .await;
     if let Err(error) = result {
-        if let Err(undo) = remove(runtime, &id).await {
+        let failure = Failure::new(&error, &recorder);
+        runtime.metrics.observe(&failure.records);
+        runtime.remember_failed(&uid, &failure.records);
+        if let Err(undo) = remove_alone(&runtime, &id).await {
             // Its entry stays, not ready: the agent's Stop and Remove, or a restart, try again.
             tracing::error!(sandbox = %id, error = undo.chain(), "a failed sandbox was not wholly undone");
         }
-        return Err(error);
+        return Err(failure);
     }
-    Ok(id)
+    let records = recorder.take();
+    runtime.metrics.observe(&records);
+    Ok(Made { id, records })
 }
 
-impl<'a> Journalled<'a> {
-    fn begin(
-        runtime: &'a Arc<Runtime>,
+/// `attempt` in records counts from 1, in CRI's metadata from 0.
+fn begin(recorder: &Recorder, phase: Phase, config: &PodSandboxConfig) -> Span {
+    let mut span = recorder.begin(phase);
+    span.attempt(config.metadata.as_ref().map_or(0, |m| m.attempt).saturating_add(1));
+    span
+}
+
+impl Journalled {
+    async fn begin(
+        runtime: Arc<Runtime>,
         id: Id,
+        name: Name,
         config: PodSandboxConfig,
         handler: String,
     ) -> Result<Self, OpError> {
-        let meta = config.metadata.clone().unwrap_or_default();
-        if meta.name.is_empty() || meta.namespace.is_empty() || meta.uid.is_empty() {
-            return Err(OpError::Invalid("metadata needs name, namespace and uid".to_owned()));
-        }
-        if [&meta.name, &meta.namespace, &meta.uid].iter().any(|v| v.contains([';', '=', '\n', '\0'])) {
-            return Err(OpError::Invalid("metadata holds a character that no pod name has".to_owned()));
-        }
         if !handler.is_empty() && handler != "runc" {
             return Err(OpError::Invalid(format!(
                 "not supported: runtime handler {handler:?}; give runc or none"
@@ -97,22 +141,26 @@ impl<'a> Journalled<'a> {
             .map_err(|e| OpError::Invalid(e.to_string()))?;
         let cgroup = if asked.is_empty() { format!("{parent}/{id}") } else { parent };
         let entry = Sandbox {
+            name,
             config: hex::encode(config.encode_to_vec()),
             created_at: runtime.now_ns(),
-            ready: false,
+            life: Life::Creating,
             host_network: options(&config).network == NamespaceMode::Node as i32,
             ips: Vec::new(),
-            cni: None,
+            attached: None,
             cgroup,
             records: Vec::new(),
             handler,
         };
-        runtime.put_sandbox(&id, entry.clone())?;
-        Ok(Journalled { runtime, id, entry, config })
+        blocking(move || {
+            runtime.put_sandbox(&id, entry.clone())?;
+            Ok(Journalled { runtime, id, entry, config })
+        })
+        .await
     }
 
-    async fn pin(self, recorder: &Recorder) -> Result<Pinned<'a>, OpError> {
-        let mut span = recorder.begin(Phase::SandboxCreated);
+    async fn pin(self, recorder: &Recorder) -> Result<Pinned, OpError> {
+        let mut span = begin(recorder, Phase::SandboxCreated, &self.config);
         span.note("sandboxId", &self.id).note("cgroupParent", &self.entry.cgroup);
         let asked = options(&self.config);
         let dir = self.runtime.namespaces(&self.id);
@@ -130,22 +178,29 @@ impl<'a> Journalled<'a> {
                 .into_iter()
                 .collect(),
         };
-        let result = match netns::create(wanted).await {
-            Ok(()) => self.files(),
-            Err(e) => Err(e.into()),
+        let made = async {
+            netns::create(wanted).await?;
+            blocking(move || {
+                self.files()?;
+                use std::os::unix::fs::MetadataExt as _;
+                let inode = |kind| Some((kind, std::fs::metadata(dir.join(kind)).ok()?.ino()));
+                let inodes: Vec<_> = ["net", "ipc", "uts"].into_iter().filter_map(inode).collect();
+                Ok((self, inodes))
+            })
+            .await
         };
-        if let Err(error) = result {
-            span.fail("SandboxFailed", &error.chain());
-            return Err(error);
-        }
-        for kind in ["net", "ipc", "uts"] {
-            use std::os::unix::fs::MetadataExt as _;
-            if let Ok(meta) = std::fs::metadata(dir.join(kind)) {
-                span.note(&format!("{kind}Namespace"), meta.ino());
+        let (step, inodes) = match made.await {
+            Ok(made) => made,
+            Err(error) => {
+                span.fail("SandboxFailed", &OpError::chain(&error));
+                return Err(error);
             }
+        };
+        for (kind, inode) in inodes {
+            span.note(&format!("{kind}Namespace"), inode);
         }
         span.succeed("Created");
-        Ok(Pinned(self))
+        Ok(Pinned(step))
     }
 
     fn hostname(&self) -> String {
@@ -187,52 +242,60 @@ impl<'a> Journalled<'a> {
     }
 }
 
-impl<'a> Pinned<'a> {
-    async fn connect(self, recorder: &Recorder) -> Result<Networked<'a>, OpError> {
+impl Pinned {
+    async fn connect(self, recorder: &Recorder) -> Result<Networked, OpError> {
         let Pinned(mut step) = self;
-        let mut span = recorder.begin(Phase::NetworkConfigured);
+        let mut span = begin(recorder, Phase::NetworkConfigured, &step.config);
         if step.entry.host_network {
             span.skip("HostNetwork");
             return Ok(Networked(step));
         }
-        // The intent: from here on a DEL is owed, whatever becomes of the ADD.
-        step.entry.cni = Some(serde_json::Value::Null);
-        step.runtime.put_sandbox(&step.id, step.entry.clone())?;
-        let attachment = attachment(step.runtime, &step.id, &step.config);
-        let added = match Network::load(&step.runtime.config.cni.conf_dir) {
-            Ok(network) => network.add(&step.runtime.config.cni.bin_dirs, &attachment).await,
-            Err(e) => Err(e),
+        let intent = blocking(move || {
+            let network = Network::load(&step.runtime.config.cni.conf_dir)?;
+            network.installed(&step.runtime.config.cni.bin_dirs)?;
+            // The intent: from here on a DEL is owed, whatever becomes of the ADD.
+            step.entry.attached = Some(Attached { network: network.clone(), result: None });
+            step.runtime.put_sandbox(&step.id, step.entry.clone())?;
+            Ok((step, network))
+        });
+        let added = async {
+            let (step, network) = intent.await?;
+            let attachment = attachment(&step.runtime, &step.id, &step.config);
+            let added = network.add(runner(&step.runtime), &attachment).await?;
+            Ok::<_, OpError>((step, network, added))
         };
-        let added = match added {
+        let (mut step, network, added) = match added.await {
             Ok(added) => added,
             Err(error) => {
-                let error = OpError::from(error);
                 span.fail("NetworkFailed", &error.chain());
                 return Err(error);
             }
         };
-        span.note("ips", added.ips.join(","));
+        span.note("ips", added.ips.join(",")).note("network", &network.name);
         for timing in &added.timings {
             span.note(&format!("cni.{}.micros", timing.plugin), timing.micros);
         }
         span.succeed("Configured");
         step.entry.ips = added.ips;
-        step.entry.cni = Some(added.result);
+        step.entry.attached = Some(Attached { network, result: Some(added.result) });
         Ok(Networked(step))
     }
 }
 
-impl Networked<'_> {
-    async fn supervise(self, recorder: &Recorder) -> Result<(), OpError> {
+impl Networked {
+    async fn supervise(self, recorder: &Recorder, uid: &str) -> Result<(), OpError> {
         let Networked(mut step) = self;
-        let socket = step.runtime.monitor_socket(&step.id);
-        let dir = step.runtime.sandbox_dir(&step.id).join("monitor");
-        supervisor::start(step.runtime.config.monitor.path.clone(), socket, dir).await?;
-        step.entry.ready = true;
-        step.entry.records = recorder.snapshot();
-        step.runtime.put_sandbox(&step.id, step.entry)?;
-        Ok(())
+        follow::ensure(&step.runtime, &step.id).await?;
+        step.entry.life = Life::Ready;
+        step.entry.records = step.runtime.take_failed(uid);
+        step.entry.records.extend(recorder.snapshot());
+        blocking(move || Ok(step.runtime.put_sandbox(&step.id, step.entry)?)).await
     }
+}
+
+fn runner(runtime: &Runtime) -> Runner<'_> {
+    let cni = &runtime.config.cni;
+    Runner { bin_dirs: &cni.bin_dirs, timeout: Duration::from_secs(cni.timeout_seconds) }
 }
 
 fn attachment(runtime: &Runtime, id: &Id, config: &PodSandboxConfig) -> Attachment {
@@ -257,28 +320,33 @@ fn attachment(runtime: &Runtime, id: &Id, config: &PodSandboxConfig) -> Attachme
 /// # Errors
 /// [`OpError`]; what is left stays journalled.
 pub async fn stop(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
-    let Some(mut entry) = runtime.sandbox(id) else { return Ok(()) };
-    for (cid, c) in runtime.containers() {
-        if c.sandbox == *id {
-            container::stop(runtime, &cid, 0).await?;
-        }
+    let lock = runtime.locks.of(id);
+    let _alone = lock.write().await;
+    stop_alone(runtime, id).await
+}
+
+async fn stop_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
+    let Some(entry) = runtime.sandbox(id) else { return Ok(()) };
+    if entry.life == Life::Ready {
+        let (state, of) = (Arc::clone(runtime), id.clone());
+        blocking(move || Ok(state.update_sandbox(&of, |s| s.life = Life::Stopped)?)).await?;
     }
-    if let Some(cached) = &entry.cni {
-        let config = config_of(&entry)?;
-        let cached = Some(cached).filter(|v| !v.is_null());
-        match Network::load(&runtime.config.cni.conf_dir) {
-            Ok(network) => {
-                network.del(&runtime.config.cni.bin_dirs, &attachment(runtime, id, &config), cached).await?;
-            }
-            // Without a configuration nothing was added, unless a result says so.
-            Err(e) if cached.is_some() => return Err(e.into()),
-            Err(_) => {}
-        }
+    let stops = runtime
+        .containers_of(id)
+        .into_iter()
+        .map(|(cid, _)| async move { container::stop(runtime, &cid, 0).await });
+    join_all(stops).await.into_iter().collect::<Result<(), _>>()?;
+    if let Some(attached) = &entry.attached {
+        let attachment = attachment(runtime, id, &config_of(&entry)?);
+        attached.network.del(runner(runtime), &attachment, attached.result.as_ref()).await?;
     }
-    entry.cni = None;
-    entry.ready = false;
-    runtime.put_sandbox(id, entry)?;
-    netns::remove(&runtime.namespaces(id)).map_err(|e| OpError::Io("unpin the namespaces", e))
+    let (state, id) = (Arc::clone(runtime), id.clone());
+    blocking(move || {
+        netns::remove(&state.namespaces(&id)).map_err(|e| OpError::Io("unpin the namespaces", e))?;
+        state.update_sandbox(&id, |s| s.attached = None)?;
+        Ok(())
+    })
+    .await
 }
 
 /// Removes a sandbox and its containers. May be repeated.
@@ -286,30 +354,35 @@ pub async fn stop(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
 /// # Errors
 /// [`OpError`]; what is left stays journalled.
 pub async fn remove(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
+    let lock = runtime.locks.of(id);
+    let _alone = lock.write().await;
+    remove_alone(runtime, id).await
+}
+
+async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
     let Some(entry) = runtime.sandbox(id) else { return Ok(()) };
-    stop(runtime, id).await?;
-    for (cid, c) in runtime.containers() {
-        if c.sandbox == *id {
-            container::remove(runtime, &cid).await?;
-        }
-    }
+    stop_alone(runtime, id).await?;
+    let removes = runtime
+        .containers_of(id)
+        .into_iter()
+        .map(|(cid, _)| async move { container::remove(runtime, &cid).await });
+    join_all(removes).await.into_iter().collect::<Result<(), _>>()?;
     let socket = runtime.monitor_socket(id);
     match supervisor::call(&socket, Request::Shutdown).await {
         Err(error) if !supervisor::is_gone(&error) => return Err(error.into()),
         _ => {}
     }
-    match std::fs::remove_file(&socket) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(OpError::Io("remove the monitor's socket", e));
+    let (runtime, id) = (Arc::clone(runtime), id.clone());
+    blocking(move || {
+        rootfs::remove_file(&socket).map_err(|e| OpError::Io("remove the monitor's socket", e))?;
+        let dir = runtime.sandbox_dir(&id);
+        rootfs::unmount(&dir.join("shm")).map_err(|e| OpError::Io("unmount the sandbox' shm", e))?;
+        rootfs::remove_tree(&dir).map_err(|e| OpError::Io("remove the sandbox' directory", e))?;
+        if entry.cgroup.ends_with(id.as_str()) {
+            let removed = runtime.cgroups.remove_tree(&entry.cgroup);
+            removed.map_err(|e| OpError::Io("remove the sandbox' cgroup", e))?;
         }
-        _ => {}
-    }
-    let dir = runtime.sandbox_dir(id);
-    rootfs::unmount(&dir.join("shm")).map_err(|e| OpError::Io("unmount the sandbox' shm", e))?;
-    rootfs::remove_tree(&dir).map_err(|e| OpError::Io("remove the sandbox' directory", e))?;
-    if entry.cgroup.ends_with(id.as_str()) {
-        runtime.cgroups.remove(&entry.cgroup).map_err(|e| OpError::Io("remove the sandbox' cgroup", e))?;
-    }
-    runtime.forget_sandbox(id)?;
-    Ok(())
+        Ok(runtime.forget_sandbox(&id)?)
+    })
+    .await
 }

@@ -2,11 +2,15 @@
 
 use crate::error::OpError;
 use crate::ids::Id;
+use crate::names::Made;
+use crate::state::Life;
 use crate::state::{Container, Runtime, Sandbox, Stage};
+use crate::streaming::Streaming;
+use crate::streaming::process::Wanted;
 use crate::{cni, container, events, sandbox, supervisor};
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
-use podway_flow::{Recorder, Writer, wire};
+use podway_flow::wire;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +19,10 @@ use tonic::{Request, Response, Status};
 
 /// The service over the runtime's state.
 #[derive(Clone)]
-pub struct Service(pub Arc<Runtime>);
+pub struct Service {
+    runtime: Arc<Runtime>,
+    streaming: Arc<Streaming>,
+}
 
 type Never<T> = tokio_stream::Empty<Result<T, Status>>;
 
@@ -48,7 +55,7 @@ pub fn sandbox_status(id: &Id, entry: &Sandbox) -> v1::PodSandboxStatus {
     let mut ips = entry.ips.iter().cloned();
     v1::PodSandboxStatus {
         id: id.to_string(),
-        state: i32::from(!entry.ready),
+        state: i32::from(entry.life != Life::Ready),
         created_at: entry.created_at,
         network: Some(v1::PodSandboxNetworkStatus {
             ip: ips.next().unwrap_or_default(),
@@ -104,18 +111,27 @@ pub fn container_status(id: &Id, entry: &Container) -> v1::ContainerStatus {
 /// The statuses of a sandbox' containers.
 #[must_use]
 pub fn statuses_of(runtime: &Runtime, sandbox: &Id) -> Vec<v1::ContainerStatus> {
-    let all = runtime.containers();
-    all.iter().filter(|(_, c)| c.sandbox == *sandbox).map(|(id, c)| container_status(id, c)).collect()
+    runtime.containers_of(sandbox).iter().map(|(id, c)| container_status(id, c)).collect()
+}
+
+/// An answer with the records of what was done for it.
+fn told<T>(answer: T, made: &Made) -> Response<T> {
+    let mut response = Response::new(answer);
+    metadata::attach(&mut response, &made.records);
+    response
 }
 
 impl Service {
-    fn recorder(&self) -> Recorder {
-        Recorder::new(Writer::Runtime, self.0.clock)
+    /// A service whose exec URLs come from `streaming`.
+    #[must_use]
+    pub fn new(runtime: Arc<Runtime>, streaming: Arc<Streaming>) -> Self {
+        Service { runtime, streaming }
     }
 
     fn cid(&self, text: String) -> Result<(Id, Container), OpError> {
         let id = id("container", text)?;
-        let entry = self.0.container(&id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
+        let entry =
+            self.runtime.container(&id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
         Ok((id, entry))
     }
 }
@@ -132,7 +148,7 @@ impl RuntimeService for Service {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        let network = cni::Network::load(&self.0.config.cni.conf_dir);
+        let network = cni::Network::load(&self.runtime.config.cni.conf_dir);
         let ready =
             v1::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() };
         let (status, reason, message) = match network {
@@ -170,12 +186,8 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
-        let recorder = self.recorder();
-        let id = sandbox::run(&self.0, config, request.runtime_handler, &recorder).await?;
-        watch(&self.0, &id).await?;
-        let mut response = Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() });
-        metadata::attach(&mut response, &recorder.take());
-        Ok(response)
+        let made = sandbox::run(&self.runtime, config, request.runtime_handler).await?;
+        Ok(told(v1::RunPodSandboxResponse { pod_sandbox_id: made.id.to_string() }, &made))
     }
 
     async fn stop_pod_sandbox(
@@ -183,7 +195,7 @@ impl RuntimeService for Service {
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
         if let Ok(id) = Id::try_from(request.into_inner().pod_sandbox_id) {
-            sandbox::stop(&self.0, &id).await?;
+            sandbox::stop(&self.runtime, &id).await?;
         }
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
@@ -193,7 +205,7 @@ impl RuntimeService for Service {
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
         if let Ok(id) = Id::try_from(request.into_inner().pod_sandbox_id) {
-            sandbox::remove(&self.0, &id).await?;
+            sandbox::remove(&self.runtime, &id).await?;
         }
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
@@ -204,12 +216,12 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
         let request = request.into_inner();
         let id = id("sandbox", request.pod_sandbox_id)?;
-        let entry = self.0.sandbox(&id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
+        let entry = self.runtime.sandbox(&id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(sandbox_status(&id, &entry)),
             info: info(request.verbose, &entry.records),
-            containers_statuses: statuses_of(&self.0, &id),
-            timestamp: self.0.now_ns(),
+            containers_statuses: statuses_of(&self.runtime, &id),
+            timestamp: self.runtime.now_ns(),
         }))
     }
 
@@ -218,7 +230,7 @@ impl RuntimeService for Service {
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let all = self.0.sandboxes().into_iter().map(|(id, entry)| sandbox_status(&id, &entry));
+        let all = self.runtime.sandboxes().into_iter().map(|(id, entry)| sandbox_status(&id, &entry));
         let items = all
             .filter(|s| filter.id.is_empty() || s.id.starts_with(&filter.id))
             .filter(|s| filter.state.as_ref().is_none_or(|f| f.state == s.state))
@@ -242,12 +254,9 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         let sandbox = id("sandbox", request.pod_sandbox_id)?;
         let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
-        let recorder = self.recorder();
-        let id = container::create(&self.0, &sandbox, config, &recorder).await?;
-        events::publish(&self.0, &id, v1::ContainerEventType::ContainerCreatedEvent);
-        let mut response = Response::new(v1::CreateContainerResponse { container_id: id.to_string() });
-        metadata::attach(&mut response, &recorder.take());
-        Ok(response)
+        let made = container::create(&self.runtime, &sandbox, config).await?;
+        events::publish(&self.runtime, &made.id, v1::ContainerEventType::ContainerCreatedEvent);
+        Ok(told(v1::CreateContainerResponse { container_id: made.id.to_string() }, &made))
     }
 
     async fn start_container(
@@ -255,12 +264,9 @@ impl RuntimeService for Service {
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
         let (id, _) = self.cid(request.into_inner().container_id)?;
-        let recorder = self.recorder();
-        container::start(&self.0, &id, &recorder).await?;
-        events::publish(&self.0, &id, v1::ContainerEventType::ContainerStartedEvent);
-        let mut response = Response::new(v1::StartContainerResponse {});
-        metadata::attach(&mut response, &recorder.take());
-        Ok(response)
+        let made = container::start(&self.runtime, &id).await?;
+        events::publish(&self.runtime, &id, v1::ContainerEventType::ContainerStartedEvent);
+        Ok(told(v1::StartContainerResponse {}, &made))
     }
 
     async fn stop_container(
@@ -269,7 +275,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::StopContainerResponse>, Status> {
         let request = request.into_inner();
         if let Ok(id) = Id::try_from(request.container_id) {
-            container::stop(&self.0, &id, request.timeout).await?;
+            container::stop(&self.runtime, &id, request.timeout).await?;
         }
         Ok(Response::new(v1::StopContainerResponse {}))
     }
@@ -279,7 +285,7 @@ impl RuntimeService for Service {
         request: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
         if let Ok(id) = Id::try_from(request.into_inner().container_id) {
-            container::remove(&self.0, &id).await?;
+            container::remove(&self.runtime, &id).await?;
         }
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
@@ -301,7 +307,7 @@ impl RuntimeService for Service {
         request: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let all = self.0.containers().into_iter();
+        let all = self.runtime.containers().into_iter();
         let containers = all
             .filter(|(_, c)| filter.pod_sandbox_id.is_empty() || c.sandbox.as_str() == filter.pod_sandbox_id)
             .map(|(id, c)| (c.sandbox.to_string(), container_status(&id, &c)))
@@ -330,7 +336,7 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         let (id, _) = self.cid(request.container_id)?;
         let (exit_code, stdout, stderr) =
-            container::exec_sync(&self.0, &id, request.cmd, request.timeout).await?;
+            container::exec_sync(&self.runtime, &id, request.cmd, request.timeout).await?;
         Ok(Response::new(v1::ExecSyncResponse { stdout, stderr, exit_code }))
     }
 
@@ -339,7 +345,7 @@ impl RuntimeService for Service {
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
         let (id, entry) = self.cid(request.into_inner().container_id)?;
-        let socket = self.0.monitor_socket(&entry.sandbox);
+        let socket = self.runtime.monitor_socket(&entry.sandbox);
         let ask = podway_monitor::Request::ReopenLog { id: id.to_string() };
         supervisor::call(&socket, ask).await.map_err(OpError::from)?;
         Ok(Response::new(v1::ReopenContainerLogResponse {}))
@@ -351,7 +357,7 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        let stream = tokio_stream::wrappers::BroadcastStream::new(self.0.events.subscribe());
+        let stream = tokio_stream::wrappers::BroadcastStream::new(self.runtime.events.subscribe());
         // A listener that lagged is told, so that it lists anew instead of trusting what it has.
         let stream =
             stream.map(|item| item.map_err(|lag| Status::data_loss(format!("events were lost: {lag}"))));
@@ -364,8 +370,32 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
         not_built("UpdateContainerResources")
     }
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        not_built("Exec")
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        let request = request.into_inner();
+        let (id, entry) = self.cid(request.container_id)?;
+        if entry.stage != Stage::Running {
+            return Err(Status::failed_precondition(format!("container {id} is not running")));
+        }
+        if request.tty && request.stderr {
+            return Err(Status::invalid_argument(
+                "tty and stderr cannot both be set: a terminal is one stream",
+            ));
+        }
+        if !(request.stdin || request.stdout || request.stderr) {
+            return Err(Status::invalid_argument("one of stdin, stdout and stderr must be set"));
+        }
+        let wanted = Wanted {
+            container: id,
+            cmd: request.cmd,
+            tty: request.tty,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        let url = self.streaming.url(wanted).map_err(|e| OpError::Io("draw a token", e))?;
+        let url =
+            url.ok_or_else(|| Status::resource_exhausted("too many exec streams wait for their client"))?;
+        Ok(Response::new(v1::ExecResponse { url }))
     }
     async fn attach(&self, _: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
         not_built("Attach")
@@ -459,15 +489,4 @@ impl RuntimeService for Service {
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
         not_built("StreamPodSandboxMetrics")
     }
-}
-
-/// Follows a sandbox' monitor.
-///
-/// # Errors
-/// [`OpError`] when it cannot be reached.
-pub async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
-    let state = Arc::clone(runtime);
-    supervisor::watch(&runtime.monitor_socket(sandbox), move |event| container::on_event(&state, event))
-        .await?;
-    Ok(())
 }

@@ -2,6 +2,7 @@
 //! look-ups in the image's passwd and group, and of device nodes.
 
 pub mod capabilities;
+pub mod seccomp;
 pub mod user;
 
 use oci_spec::runtime::Spec;
@@ -72,6 +73,9 @@ pub enum SpecError {
     /// A device.
     #[error("device {0:?} cannot be used: it is not a device node on this host")]
     Device(String),
+    /// A seccomp profile.
+    #[error("the seccomp profile {0:?} cannot be used: {1}")]
+    Seccomp(String, String),
     /// The document is not a runtime spec.
     #[error("the generated config.json is not a valid runtime spec")]
     Shape(#[source] serde_json::Error),
@@ -149,7 +153,8 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
     };
     let propagation =
         if input.container.mounts.iter().any(|m| m.propagation == 2) { "rshared" } else { "rslave" };
-    let spec = json!({
+    let filter = seccomp::filter(context.seccomp.as_ref(), context.privileged, &set)?;
+    let mut spec = json!({
         "ociVersion": "1.2.0",
         "process": process,
         "root": {"path": input.rootfs, "readonly": context.readonly_rootfs},
@@ -165,6 +170,9 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
             "readonlyPaths": paths(&context.readonly_paths, &READONLY),
         },
     });
+    if let Some(filter) = filter {
+        spec["linux"]["seccomp"] = filter;
+    }
     serde_json::from_value(spec).map_err(SpecError::Shape)
 }
 
@@ -174,11 +182,6 @@ fn refuse_unbuilt(
     context: &podway_cri::v1::LinuxContainerSecurityContext,
 ) -> Result<(), SpecError> {
     let no = |what: &str| Err(SpecError::NotSupported(what.to_owned()));
-    let unconfined =
-        |p: &Option<podway_cri::v1::SecurityProfile>| p.as_ref().is_none_or(|p| p.profile_type == 1);
-    if !context.privileged && !unconfined(&context.seccomp) {
-        return no("seccomp profiles RuntimeDefault and Localhost (set seccompProfile.type: Unconfined)");
-    }
     if context.apparmor.as_ref().is_some_and(|p| p.profile_type == 2) {
         return no("AppArmor profiles");
     }

@@ -3,9 +3,14 @@
 //! An entry changes by `update_*`: memory and journal together, then the waiters are woken.
 
 use crate::cgroup::Cgroups;
+use crate::cni::Network;
 use crate::config::Config;
 use crate::ids::Id;
 use crate::journal::{Journal, JournalError};
+use crate::locks::Locks;
+use crate::metrics::Metrics;
+use crate::names::{Name, Names};
+use crate::rootfs::Layer;
 use crate::spec::ImageDefaults;
 use podway_cri::v1::ContainerEventResponse;
 use podway_flow::{Clock, Record};
@@ -24,34 +29,66 @@ pub struct ResolvedImage {
     pub defaults: ImageDefaults,
     /// Its STOPSIGNAL, or empty.
     pub stop_signal: String,
-    /// Layer directories, bottom → top.
-    pub layers: Vec<PathBuf>,
+    /// Layers, bottom → top.
+    pub layers: Vec<Layer>,
 }
+
+/// Keeps what it was made for while it lives.
+pub type Pin = Box<dyn std::any::Any + Send + Sync>;
 
 /// Where images come from.
 pub trait Images: Send + Sync + 'static {
     /// The image of a reference or id, if it is present.
     fn resolve(&self, reference: &str) -> Option<ResolvedImage>;
+    /// Keeps the image's layers on disk while the pin lives; `None` if one is gone.
+    fn pin(&self, layers: &[Layer]) -> Option<Pin>;
+    /// Deletes the layers that neither an image nor a pin names.
+    ///
+    /// # Errors
+    /// In words; it is tried again at the next start.
+    fn collect(&self) -> Result<(), String>;
+}
+
+/// Where a sandbox stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Life {
+    /// Intent only: whatever was made of it is undone after a crash.
+    Creating,
+    /// It stands.
+    Ready,
+    /// Being stopped, or stopped.
+    Stopped,
+}
+
+/// A network that was asked for: DEL is owed, whatever became of the ADD.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attached {
+    /// What ADD was given.
+    pub network: Network,
+    /// What ADD answered; `None` if that was never heard.
+    pub result: Option<serde_json::Value>,
 }
 
 /// A sandbox' journal entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sandbox {
+    /// What it is asked for by.
+    pub name: Name,
     /// Its CRI configuration, protobuf in hex.
     pub config: String,
     /// ns since the epoch.
     pub created_at: i64,
-    /// It stands and was not stopped.
-    pub ready: bool,
+    /// Where it stands.
+    pub life: Life,
     /// On the host's network.
     pub host_network: bool,
     /// Its addresses.
     pub ips: Vec<String>,
-    /// The cached CNI result; there once ADD was tried, so that DEL is owed.
-    pub cni: Option<serde_json::Value>,
+    /// Its network.
+    pub attached: Option<Attached>,
     /// Its cgroup.
     pub cgroup: String,
-    /// What was recorded.
+    /// What was recorded, failed attempts included.
     pub records: Vec<Record>,
     /// The runtime handler it was asked with.
     pub handler: String,
@@ -73,8 +110,14 @@ pub enum Stage {
 /// A container's journal entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
+    /// What it is asked for by.
+    pub name: Name,
     /// Its sandbox.
     pub sandbox: Id,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// The layers that its root filesystem stands on.
+    pub layers: Vec<Layer>,
     /// Its CRI configuration, protobuf in hex.
     pub config: String,
     /// Where it stands.
@@ -119,18 +162,39 @@ pub struct Runtime {
     pub events: broadcast::Sender<ContainerEventResponse>,
     /// `runc --version`'s first line.
     pub runc_version: String,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// What is being made.
+    pub names: Names,
+    /// One lock per sandbox and container.
+    pub locks: Locks,
+    /// One more per sandbox, for its monitor.
+    pub monitors: Locks,
+    pins: Mutex<BTreeMap<Id, Pin>>,
+    /// By pod uid: records of attempts that left no sandbox.
+    failed: Mutex<BTreeMap<String, Vec<Record>>>,
     changed: watch::Sender<u64>,
     maps: Mutex<Maps>,
+    /// Held over read, journal and show of an entry; readers never wait for a disk.
+    writing: [Mutex<()>; 16],
     sandbox_journal: Journal<Sandbox>,
     container_journal: Journal<Container>,
 }
+
+/// Pods, and records per pod, of which failed attempts are remembered.
+const FAILED_LIMIT: usize = 64;
 
 impl Runtime {
     /// Opens the journals and loads what they hold.
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn open(config: Config, images: Arc<dyn Images>, runc_version: String) -> Result<Self, JournalError> {
+    pub fn open(
+        config: Config,
+        images: Arc<dyn Images>,
+        runc_version: String,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, JournalError> {
         let sandbox_journal: Journal<Sandbox> = Journal::open(config.root.join("journal/sandboxes"))?;
         let container_journal: Journal<Container> = Journal::open(config.root.join("journal/containers"))?;
         let (sandboxes, lost) = sandbox_journal.load_all()?;
@@ -147,8 +211,15 @@ impl Runtime {
             cgroups: Cgroups::at(std::path::Path::new("/sys/fs/cgroup")),
             events: broadcast::channel(1024).0,
             runc_version,
+            metrics,
+            names: Names::default(),
+            locks: Locks::default(),
+            monitors: Locks::default(),
+            pins: Mutex::default(),
+            failed: Mutex::default(),
             changed: watch::channel(0).0,
             maps: Mutex::new(maps),
+            writing: std::array::from_fn(|_| Mutex::new(())),
             sandbox_journal,
             container_journal,
         })
@@ -156,6 +227,11 @@ impl Runtime {
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self, id: &Id) -> MutexGuard<'_, ()> {
+        let shard = id.as_str().bytes().next().and_then(|b| char::from(b).to_digit(16)).unwrap_or(0);
+        self.writing[shard as usize % self.writing.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// ns since the epoch.
@@ -176,6 +252,12 @@ impl Runtime {
         self.maps().sandboxes.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 
+    /// The sandbox of a name.
+    #[must_use]
+    pub fn sandbox_named(&self, name: &Name) -> Option<(Id, Sandbox)> {
+        self.maps().sandboxes.iter().find(|(_, s)| s.name == *name).map(|(k, v)| (k.clone(), v.clone()))
+    }
+
     /// A container.
     #[must_use]
     pub fn container(&self, id: &Id) -> Option<Container> {
@@ -188,17 +270,58 @@ impl Runtime {
         self.maps().containers.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 
-    /// Writes a sandbox' entry, then shows it.
+    /// The container of a name.
+    #[must_use]
+    pub fn container_named(&self, name: &Name) -> Option<(Id, Container)> {
+        self.maps().containers.iter().find(|(_, c)| c.name == *name).map(|(k, v)| (k.clone(), v.clone()))
+    }
+
+    /// The containers of a sandbox.
+    #[must_use]
+    pub fn containers_of(&self, sandbox: &Id) -> Vec<(Id, Container)> {
+        let maps = self.maps();
+        let of = maps.containers.iter().filter(|(_, c)| c.sandbox == *sandbox);
+        of.map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// Writes a new sandbox' entry, then shows it. Blocks.
     ///
     /// # Errors
     /// [`JournalError`]; nothing is changed then.
     pub fn put_sandbox(&self, id: &Id, entry: Sandbox) -> Result<(), JournalError> {
+        let _writing = self.writing(id);
         self.sandbox_journal.put(id, &entry)?;
         self.maps().sandboxes.insert(id.clone(), entry);
         Ok(())
     }
 
-    /// Changes a container's entry under the lock, in memory and in the journal; `false` if it is gone.
+    /// Changes a sandbox' entry, in the journal and then in memory; `false` if it is gone. Blocks.
+    ///
+    /// # Errors
+    /// [`JournalError`]; nothing is changed then.
+    pub fn update_sandbox(&self, id: &Id, change: impl FnOnce(&mut Sandbox)) -> Result<bool, JournalError> {
+        let _writing = self.writing(id);
+        let Some(mut entry) = self.sandbox(id) else { return Ok(false) };
+        change(&mut entry);
+        let excess = entry.records.len().saturating_sub(FAILED_LIMIT);
+        entry.records.drain(..excess);
+        self.sandbox_journal.put(id, &entry)?;
+        self.maps().sandboxes.insert(id.clone(), entry);
+        Ok(true)
+    }
+
+    /// Writes a new container's entry, then shows it. Blocks.
+    ///
+    /// # Errors
+    /// [`JournalError`]; nothing is changed then.
+    pub fn put_container(&self, id: &Id, entry: Container) -> Result<(), JournalError> {
+        let _writing = self.writing(id);
+        self.container_journal.put(id, &entry)?;
+        self.maps().containers.insert(id.clone(), entry);
+        Ok(())
+    }
+
+    /// As [`Runtime::update_sandbox`]; who waits for the container is woken.
     ///
     /// # Errors
     /// [`JournalError`]; nothing is changed then.
@@ -207,46 +330,82 @@ impl Runtime {
         id: &Id,
         change: impl FnOnce(&mut Container),
     ) -> Result<bool, JournalError> {
-        let mut maps = self.maps();
-        let Some(current) = maps.containers.get(id) else { return Ok(false) };
-        let mut next = current.clone();
-        change(&mut next);
-        self.container_journal.put(id, &next)?;
-        maps.containers.insert(id.clone(), next);
-        drop(maps);
+        let writing = self.writing(id);
+        let Some(mut entry) = self.container(id) else { return Ok(false) };
+        change(&mut entry);
+        self.container_journal.put(id, &entry)?;
+        self.maps().containers.insert(id.clone(), entry);
+        drop(writing);
         self.changed.send_modify(|n| *n += 1);
         Ok(true)
     }
 
-    /// Writes a new container's entry, then shows it.
+    /// As [`Runtime::update_container`], but what happened is shown even if it cannot be journalled
+    /// (a full disk): an exit is a fact, and its own record is on disk already. Blocks.
     ///
     /// # Errors
-    /// [`JournalError`]; nothing is changed then.
-    pub fn put_container(&self, id: &Id, entry: Container) -> Result<(), JournalError> {
-        self.container_journal.put(id, &entry)?;
+    /// [`JournalError`]; the change stands in memory.
+    pub fn note_container(&self, id: &Id, change: impl FnOnce(&mut Container)) -> Result<(), JournalError> {
+        let writing = self.writing(id);
+        let Some(mut entry) = self.container(id) else { return Ok(()) };
+        change(&mut entry);
+        let journalled = self.container_journal.put(id, &entry);
         self.maps().containers.insert(id.clone(), entry);
-        Ok(())
+        drop(writing);
+        self.changed.send_modify(|n| *n += 1);
+        journalled
     }
 
-    /// Forgets a sandbox.
+    /// Forgets a sandbox. Blocks.
     ///
     /// # Errors
     /// [`JournalError`].
     pub fn forget_sandbox(&self, id: &Id) -> Result<(), JournalError> {
+        let _writing = self.writing(id);
         self.sandbox_journal.forget(id)?;
         self.maps().sandboxes.remove(id);
         Ok(())
     }
 
-    /// Forgets a container.
+    /// Forgets a container and its pin. Blocks.
     ///
     /// # Errors
     /// [`JournalError`].
     pub fn forget_container(&self, id: &Id) -> Result<(), JournalError> {
+        let writing = self.writing(id);
         self.container_journal.forget(id)?;
         self.maps().containers.remove(id);
+        drop(writing);
+        let pin = self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        drop(pin);
         self.changed.send_modify(|n| *n += 1);
         Ok(())
+    }
+
+    /// Keeps a container's layers until it is forgotten; `false` if one is gone.
+    #[must_use]
+    pub fn pin(&self, id: &Id, layers: &[Layer]) -> bool {
+        let Some(pin) = self.images.pin(layers) else { return false };
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), pin);
+        true
+    }
+
+    /// Remembers what an attempt recorded that left no sandbox, for the pod's next one.
+    pub fn remember_failed(&self, uid: &str, records: &[Record]) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.len() >= FAILED_LIMIT && !failed.contains_key(uid) {
+            failed.pop_first();
+        }
+        let kept = failed.entry(uid.to_owned()).or_default();
+        kept.extend(records.iter().cloned());
+        let excess = kept.len().saturating_sub(FAILED_LIMIT / 2);
+        kept.drain(..excess);
+    }
+
+    /// What [`Runtime::remember_failed`] kept of a pod.
+    #[must_use]
+    pub fn take_failed(&self, uid: &str) -> Vec<Record> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).remove(uid).unwrap_or_default()
     }
 
     /// Waits until the container has exited or is gone.

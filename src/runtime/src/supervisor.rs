@@ -50,19 +50,32 @@ pub fn is_gone(error: &SupervisorError) -> bool {
     matches!(error, SupervisorError::Client(ClientError::Closed | ClientError::Socket(_)))
 }
 
-/// Tells `on_event` of every event until the monitor ends. The first connection is made before this
-/// returns, so no exit after it is missed.
+/// Whether the error says that nobody watches over the container: its monitor's process is gone, or
+/// another one runs in its place that never knew the container.
+#[must_use]
+pub fn knows_not(error: &SupervisorError) -> bool {
+    let refused =
+        |e: &ClientError| matches!(e, ClientError::Refused { code: podway_monitor::ErrorCode::NotFound, .. });
+    is_gone(error) || matches!(error, SupervisorError::Client(e) if refused(e))
+}
+
+/// Tells `on_event` of every event until the monitor ends, then calls `ended` once. The first
+/// connection is made before this returns, so no exit after it is missed.
 ///
 /// # Errors
-/// [`SupervisorError`] when the monitor cannot be reached.
-pub async fn watch(socket: &Path, on_event: impl Fn(Event) + Send + 'static) -> Result<(), SupervisorError> {
+/// [`SupervisorError`] when the monitor cannot be reached; `ended` is not called then.
+pub async fn watch(
+    socket: &Path,
+    on_event: impl Fn(Event) + Send + 'static,
+    ended: impl FnOnce() + Send + 'static,
+) -> Result<(), SupervisorError> {
     let socket = socket.to_owned();
     let client = tokio::task::spawn_blocking(move || Client::connect(&socket))
         .await
         .map_err(SupervisorError::Join)??;
     std::thread::Builder::new()
         .name("monitor".to_owned())
-        .stack_size(128 * 1024)
+        .stack_size(256 * 1024)
         .spawn(move || {
             loop {
                 match client.recv() {
@@ -71,13 +84,14 @@ pub async fn watch(socket: &Path, on_event: impl Fn(Event) + Send + 'static) -> 
                             on_event(event);
                         }
                     }
-                    Err(ClientError::Closed) => return,
+                    Err(ClientError::Closed) => break,
                     Err(error) => {
                         tracing::warn!(%error, "a monitor's events are lost");
-                        return;
+                        break;
                     }
                 }
             }
+            ended();
         })
         .map_err(|e| SupervisorError::Client(ClientError::Socket(e)))?;
     Ok(())

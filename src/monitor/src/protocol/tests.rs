@@ -22,7 +22,12 @@ fn requests() -> Vec<Request> {
             timeout_ms: 5,
             capture_limit: 9,
         },
-        Request::ExecIo { id: id(), exec_id: "e".into(), process_json_path: "/p".into(), tty: true },
+        Request::ExecIo {
+            id: id(),
+            exec_id: "e".into(),
+            process_json_path: "/p".into(),
+            console_socket: Some("/c".into()),
+        },
         Request::SignalExec { exec_id: "e".into(), signo: 9 },
         Request::ReopenLog { id: id() },
         Request::Stdin { id: id() },

@@ -37,8 +37,12 @@ struct Container {
     stdin: Option<OwnedFd>,
     pipes: Vec<u64>,
     record: Option<ExitRecord>,
-    /// Who waits for the exit to have it deleted.
-    delete: Option<Asker>,
+    /// Who waits for the exit (or for the end of `runc create`) to have it deleted.
+    delete: Vec<Asker>,
+    /// `runc start` runs.
+    starting: bool,
+    /// Who else asked for the start.
+    start_waiters: Vec<Asker>,
 }
 
 struct Exec {
@@ -144,15 +148,19 @@ impl Pod {
                 let exec = Exec::new(asker, id, limit, deadline.flatten());
                 self.exec(wires, exec_id, exec, &process_json_path, None)
             }
-            Request::ExecIo { tty: true, .. } => Err(refused(ErrorCode::NotSupported, "not supported: tty")),
-            Request::ExecIo { id, exec_id, process_json_path, .. } => match <[OwnedFd; 3]>::try_from(fds) {
-                Ok(stdio) => {
+            Request::ExecIo { id, exec_id, process_json_path, console_socket } => {
+                let stdio = match (&console_socket, <[OwnedFd; 3]>::try_from(fds)) {
+                    (Some(_), _) => Ok(null_stdio()),
+                    (None, Ok(stdio)) => Ok(stdio.map(Stdio::from)),
+                    (None, Err(_)) => Err(refused(ErrorCode::Invalid, "three descriptors must come along")),
+                };
+                stdio.and_then(|stdio| {
                     let mut exec = Exec::new(asker, id, 0, None);
                     exec.streaming = true;
-                    self.exec(wires, exec_id, exec, &process_json_path, Some(stdio))
-                }
-                Err(_) => Err(refused(ErrorCode::Invalid, "three descriptors must come along")),
-            },
+                    let given = Some((stdio, console_socket));
+                    self.exec(wires, exec_id, exec, &process_json_path, given)
+                })
+            }
             Request::SignalExec { exec_id, signo } => match self.execs.get(&exec_id) {
                 Some(exec) if exec.pid != 0 => send_signal(exec.pid, signo),
                 Some(_) => Err(refused(ErrorCode::NotRunning, "the process has not started")),
@@ -235,7 +243,9 @@ impl Pod {
             stdin,
             pipes: vec![],
             record: None,
-            delete: None,
+            delete: vec![],
+            starting: false,
+            start_waiters: vec![],
         };
         self.containers.insert(create.id, container);
         Ok(None)
@@ -261,13 +271,26 @@ impl Pod {
 
     fn start(&mut self, asker: Asker, id: String) -> Result<Outcome, Reply> {
         let container = self.container(&id)?;
-        if container.state != State::Created {
-            return Err(refused(ErrorCode::NotRunning, "container is not in the state created"));
+        match container.state {
+            // A runtime that died before it heard asks again: the container is started once.
+            State::Created if container.starting => {
+                container.start_waiters.push(asker);
+                return Ok(None);
+            }
+            State::Created => container.starting = true,
+            State::Running => return Ok(Some((Reply::Started { micros: 0 }, vec![]))),
+            State::Creating | State::Exited => {
+                return Err(refused(ErrorCode::NotRunning, "container is not in the state created"));
+            }
         }
         let runc = container.runc.clone();
         let arguments = runc.arguments(&["start".as_ref(), id.as_ref()]);
-        self.job(asker, JobKind::Start { id }, runc, &arguments, null_stdio(), PathBuf::new())?;
-        Ok(None)
+        let kind = JobKind::Start { id: id.clone() };
+        let run = self.job(asker, kind, runc, &arguments, null_stdio(), PathBuf::new());
+        if run.is_err() {
+            self.container(&id)?.starting = false;
+        }
+        run.map(|()| None)
     }
 
     fn signal(&mut self, id: &str, signo: u8) -> Result<Outcome, Reply> {
@@ -278,32 +301,36 @@ impl Pod {
         }
     }
 
+    /// Whoever asks while a deletion is under way gets that one's answer.
     fn delete(&mut self, asker: Asker, id: String) -> Result<Outcome, Reply> {
         let container = self.container(&id)?;
+        container.delete.push(asker);
         match container.state {
-            State::Creating => Err(refused(ErrorCode::Busy, "runc create runs")),
-            _ if container.delete.is_some() => Err(refused(ErrorCode::Busy, "delete runs")),
+            _ if container.delete.len() > 1 => {}
+            // It is killed as soon as its pid is known.
+            State::Creating => {}
             State::Created | State::Running => {
-                send_signal(container.pid, 9)?;
-                container.delete = Some(asker);
-                Ok(None)
+                if let Err(refusal) = send_signal(container.pid, 9) {
+                    container.delete.clear();
+                    return Err(refusal);
+                }
             }
-            State::Exited => {
-                container.delete = Some(asker);
-                self.run_delete(asker, id)
-            }
+            State::Exited => self.run_delete(id)?,
         }
+        Ok(None)
     }
 
-    fn run_delete(&mut self, asker: Asker, id: String) -> Result<Outcome, Reply> {
-        let runc = self.container(&id)?.runc.clone();
+    fn run_delete(&mut self, id: String) -> Result<(), Reply> {
+        let container = self.container(&id)?;
+        let runc = container.runc.clone();
+        let Some(asker) = container.delete.first().copied() else { return Ok(()) };
         let arguments = runc.arguments(&["delete".as_ref(), id.as_ref()]);
         let kind = JobKind::Delete { id: id.clone() };
         let run = self.job(asker, kind, runc, &arguments, null_stdio(), PathBuf::new());
         if run.is_err() {
-            self.container(&id)?.delete = None;
+            self.container(&id)?.delete.clear();
         }
-        run.map(|()| None)
+        run
     }
 
     fn exec(
@@ -312,7 +339,7 @@ impl Pod {
         exec_id: String,
         mut exec: Exec,
         process: &Path,
-        stdio: Option<[OwnedFd; 3]>,
+        given: Option<([Stdio; 3], Option<PathBuf>)>,
     ) -> Result<Outcome, Reply> {
         if self.execs.contains_key(&exec_id) {
             return Err(refused(ErrorCode::Exists, &format!("process {exec_id} exists")));
@@ -323,17 +350,15 @@ impl Pod {
         }
         let runc = container.runc.clone();
         let pid_file = self.pid_file();
-        let arguments = runc.arguments(&[
-            "exec".as_ref(),
-            "--detach".as_ref(),
-            "--process".as_ref(),
-            process.as_ref(),
-            "--pid-file".as_ref(),
-            pid_file.as_ref(),
-            exec.container.as_ref(),
-        ]);
-        let stdio = match stdio {
-            Some(given) => given.map(Stdio::from),
+        let mut rest: Vec<&OsStr> = vec!["exec".as_ref(), "--detach".as_ref()];
+        rest.extend(["--process".as_ref(), process.as_os_str(), "--pid-file".as_ref(), pid_file.as_ref()]);
+        if let Some((_, Some(console))) = &given {
+            rest.extend([OsStr::new("--console-socket"), console.as_os_str()]);
+        }
+        rest.push(exec.container.as_ref());
+        let arguments = runc.arguments(&rest);
+        let stdio = match given {
+            Some((stdio, _)) => stdio,
             None => {
                 let mut theirs = [Stdio::null(), Stdio::null(), Stdio::null()];
                 for (n, stream) in [(1, Stream::Stdout), (2, Stream::Stderr)] {
@@ -432,39 +457,56 @@ impl Pod {
                         );
                         if let Some(ended) = self.orphans.remove(&pid) {
                             self.exited(wires, id, ended);
+                        } else if self.containers.get(&id).is_some_and(|c| !c.delete.is_empty())
+                            && let Err(e) = kill(pid, 9)
+                        {
+                            eprintln!("container {id}: kill failed: {e}");
                         }
                         return;
                     }
                     Err(failure) => {
-                        self.containers.remove(&id);
+                        for asker in self.containers.remove(&id).map(|c| c.delete).unwrap_or_default() {
+                            wires.reply(asker, Reply::Ok, vec![]);
+                        }
                         failure
                     }
                 }
             }
-            JobKind::Start { id } => failure.unwrap_or_else(|| {
-                // A short container may have exited, and been reaped, before runc start was.
-                if let Some(c) = self.containers.get_mut(&id)
-                    && c.state == State::Created
-                {
-                    c.state = State::Running;
-                }
-                Reply::Started { micros }
-            }),
-            JobKind::Delete { id } => match failure {
-                // Deleted before, by a runtime that had lost its monitor.
-                Some(Reply::Error { message, code }) if !message.contains("does not exist") => {
-                    if let Some(c) = self.containers.get_mut(&id) {
-                        c.delete = None;
+            JobKind::Start { id } => {
+                let reply = failure.unwrap_or(Reply::Started { micros });
+                if let Some(c) = self.containers.get_mut(&id) {
+                    c.starting = false;
+                    // A short container may have exited, and been reaped, before runc start was.
+                    if matches!(reply, Reply::Started { .. }) && c.state == State::Created {
+                        c.state = State::Running;
                     }
-                    Reply::Error { code, message }
-                }
-                _ => {
-                    if let Some(c) = self.containers.remove(&id) {
-                        wires.close_pipes(&c.pipes);
+                    for waiter in std::mem::take(&mut c.start_waiters) {
+                        wires.reply(waiter, reply.clone(), vec![]);
                     }
-                    Reply::Ok
                 }
-            },
+                reply
+            }
+            JobKind::Delete { id } => {
+                let (reply, waiting) = match failure {
+                    // Deleted before, by a runtime that had lost its monitor.
+                    Some(Reply::Error { message, code }) if !message.contains("does not exist") => {
+                        let container = self.containers.get_mut(&id);
+                        let waiting = container.map(|c| std::mem::take(&mut c.delete));
+                        (Reply::Error { code, message }, waiting)
+                    }
+                    _ => {
+                        let container = self.containers.remove(&id);
+                        if let Some(c) = &container {
+                            wires.close_pipes(&c.pipes);
+                        }
+                        (Reply::Ok, container.map(|c| c.delete))
+                    }
+                };
+                for asker in waiting.unwrap_or_default() {
+                    wires.reply(asker, reply.clone(), vec![]);
+                }
+                return;
+            }
             JobKind::Exec { exec_id } => {
                 let result = match failure {
                     Some(failure) => Err(failure),
@@ -553,17 +595,19 @@ impl Pod {
         container.state = State::Exited;
         container.record = Some(record);
         container.stdin = None;
-        let delete = container.delete;
+        let waiting = container.delete.clone();
         wires.broadcast(Event::Exited {
             id: id.clone(),
             exit_code: record.exit_code,
             oom_killed: record.oom_killed,
             finished_at_ns: record.finished_at_ns,
         });
-        if let Some(asker) = delete
-            && let Err(refusal) = self.run_delete(asker, id)
+        if !waiting.is_empty()
+            && let Err(refusal) = self.run_delete(id)
         {
-            wires.reply(asker, refusal, vec![]);
+            for asker in waiting {
+                wires.reply(asker, refusal.clone(), vec![]);
+            }
         }
     }
 }

@@ -7,12 +7,12 @@ use super::pull::{EndpointError, PullError, Puller, chain};
 use super::reference::ImageRef;
 use super::registry::{Credentials, RegistryError};
 use super::store::{Image, ImageStore, StoreError};
+use crate::metrics::Metrics;
 use futures::stream::{self, BoxStream, StreamExt};
-use podway_cri::v1;
 use podway_cri::v1::image_service_server::ImageService;
-use podway_flow::{Clock, Recorder, Writer, wire};
+use podway_cri::{metadata, v1};
+use podway_flow::{Clock, Recorder, Writer};
 use std::sync::Arc;
-use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
 /// The image server.
@@ -21,13 +21,20 @@ pub struct ImageServer {
     store: Arc<ImageStore>,
     puller: Arc<Puller>,
     clock: Clock,
+    metrics: Arc<Metrics>,
 }
 
 impl ImageServer {
     /// A server over `store`; `clock` is the process' one.
     #[must_use]
     pub fn new(store: Arc<ImageStore>, puller: Arc<Puller>, clock: Clock) -> Self {
-        ImageServer { store, puller, clock }
+        ImageServer { store, puller, clock, metrics: Arc::default() }
+    }
+
+    /// The same with the process' metrics.
+    #[must_use]
+    pub fn counted(self, metrics: Arc<Metrics>) -> Self {
+        ImageServer { metrics, ..self }
     }
 
     fn list(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
@@ -74,12 +81,6 @@ fn pull_status(error: &PullError) -> Status {
         },
         _ => Status::internal(text),
     }
-}
-
-fn with_records<T>(mut response: Response<T>, recorder: &Recorder) -> Response<T> {
-    let value = MetadataValue::from_bytes(&wire::encode(&recorder.take()));
-    response.metadata_mut().insert_bin(wire::METADATA_KEY, value);
-    response
 }
 
 #[tonic::async_trait]
@@ -134,15 +135,19 @@ impl ImageService for ImageServer {
             given => given,
         };
         let recorder = Recorder::new(Writer::Runtime, self.clock);
-        match self.puller.pull(&reference, credentials.as_ref(), subject, &recorder).await {
+        let outcome = self.puller.pull(&reference, credentials.as_ref(), subject, &recorder).await;
+        let records = recorder.take();
+        self.metrics.observe(&records);
+        match outcome {
             Ok(pulled) => {
                 let image_ref = pulled.image.id.to_string();
-                Ok(with_records(Response::new(v1::PullImageResponse { image_ref }), &recorder))
+                let mut response = Response::new(v1::PullImageResponse { image_ref });
+                metadata::attach(&mut response, &records);
+                Ok(response)
             }
             Err(error) => {
                 let mut status = pull_status(&error);
-                let value = MetadataValue::from_bytes(&wire::encode(&recorder.take()));
-                status.metadata_mut().insert_bin(wire::METADATA_KEY, value);
+                metadata::attach_to_error(&mut status, &records);
                 Err(status)
             }
         }

@@ -8,13 +8,14 @@
 use super::reference::{Digest, ImageRef};
 use super::registry::ImageConfig;
 use super::unpack::Unpacked;
+use crate::rootfs::{self, Layer};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,8 @@ pub struct Image {
     pub layers: Vec<Digest>,
     /// Their directories bottom to top: overlayfs wants them in reverse.
     pub layer_dirs: Vec<PathBuf>,
+    /// The same directories, each with what must be known to put them above one another.
+    pub stack: Vec<Layer>,
     /// Bytes on disk, and of the configuration; over 0.
     pub size: u64,
 }
@@ -73,12 +76,18 @@ struct Stored {
     config: ImageConfig,
     layers: Vec<Digest>,
     size: u64,
+    /// By layer directory: what lower layers have to say on (see [`rootfs::implicit`]).
+    #[serde(default)]
+    stack: Vec<Layer>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct StoredLayer {
     bytes: u64,
     inodes: u64,
+    /// See [`rootfs::implicit`]; the shallowest ones of too many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    implicit: Vec<PathBuf>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -108,6 +117,7 @@ pub struct Usage {
 /// The store.
 #[derive(Debug)]
 pub struct ImageStore {
+    me: Weak<ImageStore>,
     root: PathBuf,
     index: RwLock<Arc<Index>>,
     state: Mutex<State>,
@@ -168,7 +178,7 @@ impl ImageStore {
         for entry in std::fs::read_dir(&layers).map_err(io_error("list", &layers))? {
             let entry = entry.map_err(io_error("list", &layers))?;
             let known = entry.file_name().to_str().and_then(Digest::from_hex);
-            match known.and_then(|d| Some((d, *file.layers.get(&d)?))) {
+            match known.and_then(|d| Some((d, file.layers.get(&d)?.clone()))) {
                 Some((digest, layer)) => drop(present.insert(digest, layer)),
                 None => std::fs::remove_dir_all(entry.path()).map_err(io_error("remove", &entry.path()))?,
             }
@@ -179,12 +189,19 @@ impl ImageStore {
             .filter(|s| s.layers.iter().all(|l| present.contains_key(l)))
             .map(|s| (s.id, Arc::new(s.image(root))))
             .collect();
-        Ok(Arc::new(ImageStore {
+        Ok(Arc::new_cyclic(|me| ImageStore {
+            me: me.clone(),
             root: root.to_owned(),
             index: RwLock::new(Arc::new(index)),
             state: Mutex::new(State { layers: present, pins: HashMap::new() }),
             sequence: AtomicU64::new(0),
         }))
+    }
+
+    /// The store as its users hold it.
+    #[must_use]
+    pub fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
     }
 
     /// Where the store is.
@@ -265,7 +282,10 @@ impl ImageStore {
         }
         let path = self.layer_dir(layer);
         std::fs::rename(staging, &path).map_err(io_error("rename a layer to", &path))?;
-        let stored = StoredLayer { bytes: unpacked.bytes, inodes: unpacked.inodes };
+        let mut implicit = unpacked.implicit;
+        implicit.sort_by_key(|p| p.components().count());
+        implicit.truncate(rootfs::implicit::LIMIT);
+        let stored = StoredLayer { bytes: unpacked.bytes, inodes: unpacked.inodes, implicit };
         state.layers.insert(layer, stored);
         Ok(())
     }
@@ -294,7 +314,17 @@ impl ImageStore {
             }
         }
         let bytes: u64 = layers.iter().filter_map(|l| state.layers.get(l)).map(|l| l.bytes).sum();
+        let stack: Vec<Layer> = directories(&layers, &self.root)
+            .into_iter()
+            .map(|dir| {
+                let digest = dir.file_name().and_then(|n| Digest::from_hex(n.to_str()?));
+                let stored = digest.and_then(|d| state.layers.get(&d));
+                Layer { implicit: stored.map(|s| s.implicit.clone()).unwrap_or_default(), dir }
+            })
+            .collect();
+        let stack = rootfs::implicit::relevant(&stack);
         let fresh = Stored {
+            stack,
             id,
             repo_tags: vec![],
             repo_digests: vec![],
@@ -443,12 +473,21 @@ impl Stored {
             config: image.config.clone(),
             layers: image.layers.clone(),
             size: image.size,
+            stack: image.stack.clone(),
         }
     }
 
     fn image(self, root: &Path) -> Image {
+        let layer_dirs = directories(&self.layers, root);
+        // By name: the root may have been moved since.
+        let implicit = |dir: &PathBuf| self.stack.iter().find(|l| l.dir.file_name() == dir.file_name());
+        let layer = |dir: &PathBuf| Layer {
+            dir: dir.clone(),
+            implicit: implicit(dir).map(|l| l.implicit.clone()).unwrap_or_default(),
+        };
         Image {
-            layer_dirs: directories(&self.layers, root),
+            stack: layer_dirs.iter().map(layer).collect(),
+            layer_dirs,
             id: self.id,
             repo_tags: self.repo_tags,
             repo_digests: self.repo_digests,
@@ -467,7 +506,9 @@ mod tests {
         let layers: Vec<Digest> = layers.iter().map(|l| Digest::of(l)).collect();
         for &layer in &layers {
             let staging = store.staging().unwrap();
-            store.commit_layer(&staging, layer, Unpacked { bytes: 10, inodes: 1 }).unwrap();
+            store
+                .commit_layer(&staging, layer, Unpacked { bytes: 10, inodes: 1, ..Unpacked::default() })
+                .unwrap();
         }
         let reference = ImageRef::parse(tag).unwrap();
         let names = (reference.repo_tag(), reference.repo_digest(Digest::of(id)));

@@ -60,7 +60,7 @@ pub enum UnpackError {
 }
 
 /// What came of a layer's stream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerDone {
     /// sha256 of the blob as it came.
     pub compressed: Digest,

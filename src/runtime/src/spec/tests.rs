@@ -81,9 +81,10 @@ fn commands_and_args_replace_as_the_table_says() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    let seccomp = LinuxContainerSecurityContext { seccomp: Some(SecurityProfile::default()), ..context() };
-    let error = spec(&container(seccomp)).unwrap_err().to_string();
-    assert!(error.starts_with("not supported: seccomp"), "{error}");
+    let apparmor = SecurityProfile { profile_type: 2, ..Default::default() };
+    let confined = LinuxContainerSecurityContext { apparmor: Some(apparmor), ..context() };
+    let error = spec(&container(confined)).unwrap_err().to_string();
+    assert!(error.starts_with("not supported: AppArmor"), "{error}");
     let shared = LinuxContainerSecurityContext { namespace_options: None, ..context() };
     assert!(matches!(spec(&container(shared)), Err(SpecError::NotSupported(_))));
 }
@@ -103,4 +104,14 @@ fn mounts_are_checked_and_replace_the_default_of_their_path() {
     assert_eq!((shm.len(), &shm[0]["source"]), (1, &json!("/tmp")));
     let bad = ContainerConfig { mounts: vec![mount("relative")], ..container(context()) };
     assert!(matches!(spec(&bad), Err(SpecError::Mount(..))));
+}
+
+#[test]
+fn the_default_seccomp_filter_is_in_the_document() {
+    let seccomp = LinuxContainerSecurityContext { seccomp: Some(SecurityProfile::default()), ..context() };
+    let spec = spec(&container(seccomp)).unwrap();
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    let rules = spec["linux"]["seccomp"]["syscalls"].as_array().unwrap();
+    assert!(rules.iter().any(|r| r["names"][0] == "clone3" && r["errnoRet"] == 38));
+    assert!(rules.iter().any(|r| r["names"][0] == "clone" && r["args"][0]["valueTwo"] == 0));
 }

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::image::reference::Digest;
+use podway_flow::wire;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};

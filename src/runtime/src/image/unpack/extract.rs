@@ -14,9 +14,12 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 /// How much a layer may hold.
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +39,14 @@ impl Default for Limits {
 }
 
 /// What a layer came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Unpacked {
     /// Bytes of its files.
     pub bytes: u64,
     /// Entries that were made.
     pub inodes: u64,
+    /// Directories that the archive does not name, made for what is in them; parents first.
+    pub implicit: Vec<PathBuf>,
 }
 
 const MAX_PATH: usize = 4096;
@@ -62,6 +67,7 @@ pub(super) fn extract(tar: impl Read, root: OwnedFd, limits: Limits) -> Result<U
         parent: None,
         directory_times: BTreeMap::new(),
         done: Unpacked::default(),
+        implicit: BTreeSet::new(),
         buffer: vec![0; 128 * 1024],
     };
     let mut tar = TarReader::new(tar);
@@ -74,6 +80,8 @@ pub(super) fn extract(tar: impl Read, root: OwnedFd, limits: Limits) -> Result<U
         layer.entry(&mut tar, &entry)?;
     }
     layer.finish()?;
+    let implicit = std::mem::take(&mut layer.implicit).into_iter();
+    layer.done.implicit = implicit.map(|p| PathBuf::from(OsString::from_vec(p))).collect();
     Ok(layer.done)
 }
 
@@ -86,6 +94,7 @@ struct Layer {
     /// Set last: making an entry touches its directory.
     directory_times: BTreeMap<Vec<u8>, (i64, u32)>,
     done: Unpacked,
+    implicit: BTreeSet<Vec<u8>>,
     buffer: Vec<u8>,
 }
 
@@ -170,6 +179,7 @@ impl Layer {
             Kind::HardLink(_) => return Err(refuse("a hard link here is handled before")),
         }
         self.done.inodes += 1;
+        self.implicit.remove(&path);
         metadata(parent.as_fd(), name, entry).map_err(made("set metadata"))?;
         if entry.kind == Kind::Directory {
             if replaces_whiteout {
@@ -203,6 +213,7 @@ impl Layer {
                             rustix::fs::mkdirat(&current, name, Mode::from_raw_mode(0o755))
                                 .map_err(made("mkdir of a parent"))?;
                             self.done.inodes += 1;
+                            self.implicit.insert(prefix.to_vec());
                             self.resolve(prefix)
                         }
                         other => other,

@@ -284,3 +284,11 @@ fn a_wrong_checksum_and_trailing_garbage_after_gzip_are_refused() {
     blob.extend_from_slice(b"garbage!");
     run(&blob, root.path(), Limits::default()).unwrap_err();
 }
+
+#[test]
+fn directories_that_no_entry_names_are_told() {
+    let root = tempfile::tempdir().unwrap();
+    let archive = Archive::new().file("a/b/f", "x").file("c/f", "x").dir("c").dir("d").file("d/f", "x");
+    let done = run(&archive.end(), root.path(), Limits::default()).unwrap();
+    assert_eq!(done.unpacked.implicit, ["a", "a/b"].map(std::path::PathBuf::from));
+}

@@ -1,0 +1,162 @@
+//! A sandbox' monitor: started where there is none, followed while it lives, survived when it dies.
+//!
+//! The monitor's end says nothing of the containers. Each is looked up by what runc recorded: one
+//! that lives is waited for by its pidfd, one that does not is settled by its exit record.
+
+use crate::error::{OpError, blocking};
+use crate::ids::Id;
+use crate::state::{Life, Runtime, Stage};
+use crate::{container, orphan, supervisor};
+use podway_monitor::protocol::State;
+use podway_monitor::{Event, ListedContainer, Reply, Request};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Sees to it that the sandbox has a monitor that is followed. Serial per sandbox.
+///
+/// # Errors
+/// [`OpError`] when none can be started.
+pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
+    let lock = runtime.monitors.of(sandbox);
+    let _alone = lock.write().await;
+    let socket = runtime.monitor_socket(sandbox);
+    match supervisor::call(&socket, Request::List).await {
+        Ok(_) => return Ok(()),
+        Err(error) if !supervisor::is_gone(&error) => return Err(error.into()),
+        Err(_) => {}
+    }
+    let dir = runtime.sandbox_dir(sandbox).join("monitor");
+    supervisor::start(runtime.config.monitor.path.clone(), socket, dir).await?;
+    watch(runtime, sandbox).await
+}
+
+/// Follows the monitor until it ends.
+///
+/// # Errors
+/// [`OpError`] when it cannot be reached.
+async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
+    // Weak: the thread outlives a runtime that shuts down, and must then not write its journal.
+    let (state, id, handle) = (Arc::downgrade(runtime), sandbox.clone(), tokio::runtime::Handle::current());
+    let ended = {
+        let state = state.clone();
+        move || {
+            if let Some(state) = state.upgrade() {
+                drop(handle.spawn(async move { lost(&state, &id).await }));
+            }
+        }
+    };
+    let told = move |event| {
+        if let Event::Exited { id, exit_code, .. } = event
+            && let (Ok(id), Some(state)) = (Id::try_from(id), state.upgrade())
+        {
+            settle(&state, &id, Some(exit_code));
+        }
+    };
+    supervisor::watch(&runtime.monitor_socket(sandbox), told, ended).await?;
+    Ok(())
+}
+
+/// Journals an exit and tells the listeners.
+fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
+    let news = container::settle(runtime, id, code).unwrap_or_else(|error| {
+        tracing::error!(container = %id, error = error.chain(), "an exit was not journalled");
+        true
+    });
+    if news {
+        crate::events::publish(runtime, id, podway_cri::v1::ContainerEventType::ContainerStoppedEvent);
+    }
+}
+
+/// The monitor has ended. After the sandbox' removal that is as it should be.
+async fn lost(runtime: &Arc<Runtime>, sandbox: &Id) {
+    let Some(entry) = runtime.sandbox(sandbox) else { return };
+    let containers = runtime.containers_of(sandbox);
+    if entry.life == Life::Ready || !containers.is_empty() {
+        tracing::warn!(%sandbox, "the pod's monitor has ended; its containers are waited for by pidfd and their output is lost");
+    }
+    for (id, c) in containers {
+        // One in creation is seen to by the call that creates it.
+        if matches!(c.stage, Stage::Created | Stage::Running) {
+            adopt(runtime, &id);
+        }
+    }
+}
+
+/// Waits for a container that has no monitor, in a task of its own.
+pub fn adopt(runtime: &Arc<Runtime>, id: &Id) {
+    let (runtime, id) = (Arc::clone(runtime), id.clone());
+    drop(tokio::spawn(async move {
+        let root = runtime.config.state.join("runc");
+        let (of, process) = (id.clone(), root);
+        let process = blocking(move || Ok(orphan::init(&process, &of))).await.ok().flatten();
+        let code = match process {
+            None => None,
+            Some(process) => match process.ended().await {
+                Ok(code) => code,
+                Err(error) => {
+                    tracing::error!(container = %id, %error, "a container without a monitor cannot be waited for");
+                    return;
+                }
+            },
+        };
+        let journal = blocking(move || {
+            settle(&runtime, &id, code);
+            Ok(())
+        });
+        if let Err(error) = journal.await {
+            tracing::error!(error = error.chain(), "an exit was not journalled");
+        }
+    }));
+}
+
+/// Takes up a sandbox after a restart: follows its monitor and asks it what it knows, and looks
+/// after the containers that it does not know.
+///
+/// # Errors
+/// [`OpError`].
+pub async fn resume(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
+    let mut listed: BTreeMap<String, ListedContainer> = BTreeMap::new();
+    // Events first, the list after: an exit in between is told twice rather than not at all.
+    match watch(runtime, sandbox).await {
+        Ok(()) => {
+            let socket = runtime.monitor_socket(sandbox);
+            if let Reply::List(all) = supervisor::call(&socket, Request::List).await? {
+                listed.extend(all.into_iter().map(|c| (c.id.clone(), c)));
+            }
+        }
+        Err(OpError::Supervisor(error)) if supervisor::is_gone(&error) => {
+            tracing::warn!(%sandbox, "the pod's monitor is gone; a new one is started when it is needed");
+        }
+        Err(error) => return Err(error),
+    }
+    for (id, c) in runtime.containers_of(sandbox) {
+        if !matches!(c.stage, Stage::Created | Stage::Running) {
+            continue;
+        }
+        match listed.get(id.as_str()).map(|l| (l.state, l.exit_code)) {
+            Some((State::Exited, code)) => {
+                let (state, of) = (Arc::clone(runtime), id);
+                blocking(move || {
+                    settle(&state, &of, Some(code));
+                    Ok(())
+                })
+                .await?;
+            }
+            Some((State::Running, _)) if c.stage == Stage::Created => {
+                // runc start had succeeded; the answer had not been heard.
+                let (state, of, now) = (Arc::clone(runtime), id, runtime.now_ns());
+                blocking(move || {
+                    state.update_container(&of, |c| {
+                        c.stage = Stage::Running;
+                        c.started_at = now;
+                    })?;
+                    Ok(())
+                })
+                .await?;
+            }
+            Some(_) => {}
+            None => adopt(runtime, &id),
+        }
+    }
+    Ok(())
+}

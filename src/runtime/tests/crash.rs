@@ -1,0 +1,250 @@
+//! `kill -9` of the runtime, of a monitor, and of both, on the real kernel: nothing is lost that
+//! lives, nothing is started twice, and what is removed afterwards leaves nothing.
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+#[path = "support/cri.rs"]
+mod cri;
+#[path = "support/node.rs"]
+mod node;
+
+use cri::Cri;
+use node::Node;
+use podway_cri::v1;
+use podway_runtime::config::Config;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+const VARIABLE: &str = "PODWAY_TEST_RUNTIME";
+
+/// Not a test of its own: this executable, started again by [`Process::start`], is the runtime.
+#[tokio::test(flavor = "multi_thread")]
+async fn runtime_process() {
+    let Some(path) = std::env::var_os(VARIABLE) else { return };
+    let config = Config::load(path.as_ref()).unwrap();
+    podway_runtime::run::run(config, CancellationToken::new()).await.unwrap();
+}
+
+struct Process(Child);
+
+impl Process {
+    fn start(node: &Node) -> Process {
+        let c = &node.config;
+        let text = format!(
+            "listen = {:?}\nroot = {:?}\nstate = {:?}\ncgroup_parent = {:?}\n[cni]\nbin_dirs = {:?}\nconf_dir = {:?}\n[runc]\npath = {:?}\n[monitor]\npath = {:?}\n",
+            c.listen,
+            c.root,
+            c.state,
+            c.cgroup_parent,
+            c.cni.bin_dirs,
+            c.cni.conf_dir,
+            c.runc.path,
+            c.monitor.path
+        );
+        let file = node.at("runtime.toml");
+        std::fs::write(&file, text).unwrap();
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(node.at("runtime.log")).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "runtime_process", "--nocapture"]).env(VARIABLE, file);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Process(command.spawn().unwrap())
+    }
+
+    async fn connect(&mut self, node: &Node) -> Cri {
+        cri::connect(&node.config.listen, || matches!(self.0.try_wait(), Ok(None))).await
+    }
+}
+
+impl Drop for Process {
+    /// Always `kill -9`.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The living processes whose command line is exactly `command`.
+fn processes(command: &str) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|e| {
+        let pid = e.file_name().to_string_lossy().parse::<u32>().ok()?;
+        let text = String::from_utf8(std::fs::read(e.path().join("cmdline")).ok()?).ok()?;
+        (text.trim_end_matches('\0').replace('\0', " ") == command).then_some(pid)
+    })
+    .collect()
+}
+
+fn monitors(node: &Node) -> Vec<u32> {
+    let root = node.dir.path().display().to_string();
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|e| {
+        let pid = e.file_name().to_string_lossy().parse::<u32>().ok()?;
+        let text = String::from_utf8(std::fs::read(e.path().join("cmdline")).ok()?).ok()?;
+        (text.contains("podway-monitor") && text.contains(&root)).then_some(pid)
+    })
+    .collect()
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_send_signal(&fd, rustix::process::Signal::KILL).unwrap();
+    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fds, None).unwrap();
+}
+
+/// A pod up to its running container, each call repeated as an agent does after a lost answer.
+async fn bring_up(
+    cri: &mut Cri,
+    node: &Node,
+    name: &str,
+    command: &str,
+) -> Result<(String, String), tonic::Status> {
+    let pod = node.sandbox(name, 0);
+    let (sandbox, _) = cri.run_sandbox(pod.clone()).await?;
+    let all =
+        cri.runtime.list_containers(v1::ListContainersRequest::default()).await?.into_inner().containers;
+    let known = all.into_iter().find(|c| c.pod_sandbox_id == sandbox);
+    let id = match known {
+        Some(c) => c.id,
+        None => cri.create(&sandbox, node.container("app", command), pod).await?.0,
+    };
+    cri.start(&id).await?;
+    Ok((sandbox, id))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_killed_at_any_moment_of_a_start_leaks_nothing_and_starts_nothing_twice() {
+    let Some(node) = node::node() else { return };
+    // How long a start takes here, so that the kills fall all over it.
+    let mut process = Process::start(&node);
+    let mut cri = process.connect(&node).await;
+    let began = Instant::now();
+    let (sandbox, _) = bring_up(&mut cri, &node, "probe", "exec sleep 7000").await.unwrap();
+    let whole = began.elapsed();
+    cri.remove_pod(&sandbox).await;
+    const KILLS: u32 = 24;
+    for n in 0..KILLS {
+        let (name, seconds) = (format!("p{n}"), 7001 + n);
+        let script = format!("exec sleep {seconds}");
+        let calls = {
+            let (mut cri, script, name) = (cri.clone(), script.clone(), name.clone());
+            let pod = node.sandbox(&name, 0);
+            let container = node.container("app", &script);
+            tokio::spawn(async move {
+                let (sandbox, _) = cri.run_sandbox(pod.clone()).await?;
+                let (id, _) = cri.create(&sandbox, container, pod).await?;
+                cri.start(&id).await
+            })
+        };
+        tokio::time::sleep(whole * n / KILLS).await;
+        drop(process);
+        let answered = calls.await.unwrap().is_ok();
+        process = Process::start(&node);
+        cri = process.connect(&node).await;
+        let (sandbox, id) = bring_up(&mut cri, &node, &name, &script).await.unwrap();
+        // The shell execs a moment after runc start.
+        let command = format!("sleep {seconds}");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while processes(&command).is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let running = processes(&command);
+        assert_eq!(running.len(), 1, "kill {n} (answered: {answered}): {running:?}");
+        assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
+        let all = cri.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+        assert_eq!(all.into_inner().items.len(), 1, "kill {n}");
+        cri.remove_pod(&sandbox).await;
+        assert_eq!(node.leftovers(), Vec::<String>::new(), "kill {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_killed_at_any_moment_of_a_removal_finishes_it() {
+    let Some(node) = node::node() else { return };
+    let mut process = Process::start(&node);
+    let mut cri = process.connect(&node).await;
+    for n in 0..12 {
+        let (sandbox, _) = bring_up(&mut cri, &node, &format!("r{n}"), "exec sleep 7100").await.unwrap();
+        let mut calls = cri.clone();
+        let doomed = sandbox.clone();
+        let removal = tokio::spawn(async move {
+            let stop = v1::StopPodSandboxRequest { pod_sandbox_id: doomed.clone() };
+            calls.runtime.stop_pod_sandbox(stop).await?;
+            calls.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: doomed }).await
+        });
+        tokio::time::sleep(Duration::from_millis(8 * n)).await;
+        drop(process);
+        drop(removal.await);
+        process = Process::start(&node);
+        cri = process.connect(&node).await;
+        cri.remove_pod(&sandbox).await;
+        assert_eq!(node.leftovers(), Vec::<String>::new(), "kill {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_its_log_and_its_exit_code_survive_the_runtime() {
+    let Some(node) = node::node() else { return };
+    let mut process = Process::start(&node);
+    let mut cri = process.connect(&node).await;
+    let script = "echo one; read x < /tmp/go; echo two; exit 9";
+    let script = format!("busybox mkfifo /tmp/go; {script}");
+    let (sandbox, id) = bring_up(&mut cri, &node, "survivor", &script).await.unwrap();
+    // It ends while no runtime runs: killed between the two lines of its log.
+    let status = cri.status(&id).await;
+    let release = cri.exec(&id, &["sh", "-c", "(sleep 1; echo > /tmp/go) > /dev/null 2>&1 &"]).await.unwrap();
+    assert_eq!(release.exit_code, 0);
+    drop(process);
+    let log = || std::fs::read_to_string(&status.log_path).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !log().contains("two") {
+        assert!(Instant::now() < deadline, "{}", log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut process = Process::start(&node);
+    let mut cri = process.connect(&node).await;
+    let status = cri.exited(&id).await;
+    assert_eq!((status.exit_code, log().lines().count()), (9, 2), "{}", log());
+    cri.remove_pod(&sandbox).await;
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_monitor_is_not_a_dead_container() {
+    let Some(node) = node::node() else { return };
+    for both in [false, true] {
+        let mut process = Process::start(&node);
+        let mut cri = process.connect(&node).await;
+        let name = format!("lost{both}");
+        let script = "trap 'exit 6' TERM; while :; do sleep 1 & wait $!; done";
+        let (sandbox, id) = bring_up(&mut cri, &node, &name, script).await.unwrap();
+        if both {
+            drop(process);
+        }
+        let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
+        kill(monitor);
+        if both {
+            process = Process::start(&node);
+            cri = process.connect(&node).await;
+        }
+        assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
+        // A new container of the pod gets a new monitor; the old one is stopped without any.
+        let pod = node.sandbox(&name, 0);
+        let (second, _) = cri.create(&sandbox, node.container("second", "sleep 1000"), pod).await.unwrap();
+        cri.start(&second).await.unwrap();
+        assert_eq!(monitors(&node).len(), 1);
+        assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
+        cri.stop(&id, 10).await;
+        let status = cri.exited(&id).await;
+        // 6 where the kernel tells who is not the parent (Linux 6.15), else unknown.
+        assert!([6, 255].contains(&status.exit_code), "{}", status.exit_code);
+        assert_eq!(cri.status(&second).await.state, v1::ContainerState::ContainerRunning as i32);
+        // The second's monitor dies as well: it is killed and removed without one.
+        let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
+        kill(monitor);
+        cri.remove(&second).await;
+        cri.remove_pod(&sandbox).await;
+        assert_eq!(node.leftovers(), Vec::<String>::new(), "both: {both}");
+    }
+}
