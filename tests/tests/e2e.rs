@@ -8,6 +8,8 @@ mod failures;
 mod flow;
 #[path = "e2e/kubectl.rs"]
 mod kubectl;
+#[path = "e2e/metrics.rs"]
+mod metrics;
 #[path = "e2e/network.rs"]
 mod network;
 #[path = "e2e/restarts.rs"]
@@ -59,6 +61,7 @@ const CASES: &[Case] = &[
     case!(TOGETHER, kubectl::logs),
     case!(TOGETHER, kubectl::exec),
     case!(TOGETHER, kubectl::deleted_with_grace),
+    case!(TOGETHER, metrics::scraped_by_prometheus),
     case!(TOGETHER, network::localhost),
     case!(TOGETHER, network::across_nodes),
     case!(TOGETHER, schedule::deployment_of_5_over_2_nodes),
