@@ -45,7 +45,7 @@ fn scheduler(ns: &Ns) -> anyhow::Result<String> {
     let (_, pid) = ns.cluster.daemons("scheduler")?.into_iter().next().context("a scheduler")?;
     let line = std::fs::read(format!("/proc/{pid}/cmdline"))?;
     let line = String::from_utf8_lossy(&line);
-    let mut args = line.split('\0').skip_while(|a| *a != "--serve").skip(1);
+    let mut args = line.split('\0').skip_while(|a| *a != "--metrics-bind-address").skip(1);
     Ok(args.next().unwrap_or(SCHEDULER).to_owned())
 }
 
