@@ -3,10 +3,21 @@
 //! Watches the pods that are bound to its node (`watch`), gives each an owner task
 //! (`pod::worker`), decides in a pure core ([`pod::core`]), acts over CRI v1 only and
 //! writes the status back (`status`).
+pub mod api;
+pub mod audit;
+pub mod cgroups;
 pub mod config;
+pub mod cri;
 pub mod dns;
 pub mod env;
 pub mod hosts;
 pub mod lease;
+pub mod metrics;
+pub mod node;
 pub mod pod;
+pub mod pods;
+pub mod run;
+pub mod source;
+pub mod status;
 pub mod volumes;
+pub mod watch;

@@ -1,6 +1,12 @@
 //! One pod: what it is ([`model`]), what to do next ([`core`]), what to tell of it ([`status`]).
+pub mod actions;
+pub mod admission;
+pub mod context;
 pub mod core;
+pub mod cri_config;
 pub mod model;
 pub mod observe;
 pub mod resources;
+pub mod start;
 pub mod status;
+pub mod worker;

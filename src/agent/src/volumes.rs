@@ -7,6 +7,7 @@
 pub mod api;
 pub mod atomic_writer;
 mod payload;
+mod subpath;
 
 use crate::env::fields::{Addresses, FieldError};
 use crate::env::{ObjectError, Objects};
@@ -103,6 +104,17 @@ pub enum VolumeError {
     /// A kind of volume that this agent does not have.
     #[error("not supported: volume {0}")]
     Unsupported(String),
+    /// A subPath that is not below its volume.
+    #[error("subPath {path:?} of the volume at {volume} cannot be used: it must stay within the volume")]
+    SubPath {
+        /// The path.
+        path: String,
+        /// The volume's directory.
+        volume: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A mount names a volume that is not there.
     #[error("volume {0} of a volumeMount was not set up")]
     Missing(String),
@@ -199,23 +211,6 @@ impl VolumeManager {
             .and_then(|s| s.security_context.as_ref())
             .and_then(|c| c.fs_group)
             .and_then(|g| u32::try_from(g).ok());
-        if let Some(source) = &volume.host_path {
-            return host_path(source).map(|path| MountedVolume { path, read_only: false });
-        }
-        let path = dir.join("volumes").join(kind(volume)?).join(component(&volume.name)?);
-        make_dir(&path, if volume.empty_dir.is_some() { 0o777 } else { 0o755 })?;
-        if let Some(source) = &volume.empty_dir {
-            match source.medium.as_deref().unwrap_or_default() {
-                "" => {}
-                "Memory" => tmpfs(&path, source.size_limit.as_ref())?,
-                other => return Err(VolumeError::Unsupported(format!("emptyDir medium {other}"))),
-            }
-            if let Some(gid) = group {
-                std::os::unix::fs::chown(&path, None, Some(gid)).map_err(io_at("chown", &path))?;
-                set_mode(&path, 0o2777)?;
-            }
-            return Ok(MountedVolume { path, read_only: false });
-        }
         let sources = Sources {
             pod,
             addresses,
@@ -223,15 +218,9 @@ impl VolumeManager {
             objects: &*self.objects,
             tokens: &*self.tokens,
         };
-        let Some(files) = sources.payload(volume).await? else {
-            return Err(VolumeError::Unsupported(volume.name.clone()));
-        };
-        if volume.secret.is_some() || volume.projected.is_some() {
-            // Secrets never reach the disk.
-            tmpfs(&path, None)?;
-        }
-        atomic_writer::write(&path, &files, group)?;
-        Ok(MountedVolume { path, read_only: true })
+        let files = sources.payload(volume).await?;
+        let (volume, dir) = (volume.clone(), dir.to_owned());
+        blocking("set up a volume", move || place(&volume, &dir, files.as_ref(), group)).await
     }
 
     /// Unmounts and removes all of a pod's directory; one that is gone is done.
@@ -240,20 +229,82 @@ impl VolumeManager {
     /// [`VolumeError::Io`] when something is still in use; call again.
     pub async fn teardown(&self, uid: &str) -> Result<(), VolumeError> {
         let dir = self.pod_dir(uid)?;
-        let table = Path::new("/proc/self/mounts");
-        let mounts = tokio::fs::read_to_string(table).await.map_err(io_at("read", table))?;
-        // Last mounted first: a mount may stand below another.
-        for point in mounts.lines().rev().filter_map(|l| l.split(' ').nth(1)).map(unescape) {
-            let point = PathBuf::from(point);
-            if point.starts_with(&dir) {
-                rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty())
-                    .map_err(|e| io_at("unmount", &point)(e.into()))?;
-            }
+        blocking("tear volumes down", move || teardown(&dir)).await
+    }
+
+    /// The UIDs that have a directory here: what a crash may have left.
+    ///
+    /// # Errors
+    /// [`VolumeError::Io`] when the directory cannot be listed.
+    pub fn uids(&self) -> Result<Vec<String>, VolumeError> {
+        let pods = self.root.join("pods");
+        match std::fs::read_dir(&pods) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(io_at("list", &pods)(e)),
+            Ok(list) => Ok(list.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()),
         }
-        match tokio::fs::remove_dir_all(&dir).await {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("remove", &dir)(e)),
-            _ => Ok(()),
+    }
+}
+
+/// Runs what may block on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    verb: &'static str,
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(VolumeError::Io { verb, path: PathBuf::new(), source: io::Error::other(e) }),
+    }
+}
+
+fn place(
+    volume: &Volume,
+    dir: &Path,
+    files: Option<&atomic_writer::Payload>,
+    group: Option<u32>,
+) -> Result<MountedVolume, VolumeError> {
+    if let Some(source) = &volume.host_path {
+        return host_path(source).map(|path| MountedVolume { path, read_only: false });
+    }
+    let path = dir.join("volumes").join(kind(volume)?).join(component(&volume.name)?);
+    make_dir(&path, if volume.empty_dir.is_some() { 0o777 } else { 0o755 })?;
+    if let Some(source) = &volume.empty_dir {
+        match source.medium.as_deref().unwrap_or_default() {
+            "" => {}
+            "Memory" => tmpfs(&path, source.size_limit.as_ref())?,
+            other => return Err(VolumeError::Unsupported(format!("emptyDir medium {other}"))),
         }
+        if let Some(gid) = group {
+            std::os::unix::fs::chown(&path, None, Some(gid)).map_err(io_at("chown", &path))?;
+            set_mode(&path, 0o2777)?;
+        }
+        return Ok(MountedVolume { path, read_only: false });
+    }
+    let Some(files) = files else {
+        return Err(VolumeError::Unsupported(volume.name.clone()));
+    };
+    if volume.secret.is_some() || volume.projected.is_some() {
+        // Secrets never reach the disk.
+        tmpfs(&path, None)?;
+    }
+    atomic_writer::write(&path, files, group)?;
+    Ok(MountedVolume { path, read_only: true })
+}
+
+fn teardown(dir: &Path) -> Result<(), VolumeError> {
+    let table = Path::new("/proc/self/mounts");
+    let mounts = std::fs::read_to_string(table).map_err(io_at("read", table))?;
+    // Last mounted first: a mount may stand below another.
+    for point in mounts.lines().rev().filter_map(|l| l.split(' ').nth(1)).map(unescape) {
+        let point = PathBuf::from(point);
+        if point.starts_with(dir) {
+            rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty())
+                .map_err(|e| io_at("unmount", &point)(e.into()))?;
+        }
+    }
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("remove", dir)(e)),
+        _ => Ok(()),
     }
 }
 
@@ -339,30 +390,42 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
     if ok { Ok(path) } else { Err(wrong(expected)) }
 }
 
-/// The CRI mounts of `container` on volumes that stand. subPath is not supported yet and says so.
+/// The CRI mounts of `container` on volumes that stand. `expand` puts the container's variables into
+/// a `subPathExpr`; a subPath is bound below `pod_dir`, so that teardown finds it. May block.
 ///
 /// # Errors
-/// [`VolumeError::Missing`] for a volume that was not set up, [`VolumeError::Unsupported`] for subPath.
+/// [`VolumeError::Missing`] for a volume that was not set up, [`VolumeError::SubPath`] for a path that
+/// leaves its volume.
 pub fn container_mounts(
     container: &Container,
     volumes: &BTreeMap<String, MountedVolume>,
+    pod_dir: &Path,
+    expand: &dyn Fn(&str) -> String,
 ) -> Result<Vec<v1::Mount>, VolumeError> {
     let mut out = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::Missing(mount.name.clone()))?;
-        let sub = |s: &Option<String>| s.as_deref().is_some_and(|s| !s.is_empty());
-        if sub(&mount.sub_path) || sub(&mount.sub_path_expr) {
-            return Err(VolumeError::Unsupported(format!("{} with subPath", mount.name)));
-        }
+        let given = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
+        let sub = given(&mount.sub_path).or_else(|| given(&mount.sub_path_expr).map(|e| expand(&e)));
+        let host_path = match sub {
+            None => volume.path.clone(),
+            Some(sub) => {
+                let place = pod_dir.join("volume-subpaths").join(component(&mount.name)?);
+                let place = place.join(component(&container.name)?).join(index.to_string());
+                subpath::bind(&volume.path, &sub, volume.read_only, &place)?;
+                place
+            }
+        };
         let propagation = match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer,
             Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional,
             _ => v1::MountPropagation::PropagationPrivate,
         };
+        let readonly = volume.read_only || mount.read_only == Some(true);
         out.push(v1::Mount {
             container_path: mount.mount_path.clone(),
-            host_path: volume.path.to_string_lossy().into_owned(),
-            readonly: volume.read_only || mount.read_only == Some(true),
+            host_path: host_path.to_string_lossy().into_owned(),
+            readonly,
             propagation: propagation.into(),
             ..v1::Mount::default()
         });
@@ -405,7 +468,13 @@ mod tests {
         assert_eq!(std::fs::read_to_string(made["cm"].path.join("x/y")).unwrap(), "1");
         assert_eq!(std::fs::read_to_string(made["d"].path.join("n")).unwrap(), "p");
         assert_eq!(recorder.snapshot().len(), 4);
-        let mounts = container_mounts(&pod.spec.as_ref().unwrap().containers[0], &made).unwrap();
+        let mounts = container_mounts(
+            &pod.spec.as_ref().unwrap().containers[0],
+            &made,
+            &manager.pod_dir("u-1").unwrap(),
+            &str::to_owned,
+        )
+        .unwrap();
         assert_eq!((mounts[0].container_path.as_str(), mounts[0].readonly), ("/e", false));
         manager.teardown("u-1").await.unwrap();
         manager.teardown("u-1").await.unwrap();

@@ -134,6 +134,18 @@ pub struct Failure {
     pub delay: Duration,
 }
 
+impl Failure {
+    /// When a failed pull is no longer shown as such but as waiting for the next: after 1 s.
+    #[must_use]
+    pub fn turns(&self) -> Micros {
+        if self.reason == "ErrImagePull" {
+            add(Micros(self.retry.0.saturating_sub(micros(self.delay))), Duration::from_secs(1))
+        } else {
+            Micros(0)
+        }
+    }
+}
+
 /// What is remembered of one container between two runs of the core.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -265,8 +277,14 @@ pub enum Verdict {
     Wait(Micros, Duration),
 }
 
-fn add(at: Micros, delay: Duration) -> Micros {
-    Micros(at.0.saturating_add(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)))
+fn micros(d: Duration) -> i64 {
+    i64::try_from(d.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// `at` and `delay` later.
+#[must_use]
+pub fn add(at: Micros, delay: Duration) -> Micros {
+    Micros(at.0.saturating_add(micros(delay)))
 }
 
 /// The next delay: none at first, then 10 s doubling to 300 s; over again after 10 min of running.
@@ -353,13 +371,17 @@ enum Init<'a> {
     Failed,
 }
 
+/// How far init is in the ready sandbox: what ran in a lost one counts for nothing there, since a
+/// new sandbox begins with the first init container again.
 fn init_progress<'a>(pod: &'a Pod, observed: &Observed, journal: &Journal, now: Micros) -> Init<'a> {
-    // An app that has ever been made proves that init was done, even if its instances were removed.
-    if pod.apps.iter().any(|c| observed.newest(&c.name).is_some()) {
+    let sandbox = observed.ready_sandbox().map(|s| s.id.as_str());
+    let here = |name: &str| observed.newest(name).filter(|i| Some(i.sandbox.as_str()) == sandbox);
+    // An app that was ever made here proves that init was done, even if its instances were removed.
+    if pod.apps.iter().any(|c| here(&c.name).is_some()) {
         return Init::Done;
     }
     for container in &pod.init {
-        let done = match observed.newest(&container.name) {
+        let done = match here(&container.name) {
             None => false,
             Some(i) => match (&i.state, container.role) {
                 (State::Running, Role::Sidecar) => true,
@@ -377,6 +399,18 @@ fn init_progress<'a>(pod: &'a Pod, observed: &Observed, journal: &Journal, now: 
         }
     }
     Init::Done
+}
+
+/// Whether an init container has failed for good, in whichever sandbox: its pod is over.
+fn init_failed(pod: &Pod, observed: &Observed, journal: &Journal, now: Micros) -> bool {
+    pod.apps.iter().all(|c| observed.newest(&c.name).is_none())
+        && pod.init.iter().filter(|c| c.role == Role::Init).any(|c| {
+            observed.newest(&c.name).is_some_and(|i| {
+                !matches!(i.state, State::Exited { code: 0, .. })
+                    && matches!(i.state, State::Exited { .. })
+                    && verdict(pod, c, i, &journal.of(&c.name), now) == Verdict::Finished
+            })
+        })
 }
 
 /// What to do next.
@@ -410,7 +444,7 @@ pub fn next(pod: &Pod, observed: &Observed, journal: &Journal, now: Micros) -> P
 /// The end of a pod whose containers have all ended for good.
 fn ended(pod: &Pod, observed: &Observed, journal: &Journal, now: Micros) -> Option<Terminal> {
     let end = |failed| Some(Terminal { failed, reason: String::new(), message: String::new() });
-    if matches!(init_progress(pod, observed, journal, now), Init::Failed) {
+    if init_failed(pod, observed, journal, now) {
         return end(true);
     }
     let mut failed = false;
@@ -472,6 +506,8 @@ fn pull(container: &Container, journal: &Journal, now: Micros, plan: &mut Plan) 
     let memory = journal.of(&container.name);
     match &memory.image_failure {
         _ if memory.image_ready => return true,
+        // The status turns from ErrImagePull to ImagePullBackOff while the wait lasts.
+        Some(f) if now < f.turns() => plan.push(Action::WaitUntil(f.turns())),
         Some(f) if now < f.retry => plan.push(Action::WaitUntil(f.retry)),
         _ => plan.push(Action::PullImage { container: container.name.clone() }),
     }
@@ -498,6 +534,10 @@ fn bring_up(
         match &i.state {
             State::Running if i.hash == container.hash && i.sandbox == sandbox.id => return,
             State::Created if i.hash == container.hash && i.sandbox == sandbox.id => {
+                if let Some(f) = memory.start_failure.as_ref().filter(|f| now < f.retry) {
+                    plan.push(Action::WaitUntil(f.retry));
+                    return;
+                }
                 plan.push(Action::StartContainer { container: container.name.clone(), id: i.id.clone() });
                 return;
             }
@@ -505,6 +545,8 @@ fn bring_up(
                 plan.push(Action::StopContainer { id: i.id.clone(), grace: pod.grace });
                 return;
             }
+            // In a new sandbox init begins again, whatever it came to in the one that was lost.
+            State::Exited { .. } if container.role == Role::Init && i.sandbox != sandbox.id => {}
             State::Exited { .. } => match verdict(pod, container, i, &memory, now) {
                 Verdict::Finished => return,
                 Verdict::Wait(at, _) => {
@@ -572,30 +614,44 @@ fn terminate(
             return due;
         }
     }
-    let sandboxes: Vec<Action> = observed
+    let mut plan: Plan = observed
         .sandboxes
         .iter()
         .filter(|s| s.ready)
         .map(|s| Action::StopSandbox { id: s.id.clone() })
         .collect();
+    if !deleting {
+        return plan;
+    }
+    // The runtime's records are the only proof of the exit codes: they go once the end is in the
+    // API server. A pod that never had a container has no end to tell of.
+    let stored = matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed");
+    let told = journal.terminal_reported || stored || observed.containers.is_empty();
+    if !told {
+        if journal.terminal.is_none() {
+            let failed = pod.apps.iter().any(|c| {
+                observed.newest(&c.name).is_none_or(|i| !matches!(i.state, State::Exited { code: 0, .. }))
+            });
+            plan.push(Action::ReportTerminal(Terminal {
+                failed,
+                reason: String::new(),
+                message: String::new(),
+            }));
+        }
+        return plan;
+    }
+    if !plan.is_empty() {
+        return plan;
+    }
+    let sandboxes: Plan =
+        observed.sandboxes.iter().map(|s| Action::RemoveSandbox { id: s.id.clone() }).collect();
     if !sandboxes.is_empty() {
         return sandboxes;
     }
-    if !deleting {
-        return Plan::new();
-    }
-    // The runtime's records are the only proof of the exit codes: they go once the end is reported.
-    if !journal.terminal_reported && !observed.containers.is_empty() && journal.terminal.is_none() {
-        let failed = pod.apps.iter().any(|c| {
-            observed.newest(&c.name).is_none_or(|i| !matches!(i.state, State::Exited { code: 0, .. }))
-        });
-        return vec![Action::ReportTerminal(Terminal {
-            failed,
-            reason: String::new(),
-            message: String::new(),
-        })];
-    }
-    vec![Action::DeleteFromApi]
+    // Containers of which the runtime has no sandbox any more.
+    let containers: Plan =
+        observed.containers.iter().map(|c| Action::RemoveContainer { id: c.id.clone() }).collect();
+    if containers.is_empty() { vec![Action::DeleteFromApi] } else { containers }
 }
 
 /// Folds all waits into the earliest one.

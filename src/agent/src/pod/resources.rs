@@ -11,6 +11,18 @@ fn clamp(value: i128) -> i64 {
     i64::try_from(value.max(0)).unwrap_or(i64::MAX)
 }
 
+/// Millicores as cgroup v1 shares.
+#[must_use]
+pub fn shares(milli: i128) -> i64 {
+    clamp(milli * 1024 / 1000).clamp(2, 262_144)
+}
+
+/// Millicores as a quota in µs per period of 100 ms; the kernel takes no less than 1 ms.
+#[must_use]
+pub fn quota(milli: i128) -> i64 {
+    clamp(milli * 100).max(1000)
+}
+
 /// The CRI resources of a container. `qos` is the pod's QoS class, `capacity` the node's memory in
 /// bytes. An unset CPU request takes the limit, as the API server defaults it.
 #[must_use]
@@ -23,8 +35,8 @@ pub fn container(spec: &api::Container, qos: &str, capacity: i64) -> v1::LinuxCo
     let memory = request("memory").and_then(|q| quantity::value(&q.0)).unwrap_or(0);
     v1::LinuxContainerResources {
         cpu_period: PERIOD,
-        cpu_quota: cpu_limit.filter(|l| *l > 0).map_or(0, |l| clamp(l * 100).max(1000)),
-        cpu_shares: clamp(cpu * 1024 / 1000).clamp(2, 262_144),
+        cpu_quota: cpu_limit.filter(|l| *l > 0).map_or(0, quota),
+        cpu_shares: shares(cpu),
         memory_limit_in_bytes: limit("memory").and_then(|q| quantity::value(&q.0)).map_or(0, clamp),
         oom_score_adj: oom_score(qos, clamp(memory), capacity),
         ..Default::default()

@@ -21,13 +21,13 @@ pub struct Node {
     pub ips: Vec<String>,
 }
 
-/// The status of a pod now.
+/// The status of a pod now. Without `flow` (its start is over) the flow's conditions stay as they are.
 #[must_use]
 pub fn of(
     pod: &Pod,
     observed: &Observed,
     journal: &Journal,
-    flow: &Flow,
+    flow: Option<&Flow>,
     node: &Node,
     now: Micros,
 ) -> api::PodStatus {
@@ -203,8 +203,7 @@ fn start_wait(pod: &Pod, c: &Container, memory: &Memory, now: Micros) -> (String
     }
     if let Some(f) = &memory.image_failure {
         // A failed pull shows as such for a second, then as waiting for the next.
-        let failed_at = Micros(f.retry.0 - i64::try_from(f.delay.as_micros()).unwrap_or(0));
-        if f.reason == "ErrImagePull" && now.since(failed_at) > 1_000_000 {
+        if f.reason == "ErrImagePull" && now >= f.turns() {
             let message = format!("Back-off pulling image \"{}\": ErrImagePull: {}", c.image, f.message);
             return ("ImagePullBackOff".to_owned(), message);
         }
@@ -292,7 +291,7 @@ fn core_conditions(
 }
 
 /// Ours first, then the flow's, then those of others as they stand.
-fn merged(pod: &Pod, core: &[Verdicts], flow: &Flow, now: Micros) -> Vec<api::PodCondition> {
+fn merged(pod: &Pod, core: &[Verdicts], flow: Option<&Flow>, now: Micros) -> Vec<api::PodCondition> {
     let old: Vec<&api::PodCondition> =
         pod.object.status.iter().flat_map(|s| s.conditions.iter().flatten()).collect();
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -312,7 +311,7 @@ fn merged(pod: &Pod, core: &[Verdicts], flow: &Flow, now: Micros) -> Vec<api::Po
         .iter()
         .map(|v| lay(v.type_, if v.holds { "True" } else { "False" }, v.reason, &v.message, now))
         .collect();
-    let flow = conditions::for_pod(flow);
+    let flow = flow.map(conditions::for_pod).unwrap_or_default();
     all.extend(
         flow.iter().map(|c| lay(&c.type_, c.status.as_str(), &c.reason, &c.message, c.last_transition)),
     );
@@ -372,7 +371,7 @@ mod tests {
         let p = pod(json!({"containers": [{"name": "c", "image": "i:1"}]}));
         let journal = Journal { started: T, volumes_ready: true, ..Journal::default() };
         let o = observed(&p, State::Running, 0);
-        let s = of(&p, &o, &journal, &Flow::default(), &node(), T);
+        let s = of(&p, &o, &journal, Some(&Flow::default()), &node(), T);
         assert_eq!((s.phase.as_deref(), s.pod_ip.as_deref()), (Some("Running"), Some("10.0.0.2")));
         let c = s.conditions.clone().unwrap();
         assert!(c[..5].iter().all(|c| c.status == "True" && c.observed_generation == Some(3)));
@@ -387,14 +386,14 @@ mod tests {
         });
         object.status = Some(old.clone());
         let p = Pod::read(std::sync::Arc::new(object)).unwrap();
-        assert_eq!(of(&p, &o, &journal, &Flow::default(), &node(), Micros(T.0 + 90_000_000)), old);
+        assert_eq!(of(&p, &o, &journal, Some(&Flow::default()), &node(), Micros(T.0 + 90_000_000)), old);
     }
 
     #[test]
     fn each_waiting_and_terminated_reason_is_the_kubelets() {
         let p = pod(json!({"containers": [{"name": "c", "image": "i:1"}]}));
         let mut journal = Journal { started: T, ..Journal::default() };
-        let show = |o: &Observed, j: &Journal, now| of(&p, o, j, &Flow::default(), &node(), now);
+        let show = |o: &Observed, j: &Journal, now| of(&p, o, j, Some(&Flow::default()), &node(), now);
         assert_eq!(reason(&show(&Observed::default(), &journal, T)), "ContainerCreating");
         journal.of_mut("c").image_failure = Some(Failure {
             reason: "ErrImagePull".into(),
@@ -429,7 +428,10 @@ mod tests {
             [("", 0, "Completed"), ("", 2, "Error"), ("OOMKilled", 137, "OOMKilled")]
         {
             let o = observed(&never, gone(given, code), 0);
-            assert_eq!(reason(&of(&never, &o, &Journal::default(), &Flow::default(), &node(), T)), expected);
+            assert_eq!(
+                reason(&of(&never, &o, &Journal::default(), Some(&Flow::default()), &node(), T)),
+                expected
+            );
         }
         assert_eq!(go_duration(Duration::from_secs(300)), "5m0s");
     }

@@ -180,11 +180,20 @@ fn deletion_stops_mains_then_sidecars_then_the_sandbox_then_the_object() {
     observed.containers[1].state = exited(0, T0);
     assert_eq!(next(&p, &observed, &journal, T0), stop("side-0"));
     observed.containers[0].state = exited(0, T0);
-    assert_eq!(next(&p, &observed, &journal, T0), vec![Action::StopSandbox { id: "s".into() }]);
-    observed.sandboxes[0].ready = false;
     let plan = next(&p, &observed, &journal, T0);
-    assert!(matches!(&plan[..], [Action::ReportTerminal(t)] if !t.failed), "{plan:?}");
+    assert!(
+        matches!(&plan[..], [Action::StopSandbox { .. }, Action::ReportTerminal(t)] if !t.failed),
+        "{plan:?}"
+    );
+    observed.sandboxes[0].ready = false;
+    journal.terminal = Some(Terminal { failed: false, reason: String::new(), message: String::new() });
+    assert_eq!(next(&p, &observed, &journal, T0), vec![], "the end is in the API server first");
     journal.terminal_reported = true;
+    assert_eq!(next(&p, &observed, &journal, T0), vec![Action::RemoveSandbox { id: "s".into() }]);
+    observed.sandboxes.clear();
+    let remove = |id: &str| Action::RemoveContainer { id: id.into() };
+    assert_eq!(next(&p, &observed, &journal, T0), vec![remove("side-0"), remove("c-0")]);
+    observed.containers.clear();
     assert_eq!(next(&p, &observed, &journal, T0), vec![Action::DeleteFromApi]);
     assert_eq!(next(&p, &Observed::default(), &Journal::default(), T0), vec![Action::DeleteFromApi]);
 }
@@ -231,6 +240,56 @@ fn a_lost_sandbox_is_replaced_after_what_ran_in_it_is_stopped() {
     assert!(matches!(&next(&p, &observed, &journal, T0)[..], [Action::CreateSandbox { attempt: 1 }, ..]));
 }
 
+#[test]
+fn init_begins_again_in_a_new_sandbox_but_a_failed_one_stays_the_end() {
+    let p = pod(json!({"restartPolicy": "OnFailure", "initContainers": [{"name": "a", "image": "i:1"}],
+        "containers": [{"name": "c", "image": "i:1"}]}));
+    let journal = ready_journal(&p);
+    let mut observed = Observed {
+        sandboxes: vec![sandbox(), Sandbox { id: "new".into(), attempt: 1, ..sandbox() }],
+        containers: vec![instance(&p, "a", 0, exited(0, T0)), instance(&p, "c", 0, exited(137, T0))],
+    };
+    observed.sandboxes[0].ready = false;
+    let create = |container: &str, restarts| Action::CreateContainer {
+        container: container.into(),
+        sandbox: "new".into(),
+        restarts,
+    };
+    assert_eq!(next(&p, &observed, &journal, T0), vec![create("a", 1)]);
+    observed.containers.push(Instance { sandbox: "new".into(), ..instance(&p, "a", 1, exited(0, T0)) });
+    assert_eq!(next(&p, &observed, &journal, T0), vec![create("c", 1)]);
+    let never = Pod { restart: RestartPolicy::Never, ..p };
+    observed.containers = vec![instance(&never, "a", 0, exited(1, T0))];
+    assert!(matches!(&next(&never, &observed, &journal, T0)[..], [Action::ReportTerminal(t)] if t.failed));
+}
+
+#[test]
+fn a_failed_pull_wakes_the_pod_when_its_word_turns() {
+    let p = simple("Always");
+    let mut journal = ready_journal(&p);
+    let memory = journal.of_mut("c");
+    memory.image_ready = false;
+    let reason = "ErrImagePull".to_owned();
+    memory.image_failure =
+        Some(Failure { reason, message: String::new(), retry: at(10), delay: BACKOFF_FIRST });
+    let observed = Observed { sandboxes: vec![sandbox()], containers: vec![] };
+    assert_eq!(next(&p, &observed, &journal, T0), vec![Action::WaitUntil(at(1))]);
+    assert_eq!(next(&p, &observed, &journal, at(1)), vec![Action::WaitUntil(at(10))]);
+}
+
+#[test]
+fn a_container_that_did_not_start_is_not_started_again_at_once() {
+    let p = simple("Always");
+    let mut journal = ready_journal(&p);
+    let reason = "RunContainerError".to_owned();
+    journal.of_mut("c").start_failure =
+        Some(Failure { reason, message: String::new(), retry: at(10), delay: BACKOFF_FIRST });
+    let observed =
+        Observed { sandboxes: vec![sandbox()], containers: vec![instance(&p, "c", 0, State::Created)] };
+    assert_eq!(next(&p, &observed, &journal, T0), vec![Action::WaitUntil(at(10))]);
+    assert!(matches!(&next(&p, &observed, &journal, at(10))[..], [Action::StartContainer { .. }]));
+}
+
 /// A runtime in miniature: carries out an action, or lets a container end.
 fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Action, now: Micros) {
     match action {
@@ -267,7 +326,10 @@ fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Act
         Action::StopSandbox { id } => {
             observed.sandboxes.iter_mut().filter(|s| s.id == *id).for_each(|s| s.ready = false);
         }
-        Action::RemoveSandbox { id } => observed.sandboxes.retain(|s| s.id != *id),
+        Action::RemoveSandbox { id } => {
+            observed.sandboxes.retain(|s| s.id != *id);
+            observed.containers.retain(|c| c.sandbox != *id);
+        }
         Action::RemoveContainer { id } => observed.containers.retain(|c| c.id != *id),
         Action::ReportTerminal(t) => {
             assert!(journal.terminal.is_none(), "an end is decided once");
@@ -304,8 +366,11 @@ proptest! {
                 if let Action::CreateContainer { container, .. } = action
                     && ["c", "d"].contains(&container.as_str())
                 {
-                    let done = observed.newest("a").is_some_and(|i| matches!(i.state, State::Exited { code: 0, .. }));
-                    prop_assert!(done, "an app before init was done");
+                    let here = observed.ready_sandbox().unwrap().id.clone();
+                    let done = observed.newest("a")
+                        .is_some_and(|i| i.sandbox == here && matches!(i.state, State::Exited { code: 0, .. }));
+                    let before = observed.containers.iter().any(|i| i.sandbox == here && ["c", "d"].contains(&i.name.as_str()));
+                    prop_assert!(done || before, "an app before init was done");
                 }
                 apply(&p, &mut observed, &mut journal, action, now);
             }
@@ -323,7 +388,7 @@ proptest! {
         // Deletion always comes to its end, in a bounded number of steps.
         p.deletion = Some(Deletion { at: now, grace: Duration::from_secs(1) });
         let mut gone = false;
-        for _ in 0..8 {
+        for _ in 0..12 {
             let plan = next(&p, &observed, &journal, now);
             gone |= plan.contains(&Action::DeleteFromApi);
             for action in &plan {

@@ -1,0 +1,146 @@
+//! What the agent writes to the API server for a pod: its status, its end, its flow, its warnings.
+//! Behind a trait, so that a worker is tested without a server.
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use podway_api::annotations::AGENT_MANAGER;
+use podway_api::podflow::{PodFlow, PodFlowStatus};
+use podway_flow::Flow;
+use podway_flow::record::bounded;
+use serde_json::{Value, json};
+
+/// Why a write did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The pod is gone, or another one of its name is there.
+    #[error("the pod is gone from the API server")]
+    Gone,
+    /// The API server or the way to it.
+    #[error("the API server did not take the write")]
+    Failed(#[source] Box<kube::Error>),
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        match &error {
+            kube::Error::Api(status) if matches!(status.code, 404 | 409) => ApiError::Gone,
+            _ => ApiError::Failed(Box::new(error)),
+        }
+    }
+}
+
+/// The writes.
+#[async_trait]
+pub trait PodApi: Send + Sync {
+    /// Patches `status`; the object as it is then.
+    async fn patch_status(&self, namespace: &str, name: &str, patch: Value) -> Result<Pod, ApiError>;
+    /// Deletes the object with grace 0, if it still has this UID. One that is gone is deleted.
+    async fn delete(&self, namespace: &str, name: &str, uid: &str) -> Result<(), ApiError>;
+    /// Writes a flow: `create` for the first time.
+    async fn write_flow(&self, flow: &Flow, create: bool) -> Result<(), ApiError>;
+    /// Tells people. A failure is logged: an event is no promise.
+    async fn warn(&self, pod: &Pod, reason: &str, message: &str);
+    /// The services of a namespace, and `default/kubernetes`.
+    async fn services(&self, namespace: &str) -> Vec<Service>;
+}
+
+/// The real API server, under the node's identity.
+#[derive(Clone)]
+pub struct KubeApi {
+    client: kube::Client,
+    events: Recorder,
+    services: kube::runtime::reflector::Store<Service>,
+}
+
+impl KubeApi {
+    /// Through `client`, as `node`; `services` is kept up to date by a watch.
+    #[must_use]
+    pub fn new(client: kube::Client, node: &str, services: kube::runtime::reflector::Store<Service>) -> Self {
+        let reporter = Reporter { controller: "kubelet".to_owned(), instance: Some(node.to_owned()) };
+        KubeApi { events: Recorder::new(client.clone(), reporter), client, services }
+    }
+}
+
+#[async_trait]
+impl PodApi for KubeApi {
+    async fn patch_status(&self, namespace: &str, name: &str, patch: Value) -> Result<Pod, ApiError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PatchParams::default() };
+        Ok(api.patch_status(name, &params, &Patch::Strategic(patch)).await?)
+    }
+
+    async fn delete(&self, namespace: &str, name: &str, uid: &str) -> Result<(), ApiError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() }),
+            ..DeleteParams::default()
+        };
+        match api.delete(name, &params).await.map_err(ApiError::from) {
+            Ok(_) | Err(ApiError::Gone) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write_flow(&self, flow: &Flow, create: bool) -> Result<(), ApiError> {
+        let api: Api<PodFlow> = Api::namespaced(self.client.clone(), &flow.pod.namespace);
+        let object = PodFlow::for_pod(&flow.pod);
+        let params = PatchParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PatchParams::default() };
+        if create {
+            let post = PostParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PostParams::default() };
+            match api.create(&post, &object).await {
+                // The flow of an earlier pod of this name, or our own of before a restart.
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    let own = json!({
+                        "metadata": {"ownerReferences": object.metadata.owner_references},
+                        "spec": object.spec,
+                    });
+                    api.patch(&flow.pod.name, &params, &Patch::Merge(own)).await?;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+        }
+        let status = PodFlowStatus::from_flow(flow, &[], Some(1));
+        api.patch_status(&flow.pod.name, &params, &Patch::Merge(json!({ "status": status }))).await?;
+        Ok(())
+    }
+
+    async fn warn(&self, pod: &Pod, reason: &str, message: &str) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            // The API's limit.
+            note: Some(bounded(message, 1024)),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            ..ObjectReference::default()
+        };
+        if let Err(error) = self.events.publish(&event, &reference).await {
+            tracing::warn!(pod = reference.name, reason, %error, "an event was not written");
+        }
+    }
+
+    async fn services(&self, namespace: &str) -> Vec<Service> {
+        if self.services.wait_until_ready().await.is_err() {
+            tracing::warn!("the watch of services has ended: pods get no service variables");
+        }
+        let all = self.services.state();
+        let own = all.iter().filter(|s| {
+            let of = s.metadata.namespace.as_deref();
+            of == Some(namespace)
+                || (of == Some("default") && s.metadata.name.as_deref() == Some("kubernetes"))
+        });
+        own.map(|s| (**s).clone()).collect()
+    }
+}

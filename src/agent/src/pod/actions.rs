@@ -1,0 +1,361 @@
+//! The effects of one pod: each a task that ends in data for its worker. Nothing here decides.
+
+use crate::cri::{Answer, CallError};
+use crate::env::fields::Addresses;
+use crate::env::{EnvContext, environment};
+use crate::pod::context::Context;
+use crate::pod::cri_config::{self, ContainerInput, SandboxInput};
+use crate::pod::model::{Container, Pod, PullPolicy};
+use crate::pod::start::record;
+use crate::volumes::{self, MountedVolume, VolumeError};
+use crate::{cgroups, dns, hosts};
+use podway_cri::v1;
+use podway_flow::{Micros, Outcome, Phase, Record, Recorder, Writer};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use tonic::Code;
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        source = e.source();
+    }
+    text
+}
+
+/// A step that failed, in the words of a container's waiting state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// E.g. `ErrImagePull`.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+fn failed(reason: &str, message: impl Into<String>) -> Failed {
+    Failed { reason: reason.to_owned(), message: message.into() }
+}
+
+/// What came of a step, and its part of the flow.
+#[derive(Debug)]
+pub struct Outcomes<T> {
+    /// The result.
+    pub result: Result<T, Failed>,
+    /// Records of the runtime and of the agent.
+    pub records: Vec<Record>,
+}
+
+/// The runtime's records, or where it gave none one of the agent's own.
+fn recorded<T>(
+    answer: &mut Answer<T>,
+    phase: Phase,
+    subject: Option<&str>,
+    start: Micros,
+    now: Micros,
+    reasons: (&str, &str),
+) -> Vec<Record> {
+    if !answer.records.is_empty() {
+        return std::mem::take(&mut answer.records);
+    }
+    let mut own = record(phase, subject, start, Some(now), reasons.0);
+    if let Err(error) = &answer.result {
+        own.outcome = Outcome::Failed;
+        reasons.1.clone_into(&mut own.reason);
+        own.message = podway_flow::record::bounded(&error.message, Record::MESSAGE_LIMIT);
+    }
+    vec![own]
+}
+
+/// Reasons and messages of events.
+pub type Warnings = Vec<(&'static str, String)>;
+
+/// The sandbox' configuration; its warnings are for the pod's events.
+pub(crate) fn sandbox_config(
+    context: &Context,
+    pod: &Pod,
+    attempt: u32,
+) -> Result<(v1::PodSandboxConfig, Warnings), Failed> {
+    let wrong = |e: &dyn Error| failed("FailedCreatePodSandBox", chain(e));
+    let hostname = hosts::hostname(&pod.object, &context.dns.cluster_domain, &context.hostname)
+        .map_err(|e| wrong(&e))?;
+    let dns = dns::of_pod(&pod.object, &context.dns);
+    let logs = cri_config::log_directory(&context.pod_logs_dir, pod);
+    let cgroup = context.cgroups.pod_path(cri_config::qos(pod), &pod.uid);
+    let input = SandboxInput { hostname: &hostname, dns: &dns, logs: &logs, cgroup: &cgroup, attempt };
+    let config = cri_config::sandbox(pod, &input).map_err(|e| wrong(&e))?;
+    Ok((config, dns.warnings))
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    let at = |source| VolumeError::Io { verb: "make", path: path.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(at)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(at)
+}
+
+/// Makes the pod's cgroup and log directory, then the sandbox.
+pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcomes<String> {
+    let bad = |e: Failed| Outcomes { result: Err(e), records: Vec::new() };
+    let (config, warnings) = match sandbox_config(&context, &pod, attempt) {
+        Ok(made) => made,
+        Err(e) => return bad(e),
+    };
+    for (reason, message) in warnings {
+        context.api.warn(&pod.object, reason, &message).await;
+    }
+    let limits = pod.object.spec.as_ref().map(cgroups::limits).unwrap_or_default();
+    let (tree, qos, uid) = (context.cgroups.clone(), cri_config::qos(&pod).to_owned(), pod.uid.clone());
+    let logs = PathBuf::from(&config.log_directory);
+    let prepared = volumes::blocking("prepare", move || {
+        make_dir(&logs, 0o755)?;
+        Ok(tree.make(&qos, &uid, limits))
+    })
+    .await;
+    match prepared {
+        Err(e) => return bad(failed("FailedCreatePodSandBox", chain(&e))),
+        Ok(Err(e)) => return bad(failed("FailedCreatePodContainer", chain(&e))),
+        Ok(Ok(_)) => {}
+    }
+    let begun = context.clock.now();
+    context.metrics.started_pods.inc();
+    let handler = pod.object.spec.as_ref().and_then(|s| s.runtime_class_name.clone()).unwrap_or_default();
+    let mut answer = context.cri.run_sandbox(config, &handler).await;
+    let now = context.clock.now();
+    let records =
+        recorded(&mut answer, Phase::SandboxCreated, None, begun, now, ("Created", "SandboxFailed"));
+    let result = answer.result.map_err(|e| {
+        context.metrics.started_pods_errors.inc();
+        failed("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", e.message))
+    });
+    Outcomes { result, records }
+}
+
+/// Makes a container's image present by its policy.
+pub async fn pull(context: Context, container: Container) -> Outcomes<v1::Image> {
+    let image = container.image.as_str();
+    let begun = context.clock.now();
+    let ask = || async {
+        let found = context.cri.image_status(image).await.result;
+        found.map_err(|e| match e.code {
+            Code::InvalidArgument => failed("InvalidImageName", e.message),
+            _ => failed("ImageInspectError", format!("Failed to inspect image {image:?}: {}", e.message)),
+        })
+    };
+    if container.pull != PullPolicy::Always {
+        match ask().await {
+            Err(e) => return Outcomes { result: Err(e), records: Vec::new() },
+            Ok(Some(found)) => {
+                let now = context.clock.now();
+                let mut present = record(Phase::ImagesPulled, Some(image), begun, Some(now), "Present");
+                present.outcome = Outcome::Skipped;
+                present.evidence.insert("imageId".to_owned(), found.id.clone());
+                return Outcomes { result: Ok(found), records: vec![present] };
+            }
+            Ok(None) if container.pull == PullPolicy::Never => {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                let mut never = record(
+                    Phase::ImagesPulled,
+                    Some(image),
+                    begun,
+                    Some(context.clock.now()),
+                    "ErrImageNeverPull",
+                );
+                never.outcome = Outcome::Failed;
+                never.message.clone_from(&message);
+                return Outcomes { result: Err(failed("ErrImageNeverPull", message)), records: vec![never] };
+            }
+            Ok(None) => {}
+        }
+    }
+    let mut answer = context.cri.pull_image(image, None).await;
+    let now = context.clock.now();
+    let records =
+        recorded(&mut answer, Phase::ImagesPulled, Some(image), begun, now, ("Pulled", "ErrImagePull"));
+    let result = match answer.result {
+        Err(CallError { code: Code::InvalidArgument, message }) => Err(failed("InvalidImageName", message)),
+        Err(e) => Err(failed("ErrImagePull", e.message)),
+        Ok(id) => match ask().await {
+            Err(e) => Err(e),
+            Ok(found) => Ok(found.unwrap_or(v1::Image { id, ..Default::default() })),
+        },
+    };
+    Outcomes { result, records }
+}
+
+/// Sets up the pod's volumes.
+pub async fn mount(
+    context: Context,
+    pod: Pod,
+) -> (Result<BTreeMap<String, MountedVolume>, VolumeError>, Vec<Record>) {
+    let recorder = Recorder::new(Writer::Agent, context.clock);
+    let addresses = Addresses { host_ips: context.node.ips.clone(), pod_ips: Vec::new() };
+    let result = context.volumes.setup(&pod.object, &addresses, &recorder).await;
+    (result, recorder.take())
+}
+
+/// What a container is made of.
+#[derive(Clone, Debug)]
+pub struct Making {
+    /// Which.
+    pub container: Container,
+    /// Its sandbox.
+    pub sandbox: String,
+    /// The sandbox' attempt.
+    pub attempt: u32,
+    /// Its addresses.
+    pub ips: Vec<String>,
+    /// Its restart count.
+    pub restarts: u32,
+    /// The pod's volumes.
+    pub volumes: BTreeMap<String, MountedVolume>,
+    /// Its image.
+    pub image: v1::Image,
+}
+
+/// Makes a container and starts it: between the two nothing is decided.
+pub async fn create_container(context: Context, pod: Pod, making: Making) -> Outcomes<()> {
+    let bad = |e: Failed| Outcomes { result: Err(e), records: Vec::new() };
+    let (config, sandbox_config) = match container_config(&context, &pod, &making).await {
+        Ok(made) => made,
+        Err(e) => return bad(e),
+    };
+    let name = making.container.name.as_str();
+    let begun = context.clock.now();
+    let mut answer = context.cri.create_container(&making.sandbox, config, sandbox_config).await;
+    let now = context.clock.now();
+    let reasons = ("Created", "CreateContainerError");
+    let mut records = recorded(&mut answer, Phase::ContainersCreated, Some(name), begun, now, reasons);
+    match answer.result {
+        Err(e) => Outcomes { result: Err(failed("CreateContainerError", e.message)), records },
+        Ok(id) => {
+            let started = start_container(context, name.to_owned(), id).await;
+            records.extend(started.records);
+            Outcomes { result: started.result, records }
+        }
+    }
+}
+
+/// Starts a container that was made.
+pub async fn start_container(context: Context, name: String, id: String) -> Outcomes<()> {
+    let begun = context.clock.now();
+    let mut answer = context.cri.start_container(&id).await;
+    let now = context.clock.now();
+    let reasons = ("Started", "RunContainerError");
+    let records = recorded(&mut answer, Phase::ContainersStarted, Some(&name), begun, now, reasons);
+    Outcomes { result: answer.result.map_err(|e| failed("RunContainerError", e.message)), records }
+}
+
+async fn container_config(
+    context: &Context,
+    pod: &Pod,
+    making: &Making,
+) -> Result<(v1::ContainerConfig, v1::PodSandboxConfig), Failed> {
+    let wrong = |e: &dyn Error| failed("CreateContainerConfigError", chain(e));
+    let name = making.container.name.as_str();
+    let given = cri_config::api_container(pod, name)
+        .ok_or_else(|| failed("CreateContainerConfigError", format!("container {name} is not in the pod")))?
+        .clone();
+    let (sandbox, _) = sandbox_config(context, pod, making.attempt)?;
+    let pod_ips = if pod.host_network { context.node.ips.clone() } else { making.ips.clone() };
+    let addresses = Addresses { host_ips: context.node.ips.clone(), pod_ips };
+    let services = context.api.services(&pod.namespace).await;
+    let around = EnvContext {
+        pod: &pod.object,
+        addresses: &addresses,
+        allocatable: &context.allocatable,
+        services: &services,
+    };
+    let env = environment(&given, around, &*context.objects).await.map_err(|e| wrong(&e))?;
+    if !env.invalid_names.is_empty() {
+        let message =
+            format!("Keys [{}] were skipped since they are no variable names", env.invalid_names.join(", "));
+        context.api.warn(&pod.object, "InvalidEnvironmentVariableNames", &message).await;
+    }
+    let dir = context.volumes.pod_dir(&pod.uid).map_err(|e| wrong(&e))?;
+    let hostname = hosts::hostname(&pod.object, &context.dns.cluster_domain, &context.hostname)
+        .map_err(|e| wrong(&e))?;
+    let aliases = pod.object.spec.as_ref().and_then(|s| s.host_aliases.clone()).unwrap_or_default();
+    let logs = cri_config::log_directory(&context.pod_logs_dir, pod).join(name);
+    let words = |list: &Option<Vec<String>>| env.expand_all(list.as_deref().unwrap_or_default());
+    let (command, args) = (words(&given.command), words(&given.args));
+    let (host_network, made) = (pod.host_network, (given.clone(), env.clone(), making.clone()));
+    let mounts = volumes::blocking("make the container's files", move || {
+        let (given, env, making) = made;
+        make_dir(&logs, 0o755)?;
+        let expand = |text: &str| env.expand(text);
+        let mut mounts = volumes::container_mounts(&given, &making.volumes, &dir, &expand)?;
+        let has = |mounts: &[v1::Mount], path: &str| mounts.iter().any(|m| m.container_path == path);
+        if !has(&mounts, "/etc/hosts") {
+            let text = if host_network {
+                let file = Path::new("/etc/hosts");
+                let at = |source| VolumeError::Io { verb: "read", path: file.to_owned(), source };
+                hosts::of_node(&std::fs::read_to_string(file).map_err(at)?, &aliases)
+            } else {
+                hosts::managed(&making.ips, &hostname, &aliases)
+            };
+            mounts.push(own_file(&dir.join("etc-hosts"), "/etc/hosts", text.as_bytes(), 0o644)?);
+        }
+        let message = cri_config::message_path(&given);
+        if !has(&mounts, message) {
+            let file = dir.join("containers").join(&given.name).join(making.restarts.to_string());
+            mounts.push(own_file(&file, message, b"", 0o666)?);
+        }
+        Ok(mounts)
+    })
+    .await
+    .map_err(|e| wrong(&e))?;
+    let input = ContainerInput {
+        restarts: making.restarts,
+        command,
+        args,
+        env: &env.variables,
+        mounts,
+        image: &making.image,
+        memory_capacity: context.memory_capacity,
+    };
+    let config = cri_config::container(pod, &making.container, &given, input).map_err(|e| wrong(&e))?;
+    Ok((config, sandbox))
+}
+
+/// A file of the agent's below the pod's directory, as a mount. Written in place: a container that has
+/// it mounted sees the new text.
+fn own_file(path: &Path, container_path: &str, text: &[u8], mode: u32) -> Result<v1::Mount, VolumeError> {
+    let at = |source| VolumeError::Io { verb: "write", path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(at)?;
+    }
+    std::fs::write(path, text).map_err(at)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(at)?;
+    Ok(v1::Mount {
+        container_path: container_path.to_owned(),
+        host_path: path.display().to_string(),
+        ..Default::default()
+    })
+}
+
+/// Removes what the agent made for a pod: volumes, cgroup, and with `logs` its logs. May be repeated.
+pub async fn clean(context: Context, uid: String, logs: Option<PathBuf>) -> Result<(), String> {
+    context.volumes.teardown(&uid).await.map_err(|e| chain(&e))?;
+    let tree = context.cgroups.clone();
+    let removed = volumes::blocking("clean up", move || {
+        if let Some(logs) = logs {
+            match std::fs::remove_dir_all(&logs) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(VolumeError::Io { verb: "remove", path: logs, source: e });
+                }
+                _ => {}
+            }
+        }
+        Ok(tree.remove(&uid))
+    });
+    match removed.await {
+        Err(e) => Err(chain(&e)),
+        Ok(Err(e)) => Err(chain(&e)),
+        Ok(Ok(())) => Ok(()),
+    }
+}

@@ -1,0 +1,51 @@
+//! What every worker of the node shares.
+
+use crate::api::PodApi;
+use crate::audit::AuditLog;
+use crate::cgroups::Cgroups;
+use crate::cri::Cri;
+use crate::dns::NodeDns;
+use crate::env::Objects;
+use crate::metrics::Metrics;
+use crate::pod::status;
+use crate::volumes::VolumeManager;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use podway_flow::Clock;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The node around a worker.
+#[derive(Clone)]
+pub struct Context {
+    /// The runtime.
+    pub cri: Cri,
+    /// The API server, for writing.
+    pub api: Arc<dyn PodApi>,
+    /// Config maps and secrets.
+    pub objects: Arc<dyn Objects>,
+    /// Volumes.
+    pub volumes: VolumeManager,
+    /// Pod cgroups.
+    pub cgroups: Arc<Cgroups>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// The process' clock.
+    pub clock: Clock,
+    /// The API server's audit log, where it can be read.
+    pub audit: Option<AuditLog>,
+    /// Whether `PodFlow` objects are written.
+    pub podflow: bool,
+    /// What the node adds to a status: the runtime's name and the node's addresses.
+    pub node: status::Node,
+    /// The machine's hostname.
+    pub hostname: String,
+    /// Resolver defaults.
+    pub dns: NodeDns,
+    /// Where logs go.
+    pub pod_logs_dir: PathBuf,
+    /// `status.allocatable` of the node.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// The machine's memory in bytes.
+    pub memory_capacity: i64,
+}

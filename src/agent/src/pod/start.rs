@@ -1,0 +1,200 @@
+//! The record of a pod's start, gathered from its four writers: the API server (coarse, then from the
+//! audit log), the scheduler (annotation), the agent, the runtime (call metadata). Pure.
+//!
+//! It is open until the pod was told to be Ready, and then closed for good: what a container does
+//! later (restarts) is no part of a start. Attempts are numbered here, since each call knows only its
+//! own; of many attempts at one part the first and the latest two are kept.
+
+use k8s_openapi::api::core::v1 as api;
+use podway_flow::{Flow, Micros, Outcome, Phase, PodRef, Record, Resolution, Writer, wire};
+use std::collections::BTreeMap;
+
+/// How many attempts at one part are kept.
+const ATTEMPTS: usize = 3;
+
+/// A pod's start.
+#[derive(Clone, Debug)]
+pub struct Start {
+    flow: Flow,
+    closed: bool,
+}
+
+/// A finished record of the agent's own making.
+#[must_use]
+pub fn record(
+    phase: Phase,
+    subject: Option<&str>,
+    start: Micros,
+    end: Option<Micros>,
+    reason: &str,
+) -> Record {
+    Record {
+        phase,
+        subject: subject.map(str::to_owned),
+        writer: Writer::Agent,
+        attempt: 1,
+        start,
+        end: end.map(|e| e.max(start)),
+        queued_micros: 0,
+        outcome: if end.is_some() { Outcome::Succeeded } else { Outcome::Running },
+        reason: reason.to_owned(),
+        message: String::new(),
+        resolution: Resolution::Micros,
+        evidence: BTreeMap::new(),
+    }
+}
+
+impl Start {
+    /// The start of `pod`, which the agent saw at `seen`.
+    #[must_use]
+    pub fn new(pod: &api::Pod, seen: Micros) -> Self {
+        let mut start = Start {
+            flow: Flow { pod: podway_api::stock::reference(pod), records: Vec::new() },
+            closed: false,
+        };
+        if let Some(created) = &pod.metadata.creation_timestamp {
+            let at = Micros(created.0.as_microsecond());
+            let mut requested = record(Phase::Requested, None, at, Some(at), "Created");
+            (requested.writer, requested.resolution) = (Writer::ApiServer, Resolution::Second);
+            start.flow.records.push(requested);
+        }
+        let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(wire::SCHEDULING_ANNOTATION));
+        // Anybody may write the annotation: what it cannot be is left out, what it claims is the
+        // scheduler's word and nobody else's.
+        let told = annotation.and_then(|text| wire::decode(text.as_bytes()).ok()).unwrap_or_default();
+        let scheduler = [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound];
+        for mut told in told.into_iter().filter(|r| scheduler.contains(&r.phase)) {
+            told.writer = Writer::Scheduler;
+            if told.phase == Phase::Bound && told.end.is_none() {
+                // The Binding was answered before the watch told of it; the audit log knows better.
+                told.end = Some(seen.max(told.start));
+                told.outcome = Outcome::Succeeded;
+                told.reason = "Bound".to_owned();
+                told.evidence.insert("end".to_owned(), "seen by the agent".to_owned());
+            }
+            start.flow.records.push(told);
+        }
+        let mut observed = record(Phase::Observed, None, seen, Some(seen), "Seen");
+        if let Some(version) = &pod.metadata.resource_version {
+            observed.evidence.insert("resourceVersion".to_owned(), version.clone());
+        }
+        start.flow.records.push(observed);
+        start
+    }
+
+    /// Whether it is over.
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        self.closed
+    }
+
+    /// It is over: nothing is added any more.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Adds records, numbering the attempts at each part.
+    pub fn absorb(&mut self, records: impl IntoIterator<Item = Record>) {
+        if self.closed {
+            return;
+        }
+        for mut record in records {
+            let same = |r: &Record| r.phase == record.phase && r.subject == record.subject;
+            let before = self.flow.records.iter().filter(|r| same(r)).map(|r| r.attempt).max();
+            if let Some(before) = before {
+                record.attempt = record.attempt.max(before.saturating_add(1));
+            }
+            let kept: Vec<usize> =
+                (0..self.flow.records.len()).filter(|&i| same(&self.flow.records[i])).collect();
+            if kept.len() >= ATTEMPTS {
+                self.flow.records.remove(kept[1]);
+            }
+            self.flow.records.push(record);
+        }
+    }
+
+    /// Lays the audit log's records over: its times where the flow has none in µs, and the Binding's end.
+    pub fn audit(&mut self, records: Vec<Record>) {
+        let bound = records.iter().find(|r| r.phase == Phase::Bound).and_then(|r| r.end);
+        let own = self.flow.records.iter_mut().find(|r| r.phase == Phase::Bound);
+        if let (Some(end), Some(own)) = (bound, own)
+            && own.evidence.remove("end").is_some()
+        {
+            own.end = Some(end.max(own.start));
+        }
+        podway_flow::audit::overlay(&mut self.flow, records);
+        // The watch's lag: from the Binding's answer to the agent's sight of it.
+        if let Some(end) = bound
+            && let Some(observed) = self.flow.records.iter_mut().find(|r| r.phase == Phase::Observed)
+        {
+            observed.evidence.insert("watchLagMicros".to_owned(), observed.start.since(end).to_string());
+        }
+    }
+
+    /// The flow with what runs now.
+    #[must_use]
+    pub fn flow(&self, open: impl IntoIterator<Item = Record>) -> Flow {
+        let mut flow = self.flow.clone();
+        for mut record in open {
+            let before =
+                flow.records.iter().filter(|r| r.phase == record.phase && r.subject == record.subject);
+            record.attempt = before.map(|r| r.attempt).max().unwrap_or(0) + 1;
+            flow.records.push(record);
+        }
+        flow
+    }
+
+    /// Which pod.
+    #[must_use]
+    pub fn pod(&self) -> &PodRef {
+        &self.flow.pod
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_start_is_gathered_from_its_writers() {
+        let mut bound = record(Phase::Bound, None, Micros(10), None, "Binding");
+        bound.writer = Writer::ApiServer;
+        let forged = record(Phase::Ready, None, Micros(1), Some(Micros(2)), "Ready");
+        let text = String::from_utf8(wire::encode(&[bound, forged])).unwrap();
+        let pod: api::Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u",
+            "resourceVersion": "9", "creationTimestamp": "1970-01-01T00:00:00Z",
+            "annotations": {wire::SCHEDULING_ANNOTATION: text}}}))
+            .unwrap();
+        let mut start = Start::new(&pod, Micros(30));
+        let flow = start.flow([record(Phase::ImagesPulled, Some("i"), Micros(40), None, "Running")]);
+        assert!(flow.summary(Phase::Ready).is_none(), "the annotation is the scheduler's only");
+        assert_eq!(flow.summary(Phase::Bound).unwrap().end, Some(Micros(30)));
+        assert_eq!(flow.summary(Phase::ImagesPulled).unwrap().outcome, Outcome::Running);
+        let mut requested = record(Phase::Requested, None, Micros(5), Some(Micros(5)), "Authorized");
+        requested.writer = Writer::ApiServer;
+        start.audit(vec![requested, record(Phase::Bound, None, Micros(11), Some(Micros(20)), "Bound")]);
+        let flow = start.flow([]);
+        assert_eq!(flow.summary(Phase::Bound).unwrap().end, Some(Micros(20)));
+        assert_eq!(flow.summary(Phase::Requested).unwrap().start, Micros(5));
+        assert_eq!(flow.records_of(Phase::Observed)[0].evidence["watchLagMicros"], "10");
+    }
+
+    #[test]
+    fn attempts_are_numbered_and_bounded() {
+        let pod = api::Pod::default();
+        let mut start = Start::new(&pod, Micros(1));
+        for at in 0..10 {
+            let mut failed = record(Phase::ImagesPulled, Some("i"), Micros(at), Some(Micros(at)), "Failed");
+            failed.outcome = Outcome::Failed;
+            start.absorb([failed]);
+        }
+        let flow = start.flow([]);
+        let attempts: Vec<u32> = flow.records_of(Phase::ImagesPulled).iter().map(|r| r.attempt).collect();
+        assert_eq!(attempts, [1, 9, 10]);
+        start.close();
+        start.absorb([record(Phase::ImagesPulled, Some("i"), Micros(99), Some(Micros(99)), "Pulled")]);
+        assert_eq!(start.flow([]), flow);
+    }
+}

@@ -1,0 +1,274 @@
+//! The pods of this node: which worker owns which UID, what they take of the node together, and the
+//! view that the kubelet API has of them. It owns no pod's state: that is its worker's alone.
+
+use crate::pod::admission::{self, Ask, Offer};
+use crate::pod::context::Context;
+use crate::pod::core::Terminal;
+use crate::pod::model::Pod;
+use crate::pod::worker::{self, Beginning, Handle, Input};
+use crate::source::{PodSource, PodView};
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use podway_flow::Micros;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// How long what no API object stands for is given to end, in seconds.
+const ORPHAN_GRACE: i64 = 30;
+
+/// How long a pod whose worker broke waits for another.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Entry {
+    handle: Handle,
+    namespace: String,
+    name: String,
+    /// What it takes of the node; nothing once it is at its end.
+    ask: Ask,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    pods: HashMap<String, Entry>,
+    /// What runs here and that no API object stands for, until it is gone.
+    orphans: HashMap<String, Handle>,
+}
+
+/// The pods of this node.
+pub struct Pods {
+    context: Context,
+    offer: Offer,
+    table: Mutex<Table>,
+}
+
+fn terminal(pod: &api::Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+impl Pods {
+    /// None yet, on a node that offers `offer`.
+    #[must_use]
+    pub fn new(context: Context, offer: Offer) -> Arc<Self> {
+        Arc::new(Pods { context, offer, table: Mutex::default() })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The watch told of a pod.
+    pub fn apply(self: &Arc<Self>, object: Arc<api::Pod>, seen: Micros) {
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        let mut table = self.table();
+        if let Some(entry) = table.pods.get_mut(&uid) {
+            if terminal(&object) {
+                entry.ask = Ask::default();
+            }
+            // A worker that has just ended needs no news: its end removes the entry.
+            let _ = entry.handle.inputs.send(Input::Pod(object));
+            return;
+        }
+        let pod = match Pod::read(Arc::clone(&object)) {
+            Ok(pod) => pod,
+            Err(error) => {
+                tracing::error!(uid, %error, "a pod is not taken");
+                return;
+            }
+        };
+        let refused = self.admit(&table, &object);
+        let spec = object.spec.as_ref().filter(|_| refused.is_none() && !terminal(&object));
+        let ask = spec.map(admission::ask).unwrap_or_default();
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        let (handle, ended) = worker::spawn(self.context.clone(), Beginning { pod, seen, refused });
+        table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask });
+        self.count(&table);
+        drop(table);
+        let pods = Arc::clone(self);
+        tokio::spawn(async move {
+            let gone = ended.await.unwrap_or_else(|error| {
+                tracing::error!(uid, %error, "a pod's worker broke: a defect of the agent; it is begun again");
+                false
+            });
+            pods.ended(&uid, seen, gone).await;
+        });
+    }
+
+    /// Whether the node takes a new pod. One that it had taken before a restart is not asked again.
+    fn admit(&self, table: &Table, object: &api::Pod) -> Option<Terminal> {
+        let known = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
+        if known || terminal(object) || object.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let live = table.pods.values().filter(|e| !terminal(&e.handle.view.borrow().object));
+        let others: Vec<&Ask> = live.map(|e| &e.ask).collect();
+        let refusal = admission::admit(object.spec.as_ref()?, &others, &self.offer).err()?;
+        self.context.metrics.refused(&refusal.reason);
+        let (api, pod, refused) = (Arc::clone(&self.context.api), object.clone(), refusal.clone());
+        tokio::spawn(async move { api.warn(&pod, &refused.reason, &refused.message).await });
+        Some(Terminal { failed: true, reason: refusal.reason, message: refusal.message })
+    }
+
+    async fn ended(self: &Arc<Self>, uid: &str, seen: Micros, gone: bool) {
+        if !gone {
+            // Not at once: what broke it may break it again.
+            tokio::time::sleep(AGAIN).await;
+        }
+        let entry = {
+            let mut table = self.table();
+            let entry = table.pods.remove(uid);
+            self.count(&table);
+            entry
+        };
+        if let Some(entry) = entry.filter(|_| !gone) {
+            let object = entry.handle.view.borrow().object.clone();
+            self.apply(object, seen);
+        }
+    }
+
+    fn count(&self, table: &Table) {
+        let desired = table.pods.values().filter(|e| !terminal(&e.handle.view.borrow().object)).count();
+        self.context.metrics.desired_pods.set(i64::try_from(desired).unwrap_or(i64::MAX));
+        let running =
+            table.pods.values().filter(|e| e.handle.view.borrow().containers.iter().any(|c| c.running));
+        self.context.metrics.running_pods.set(i64::try_from(running.count()).unwrap_or(i64::MAX));
+    }
+
+    /// The watch told that a pod is gone.
+    pub fn delete(&self, uid: &str) {
+        if let Some(entry) = self.table().pods.get(uid) {
+            let _ = entry.handle.inputs.send(Input::Gone);
+        }
+    }
+
+    /// The watch listed every pod of the node: those that it did not name are gone, and what is here
+    /// without an object is taken down.
+    pub async fn listed(self: &Arc<Self>, uids: &HashSet<String>) {
+        for (uid, entry) in &self.table().pods {
+            if !uids.contains(uid) {
+                let _ = entry.handle.inputs.send(Input::Gone);
+            }
+        }
+        self.sweep().await;
+    }
+
+    /// Takes down what the runtime, the volumes' directory or the cgroups have of pods that nobody
+    /// knows: what a crash or a deletion behind our back left.
+    pub async fn sweep(self: &Arc<Self>) {
+        let mut found: HashMap<String, (String, String)> = HashMap::new();
+        match self.context.cri.pods().await {
+            Ok(pods) => found.extend(pods.into_iter().map(|p| (p.uid, (p.namespace, p.name)))),
+            Err(error) => {
+                // Without the runtime nothing is known to be dead: directories stay as well.
+                tracing::warn!(%error, "orphans cannot be looked for");
+                return;
+            }
+        }
+        match self.context.volumes.uids() {
+            Ok(uids) => uids.into_iter().for_each(|uid| {
+                found.entry(uid).or_default();
+            }),
+            Err(error) => tracing::warn!(%error, "the pods' directories cannot be listed"),
+        }
+        for uid in self.context.cgroups.uids() {
+            found.entry(uid).or_default();
+        }
+        for (uid, (namespace, name)) in found {
+            self.orphan(uid, namespace, name);
+        }
+    }
+
+    fn orphan(self: &Arc<Self>, uid: String, mut namespace: String, mut name: String) {
+        let mut table = self.table();
+        if table.pods.contains_key(&uid) || table.orphans.contains_key(&uid) {
+            return;
+        }
+        if namespace.is_empty() {
+            (namespace, name) = self.logs_of(&uid).unwrap_or_else(|| ("unknown".into(), "unknown".into()));
+        }
+        let mut object = api::Pod::default();
+        object.metadata.uid = Some(uid.clone());
+        object.metadata.namespace = Some(namespace);
+        object.metadata.name = Some(name);
+        object.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::now()));
+        object.metadata.deletion_grace_period_seconds = Some(ORPHAN_GRACE);
+        let container = api::Container { name: "orphan".to_owned(), ..api::Container::default() };
+        object.spec = Some(api::PodSpec { containers: vec![container], ..api::PodSpec::default() });
+        let pod = match Pod::read(Arc::new(object)) {
+            Ok(pod) => pod,
+            Err(error) => {
+                tracing::error!(uid, %error, "an orphan is left alone: its name is none of ours");
+                return;
+            }
+        };
+        tracing::info!(uid, pod.namespace, pod.name, "taking down what no pod stands for");
+        self.context.metrics.orphans.inc();
+        let beginning = Beginning { pod, seen: self.context.clock.now(), refused: None };
+        let (handle, ended) = worker::spawn(self.context.clone(), beginning);
+        // Told before it looks at anything: it never writes of a pod that is not there.
+        let _ = handle.inputs.send(Input::Gone);
+        table.orphans.insert(uid.clone(), handle);
+        drop(table);
+        let pods = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = ended.await {
+                tracing::error!(uid, %error, "an orphan's worker broke: a defect of the agent");
+            }
+            pods.table().orphans.remove(&uid);
+        });
+    }
+
+    /// Namespace and name from the name of a log directory that ends in the UID.
+    fn logs_of(&self, uid: &str) -> Option<(String, String)> {
+        let list = std::fs::read_dir(&self.context.pod_logs_dir).ok()?;
+        list.filter_map(|e| e.ok()?.file_name().into_string().ok()).find_map(|dir| {
+            let (namespace, rest) = dir.split_once('_')?;
+            let (name, of) = rest.rsplit_once('_')?;
+            (of == uid).then(|| (namespace.to_owned(), name.to_owned()))
+        })
+    }
+
+    /// The runtime told of a change of a pod.
+    pub fn changed(&self, uid: &str) {
+        let table = self.table();
+        let entry = table.pods.get(uid).map(|e| &e.handle);
+        if let Some(handle) = entry.or_else(|| table.orphans.get(uid)) {
+            let _ = handle.inputs.send(Input::Runtime);
+        }
+        self.count(&table);
+    }
+
+    /// What the runtime told may be incomplete: every worker asks anew.
+    pub fn resync(&self) {
+        let table = self.table();
+        for handle in table.pods.values().map(|e| &e.handle).chain(table.orphans.values()) {
+            let _ = handle.inputs.send(Input::Runtime);
+        }
+    }
+}
+
+impl PodSource for Pods {
+    fn pods(&self) -> Vec<PodView> {
+        self.table().pods.values().map(|e| (**e.handle.view.borrow()).clone()).collect()
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<PodView> {
+        self.follow(namespace, name).map(|view| (**view.borrow()).clone())
+    }
+
+    fn follow(&self, namespace: &str, name: &str) -> Option<watch::Receiver<Arc<PodView>>> {
+        let table = self.table();
+        let named = table.pods.values().filter(|e| e.namespace == namespace && e.name == name);
+        // While an old pod of the name goes, the new one is meant.
+        let newest =
+            named.max_by_key(|e| e.handle.view.borrow().object.metadata.deletion_timestamp.is_none())?;
+        Some(newest.handle.view.clone())
+    }
+
+    fn metrics(&self) -> String {
+        self.count(&self.table());
+        self.context.metrics.text()
+    }
+}

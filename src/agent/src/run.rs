@@ -1,0 +1,218 @@
+//! The agent's process: directories, the runtime, the node's registration and lease, then the watches
+//! that drive the pods' workers. Pods are not touched before the Node is registered, as what it offers
+//! and is called goes into them.
+
+use crate::api::KubeApi;
+use crate::audit::AuditLog;
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::cri::Cri;
+use crate::dns::{self, NodeDns};
+use crate::metrics::Metrics;
+use crate::node::pressure::Thresholds;
+use crate::node::runtime::CriProbe;
+use crate::node::{NodeError, Registrar};
+use crate::pod::admission::Offer;
+use crate::pod::context::Context;
+use crate::pod::status;
+use crate::pods::Pods;
+use crate::volumes::VolumeManager;
+use crate::volumes::api::ApiSource;
+use crate::{lease, watch};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::runtime::{WatchStreamExt as _, reflector, watcher};
+use kube::{Api, Client};
+use podway_flow::Clock;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// How often a runtime that does not serve yet is tried.
+const CONNECT: Duration = Duration::from_millis(200);
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A directory cannot be made.
+    #[error("cannot make {0}: run as root, or give another --root-dir")]
+    Dir(PathBuf, #[source] io::Error),
+    /// The endpoint is not one.
+    #[error(transparent)]
+    Endpoint(#[from] podway_cri::client::ConnectError),
+    /// The runtime does not answer as a CRI v1 runtime.
+    #[error("the runtime at {endpoint} does not tell its version: is it a CRI v1 runtime?")]
+    Runtime {
+        /// The endpoint as given.
+        endpoint: String,
+        /// Its answer.
+        #[source]
+        source: crate::cri::CallError,
+    },
+    /// A file of the machine.
+    #[error("cannot read {0}: give another with its flag")]
+    File(PathBuf, #[source] io::Error),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A part of the agent ended.
+    #[error("the {0} ended: start the agent again")]
+    Ended(&'static str),
+}
+
+/// Runs the agent as configured until `shutdown`. Pods and their processes live on after it.
+///
+/// # Errors
+/// [`RunError`] when it cannot begin or cannot go on.
+pub async fn run(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let ended = shutdown.clone();
+    tokio::select! {
+        () = ended.cancelled() => Ok(()),
+        result = work(client, config, shutdown) => result,
+    }
+}
+
+async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let mut private = std::fs::DirBuilder::new();
+    let made = private.recursive(true).mode(0o700).create(&config.root_dir);
+    made.map_err(|e| RunError::Dir(config.root_dir.clone(), e))?;
+    let channel = connect(&config.container_runtime_endpoint).await?;
+    let metrics = Arc::new(Metrics::new(&config.node_name));
+    let cri = Cri::new(channel.clone(), Arc::clone(&metrics));
+    let (runtime, version) = cri.version().await.map_err(|source| RunError::Runtime {
+        endpoint: config.container_runtime_endpoint.clone(),
+        source,
+    })?;
+    tracing::info!(runtime, version, node = config.node_name, "the runtime answers");
+
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let registrar =
+        Registrar::new(client.clone(), Arc::new(CriProbe(channel)), &config, Thresholds::default())?;
+    let node_handle = registrar.handle();
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        registrar.run(stop).await;
+        "registration of the node"
+    });
+    let mut state = node_handle.state();
+    let node = loop {
+        if let Some(node) = state.borrow_and_update().node.clone() {
+            break node;
+        }
+        if state.changed().await.is_err() {
+            return Err(RunError::Ended("registration of the node"));
+        }
+    };
+    let (own, name, uid) = (client.clone(), config.node_name.clone(), node.metadata.uid.clone());
+    tasks.spawn(async move {
+        lease::run(own, &name, uid.as_deref()).await;
+        "lease of the node"
+    });
+
+    let clock = Clock::new();
+    let (services, writer) = reflector::store();
+    let watched = Api::<Service>::all(client.clone());
+    tasks.spawn(async move {
+        let stream = watcher(watched, watcher::Config::default()).default_backoff();
+        let mut stream = std::pin::pin!(reflector(writer, stream));
+        while let Some(event) = stream.next().await {
+            if let Err(error) = event {
+                tracing::warn!(%error, "the watch of services broke off and is begun again");
+            }
+        }
+        "watch of services"
+    });
+    let context = context(&client, &config, &node, cri.clone(), metrics, runtime, services, clock)?;
+    let offer = Offer {
+        node: config.node_name.clone(),
+        allocatable: context.allocatable.clone(),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
+    };
+    let pods = Pods::new(context, offer);
+    let events = Arc::clone(&pods);
+    tasks.spawn(async move {
+        watch::runtime(cri, events).await;
+        "runtime's event stream"
+    });
+    let (name, bound) = (config.node_name.clone(), Arc::clone(&pods));
+    tasks.spawn(async move {
+        watch::pods(client, &name, bound, clock).await;
+        "watch of pods"
+    });
+    match tasks.join_next().await {
+        Some(Ok(part)) => Err(RunError::Ended(part)),
+        _ => Err(RunError::Ended("agent")),
+    }
+}
+
+/// Connects to the runtime, waiting until it serves.
+async fn connect(endpoint: &str) -> Result<Channel, RunError> {
+    podway_cri::client::socket_path(endpoint)?;
+    let mut told = false;
+    loop {
+        match podway_cri::client::connect(endpoint).await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "waiting for the runtime");
+                }
+                tokio::time::sleep(CONNECT).await;
+            }
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one struct, each made elsewhere")]
+fn context(
+    client: &Client,
+    config: &Config,
+    node: &Node,
+    cri: Cri,
+    metrics: Arc<Metrics>,
+    runtime: String,
+    services: reflector::Store<Service>,
+    clock: Clock,
+) -> Result<Context, RunError> {
+    let status = node.status.clone().unwrap_or_default();
+    let allocatable = status.allocatable.unwrap_or_default();
+    let capacity = status.capacity.unwrap_or_default();
+    let memory = capacity.get("memory").and_then(|q| crate::env::quantity::value(&q.0)).unwrap_or(0);
+    let addresses = status.addresses.unwrap_or_default();
+    let of = |kind: &str| addresses.iter().filter(|a| a.type_ == kind).map(|a| a.address.clone()).collect();
+    let ips: Vec<String> = of("InternalIP");
+    let hostnames: Vec<String> = of("Hostname");
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
+    let source = Arc::new(ApiSource(client.clone()));
+    Ok(Context {
+        api: Arc::new(KubeApi::new(client.clone(), &config.node_name, services)),
+        volumes: VolumeManager::new(
+            config.root_dir.clone(),
+            Arc::clone(&source) as _,
+            Arc::clone(&source) as _,
+            allocatable.clone(),
+        ),
+        objects: source,
+        cgroups: Arc::new(Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root)),
+        audit: config.audit_log.clone().map(AuditLog::new),
+        podflow: config.podflow,
+        node: status::Node { runtime, ips },
+        hostname: hostnames.into_iter().next().unwrap_or_else(|| config.node_name.clone()),
+        dns: NodeDns {
+            cluster_dns: config.cluster_dns.iter().map(ToString::to_string).collect(),
+            cluster_domain: config.cluster_domain.clone(),
+            host: dns::parse(&read(&config.resolv_conf)?),
+        },
+        pod_logs_dir: config.pod_logs_dir.clone(),
+        memory_capacity: i64::try_from(memory).unwrap_or(i64::MAX),
+        allocatable,
+        cri,
+        metrics,
+        clock,
+    })
+}
