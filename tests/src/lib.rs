@@ -1,1 +1,22 @@
-//! End-to-end tests.
+//! End-to-end tests: what they share.
+//!
+//! A [`suite`] is one program: it counts what the machine has ([`leaks`]), brings up one cluster
+//! ([`cluster`]) by the same `podway up` that a user runs, runs its cases in namespaces of their
+//! own ([`namespace`]), takes the cluster down and counts again. A case watches and never polls
+//! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
+//! server's log who wrote what. [`prometheus`] scrapes. [`meter`] and
+//! [`figures`] are for the bench driver.
+
+pub mod audit;
+pub mod cluster;
+pub mod dump;
+pub mod figures;
+pub mod leaks;
+pub mod meter;
+pub mod namespace;
+pub mod prometheus;
+pub mod suite;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use namespace::{Ns, with_temp_ns};

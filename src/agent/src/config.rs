@@ -1,5 +1,6 @@
 //! Configuration of the agent; the names are the kubelet's flags in snake case.
 
+use crate::node::pressure::Thresholds;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub audit_log: Option<PathBuf>,
     /// Whether `PodFlow` objects are written.
     pub podflow: bool,
+    /// `evictionHard`: below what a resource of the node is reported as short.
+    pub thresholds: Thresholds,
 }
 
 impl Default for Config {
@@ -65,6 +68,7 @@ impl Default for Config {
             tls_private_key_file: None,
             audit_log: None,
             podflow: true,
+            thresholds: Thresholds::default(),
         }
     }
 }

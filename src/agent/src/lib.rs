@@ -17,6 +17,7 @@ pub mod node;
 pub mod pod;
 pub mod pods;
 pub mod run;
+pub mod server;
 pub mod source;
 pub mod status;
 pub mod volumes;

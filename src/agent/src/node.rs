@@ -9,6 +9,7 @@
 //! the cluster: as a kubelet, the agent does not put it back until it is started again).
 
 pub mod addresses;
+pub mod events;
 pub mod machine;
 pub mod object;
 pub mod pressure;
@@ -17,7 +18,7 @@ pub mod runtime;
 use crate::config::Config;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeAddress};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
@@ -102,6 +103,7 @@ impl Handle {
 /// The task that owns the Node.
 pub struct Registrar {
     api: Api<Node>,
+    events: events::Writer,
     probe: Arc<dyn Probe>,
     name: String,
     labels: BTreeMap<String, String>,
@@ -147,6 +149,7 @@ impl Registrar {
             return Err(NodeError::Labels(forbidden.join(", ")));
         }
         Ok(Registrar {
+            events: events::Writer::new(client.clone(), &config.node_name),
             api: Api::all(client),
             probe,
             name: config.node_name.clone(),
@@ -332,15 +335,18 @@ impl Registrar {
             let node = object::initial(&self.facts(), &self.labels);
             self.publish_ready(node.status.as_ref());
             *known = Copy::Is(Box::new(self.register(&node).await?));
+            self.events.write(vec![events::starting()]);
         }
         let Copy::Is(old) = known else { return Ok(()) };
-        let new = object::status(&old.status.clone().unwrap_or_default(), &self.facts());
+        let before = old.status.clone().unwrap_or_default();
+        let new = object::status(&before, &self.facts());
         self.publish_ready(Some(&new));
         let due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY.mul_f64(1.0 + self.jitter));
         let Some(changed) = object::patch(old, &new, &self.name, due) else {
             self.publish(Some(old));
             return Ok(());
         };
+        tracing::debug!(node = self.name, patch = %changed, due, "the node's status is written");
         // Two writers who do not agree must not flood the API server; becoming ready does not wait.
         let flips = old.status.as_ref().is_none_or(|s| object::not_ready(s) != object::not_ready(&new));
         if let Some(at) = self.reported.filter(|_| !flips) {
@@ -350,6 +356,7 @@ impl Registrar {
         match timed(self.api.patch_status(&self.name, &params, &Patch::Strategic(changed))).await {
             Ok(node) => {
                 self.wrote(!due);
+                self.events.write(events::between(&self.name, &before, &new));
                 self.publish(Some(&node));
                 *known = Copy::Is(Box::new(node));
                 Ok(())
@@ -368,6 +375,8 @@ impl Registrar {
             Ok(node) => {
                 tracing::info!(node = self.name, "registered");
                 self.wrote(true);
+                let status = node.status.clone().unwrap_or_default();
+                self.events.write(events::between(&self.name, &NodeStatus::default(), &status));
                 Ok(node)
             }
             Err(CallError::Api(kube::Error::Api(status))) if status.reason == "AlreadyExists" => {
@@ -397,7 +406,7 @@ impl Registrar {
         });
     }
 
-    fn publish_ready(&self, status: Option<&k8s_openapi::api::core::v1::NodeStatus>) {
+    fn publish_ready(&self, status: Option<&NodeStatus>) {
         let why = status.map_or_else(|| Some("no status".to_owned()), object::not_ready);
         let changed = self.state.send_if_modified(|state| {
             let changed = state.not_ready != why;

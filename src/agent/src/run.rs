@@ -1,5 +1,5 @@
-//! The agent's process: directories, the runtime, the node's registration and lease, then the watches
-//! that drive the pods' workers. Pods are not touched before the Node is registered, as what it offers
+//! The agent's process: directories, the runtime, the node's registration and lease, then the kubelet
+//! API and the watches that drive the pods' workers. Pods are not touched before the Node is registered, as what it offers
 //! and is called goes into them.
 
 use crate::api::KubeApi;
@@ -9,7 +9,6 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::dns::{self, NodeDns};
 use crate::metrics::Metrics;
-use crate::node::pressure::Thresholds;
 use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::pod::admission::Offer;
@@ -18,7 +17,7 @@ use crate::pod::status;
 use crate::pods::Pods;
 use crate::volumes::VolumeManager;
 use crate::volumes::api::ApiSource;
-use crate::{lease, watch};
+use crate::{lease, server, watch};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
@@ -60,6 +59,9 @@ pub enum RunError {
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The kubelet API.
+    #[error(transparent)]
+    Server(#[from] server::ServerError),
     /// A part of the agent ended.
     #[error("the {0} ended: start the agent again")]
     Ended(&'static str),
@@ -91,8 +93,8 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
     tracing::info!(runtime, version, node = config.node_name, "the runtime answers");
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
-    let registrar =
-        Registrar::new(client.clone(), Arc::new(CriProbe(channel)), &config, Thresholds::default())?;
+    let probe = Arc::new(CriProbe(channel.clone()));
+    let registrar = Registrar::new(client.clone(), probe, &config, config.thresholds.clone())?;
     let node_handle = registrar.handle();
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -108,12 +110,15 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
             return Err(RunError::Ended("registration of the node"));
         }
     };
-    let (own, name, uid) = (client.clone(), config.node_name.clone(), node.metadata.uid.clone());
+    let (own, name, told) = (client.clone(), config.node_name.clone(), node_handle.state());
     tasks.spawn(async move {
-        lease::run(own, &name, uid.as_deref()).await;
+        lease::keep(own, &name, told).await;
         "lease of the node"
     });
 
+    if config.cluster_dns.is_empty() {
+        tracing::warn!("no --cluster-dns is given: pods with dnsPolicy ClusterFirst get the node's resolver");
+    }
     let clock = Clock::new();
     let (services, writer) = reflector::store();
     let watched = Api::<Service>::all(client.clone());
@@ -135,6 +140,17 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
         max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
     };
     let pods = Pods::new(context, offer);
+    let parts = server::Parts {
+        client: client.clone(),
+        pods: Arc::clone(&pods) as _,
+        streaming: Arc::new(channel),
+        node: node_handle.state(),
+    };
+    let server = server::Server::bind(&config, parts).await?;
+    tasks.spawn(async move {
+        server.serve(shutdown).await;
+        "kubelet API"
+    });
     let events = Arc::clone(&pods);
     tasks.spawn(async move {
         watch::runtime(cri, events).await;

@@ -1,6 +1,7 @@
 //! Applies manifests by server-side apply, as `kubectl apply --server-side` does.
 
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::discovery::Scope;
 use kube::{Client, ResourceExt as _};
 use serde::Deserialize as _;
 
@@ -43,10 +44,13 @@ pub async fn apply(client: &Client, yaml: &str) -> Result<(), ApplyError> {
         let Ok(gvk) = kube::core::GroupVersionKind::try_from(types) else {
             return Err(ApplyError::Untyped { name });
         };
-        let (resource, _) = kube::discovery::pinned_kind(client, &gvk).await.map_err(failed)?;
-        let api: Api<DynamicObject> = match object.namespace() {
-            Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
+        let (resource, capabilities) = kube::discovery::pinned_kind(client, &gvk).await.map_err(failed)?;
+        let api: Api<DynamicObject> = match (capabilities.scope, object.namespace()) {
+            (Scope::Cluster, _) => Api::all_with(client.clone(), &resource),
+            (Scope::Namespaced, namespace) => {
+                let namespace = namespace.unwrap_or_else(|| "default".to_owned());
+                Api::namespaced_with(client.clone(), &namespace, &resource)
+            }
         };
         let params = PatchParams::apply("podway-up").force();
         api.patch(&name, &params, &Patch::Apply(&object)).await.map_err(failed)?;

@@ -95,11 +95,7 @@ where
         () = attempts => Ok(()),
         ended = process::ended(record) => {
             ended?;
-            Err(ConnectError::Ended {
-                name: name.to_owned(),
-                log: log.display().to_string(),
-                tail: tail(log),
-            })
+            Err(self::ended(name, log))
         }
         () = tokio::time::sleep(limit) => Err(ConnectError::Late {
             name: name.to_owned(),
@@ -107,6 +103,11 @@ where
             seconds: limit.as_secs(),
         }),
     }
+}
+
+/// What is said of a daemon that has ended.
+pub(crate) fn ended(name: &str, log: &Path) -> ConnectError {
+    ConnectError::Ended { name: name.to_owned(), log: log.display().to_string(), tail: tail(log) }
 }
 
 /// The last lines of a log.

@@ -7,20 +7,33 @@
 //!
 //! The files, in the order in which `up` uses them: `binaries` finds or builds the programs,
 //! `pki` and `kubeconfig` give every component an identity of its own, `process` starts and stops
-//! daemons, `etcd`, `apiserver` and `controller_manager` know their command lines.
+//! daemons, `etcd`, `apiserver` and `controller_manager` know their command lines; `network` has
+//! names and addresses, `nodes` and `firewall` make them, `registry`, `images` and `push` are where
+//! images come from, `parts` knows podway's own daemons, `existing` gives them identities in a
+//! cluster that was there before. `down` undoes all of it, with `cgroups` and `mounts`.
 
 pub mod apiserver;
 pub mod apply;
 pub mod binaries;
 mod build;
+pub mod cgroups;
 pub mod connect;
 pub mod controller_manager;
 pub mod down;
 pub mod etcd;
+pub mod existing;
+pub mod firewall;
+pub mod images;
 pub mod kubeconfig;
 pub mod layout;
+pub mod mounts;
+pub mod network;
+pub mod nodes;
+pub mod parts;
 pub mod pki;
 pub mod process;
+pub mod push;
+pub mod registry;
 pub mod state;
 pub mod up;
 

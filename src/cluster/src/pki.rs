@@ -68,6 +68,14 @@ impl Identity {
         }
     }
 
+    /// A node's serving identity, as the signer `kubernetes.io/kubelet-serving` wants it.
+    pub fn node_serving(name: &str, node: &str, address: IpAddr) -> Self {
+        Self {
+            groups: vec!["system:nodes".to_owned()],
+            ..Self::server(name, &format!("system:node:{node}"), &[node], &[address])
+        }
+    }
+
     /// A node's client identity, as the Node authorizer wants it.
     pub fn node(node: &str) -> Self {
         Self::client(node, &format!("system:node:{node}"), &["system:nodes"])
@@ -86,7 +94,7 @@ impl std::fmt::Debug for Authority<'_> {
     }
 }
 
-fn failed(name: &str) -> impl FnOnce(rcgen::Error) -> PkiError {
+pub(crate) fn failed(name: &str) -> impl FnOnce(rcgen::Error) -> PkiError {
     let name = name.to_owned();
     move |source| PkiError::Certificate { name, source }
 }
@@ -143,14 +151,7 @@ impl<'a> Authority<'a> {
             return Ok(());
         }
         let pair = KeyPair::generate().map_err(failed(name))?;
-        let mut params = CertificateParams::new(identity.dns.clone()).map_err(failed(name))?;
-        params.subject_alt_names.extend(identity.addresses.iter().map(|a| SanType::IpAddress(*a)));
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        // rcgen keeps one entry per type; Kubernetes components need one group at the most.
-        for group in &identity.groups {
-            params.distinguished_name.push(DnType::OrganizationName, group);
-        }
-        params.distinguished_name.push(DnType::CommonName, &identity.user);
+        let mut params = subject(identity)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if !params.subject_alt_names.is_empty() {
@@ -163,6 +164,45 @@ impl<'a> Authority<'a> {
         write_private(&names, wanted.as_bytes())?;
         Ok(())
     }
+}
+
+/// The names of an identity.
+fn subject(identity: &Identity) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::new(identity.dns.clone()).map_err(failed(&identity.name))?;
+    params.subject_alt_names.extend(identity.addresses.iter().map(|a| SanType::IpAddress(*a)));
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    // rcgen keeps one entry per type; Kubernetes components need one group at the most.
+    for group in &identity.groups {
+        params.distinguished_name.push(DnType::OrganizationName, group);
+    }
+    params.distinguished_name.push(DnType::CommonName, &identity.user);
+    Ok(params)
+}
+
+/// A certificate signing request, in PEM, for a CA that is not ours.
+pub(crate) fn request(identity: &Identity, key: &KeyPair) -> Result<String, PkiError> {
+    let request = subject(identity)?.serialize_request(key).map_err(failed(&identity.name))?;
+    request.pem().map_err(failed(&identity.name))
+}
+
+/// DER documents as one PEM text.
+pub(crate) fn pem(label: &str, documents: &[Vec<u8>]) -> String {
+    use base64::Engine as _;
+    let mut text = String::new();
+    for der in documents {
+        text.push_str(&format!("-----BEGIN {label}-----\n"));
+        let encoded = base64::engine::general_purpose::STANDARD.encode(der);
+        // 64 to a line; base64 is ASCII, so every cut is between characters.
+        let mut rest = encoded.as_str();
+        while !rest.is_empty() {
+            let (line, after) = rest.split_at(rest.len().min(64));
+            text.push_str(line);
+            text.push('\n');
+            rest = after;
+        }
+        text.push_str(&format!("-----END {label}-----\n"));
+    }
+    text
 }
 
 fn same(path: &Path, wanted: &str) -> bool {

@@ -24,6 +24,12 @@ use crate::state::ProcessRecord;
 /// The environment variable that marks every daemon of a cluster.
 pub const MARK: &str = "PODWAY_CLUSTER";
 
+/// The environment variable with the digest of what a daemon was started with.
+const INPUTS: &str = "PODWAY_INPUTS";
+
+/// The environment variable that names a daemon.
+const NAME: &str = "PODWAY_DAEMON";
+
 /// Why a daemon could not be started, watched or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -70,12 +76,31 @@ pub struct Daemon {
     pub env: Vec<(String, OsString)>,
     /// The network namespace to run in (a path under `/run/netns`), or the host's.
     pub netns: Option<PathBuf>,
+    /// The files that it reads once: other contents mean another start.
+    pub files: Vec<PathBuf>,
 }
 
 impl Daemon {
     /// A daemon in the host's network namespace.
     pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, args: Vec<String>) -> Self {
-        Self { name: name.into(), program: program.into(), args, env: Vec::new(), netns: None }
+        Self {
+            name: name.into(),
+            program: program.into(),
+            args,
+            env: Vec::new(),
+            netns: None,
+            files: Vec::new(),
+        }
+    }
+
+    /// The digest of the contents of its files.
+    fn inputs(&self) -> io::Result<String> {
+        use sha2::Digest as _;
+        let mut digest = sha2::Sha256::new();
+        for file in &self.files {
+            digest.update(sha2::Sha256::digest(fs::read(file)?));
+        }
+        Ok(hex::encode(digest.finalize()))
     }
 
     /// The command line as it is recorded.
@@ -101,6 +126,8 @@ impl Daemon {
             .args(&self.args)
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .env(MARK, cluster)
+            .env(NAME, &self.name)
+            .env(INPUTS, self.inputs().map_err(failed)?)
             .current_dir(cluster)
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(failed)?)
@@ -155,6 +182,26 @@ fn boot_id() -> io::Result<String> {
 pub fn alive(record: &ProcessRecord) -> bool {
     boot_id().is_ok_and(|boot| boot == record.boot)
         && stat(record.pid).is_some_and(|s| s.start == record.start && !s.ended)
+}
+
+/// Whether the recorded process is what `daemon` would start: same command line, same contents of
+/// its files, same network namespace (one that was pinned anew is another, whatever its path), and
+/// its program not replaced since.
+pub(crate) fn current(record: &ProcessRecord, daemon: &Daemon) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let number = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    let of = |what: &str| PathBuf::from(format!("/proc/{}/{what}", record.pid));
+    let same = |what: &str, path: &Path| {
+        let own = number(&of(what));
+        own.is_some() && own == number(path)
+    };
+    let Ok(inputs) = daemon.inputs() else { return false };
+    let Ok(environ) = fs::read(of("environ")) else { return false };
+    let mark = format!("{INPUTS}={inputs}");
+    record.argv == daemon.argv()
+        && same("exe", &daemon.program)
+        && daemon.netns.as_ref().is_none_or(|netns| same("ns/net", netns))
+        && environ.split(|b| *b == 0).any(|v| v == mark.as_bytes())
 }
 
 /// A handle on exactly the recorded process; `None` if it has ended.
@@ -214,6 +261,24 @@ async fn terminate(pid: i32, start: u64, grace: Duration) -> Result<(), ProcessE
     Err(ProcessError::Stuck { pid })
 }
 
+/// Kills a process of which only the pid is known, and waits until it has ended.
+pub(crate) async fn kill(pid: i32, limit: Duration) -> Result<(), ProcessError> {
+    let Some(stat) = stat(pid).filter(|s| !s.ended) else {
+        reap(pid);
+        return Ok(());
+    };
+    let Some(fd) = open(pid, stat.start)? else { return Ok(()) };
+    match rustix::process::pidfd_send_signal(&fd, Signal::KILL) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(ProcessError::Kernel { what: "signal", pid, source: e.into() }),
+    }
+    match tokio::time::timeout(limit, wait(fd, pid)).await {
+        Ok(waited) => waited,
+        Err(_) => Err(ProcessError::Stuck { pid }),
+    }
+}
+
 /// Takes the exit status where the process was a child of this one; otherwise init takes it.
 fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
@@ -246,6 +311,29 @@ pub fn marked(cluster: &Path) -> io::Result<Vec<(i32, u64)>> {
     Ok(found)
 }
 
+/// The daemon `name` of a cluster where it runs without being recorded: an `up` was killed between
+/// starting and recording it. What a daemon starts carries its marks too, so the program counts.
+pub(crate) fn unrecorded(daemon: &Daemon, cluster: &Path) -> io::Result<Option<ProcessRecord>> {
+    let mut name = format!("{NAME}=").into_bytes();
+    name.extend_from_slice(daemon.name.as_bytes());
+    let program = daemon.program.display().to_string();
+    for (pid, start) in marked(cluster)? {
+        // One that has ended meanwhile is not there to be found.
+        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let argv: Vec<String> = cmdline
+            .strip_suffix(b"\0")
+            .unwrap_or(&cmdline)
+            .split(|b| *b == 0)
+            .map(|a| String::from_utf8_lossy(a).into_owned())
+            .collect();
+        if environ.split(|b| *b == 0).any(|v| v == name) && argv.first() == Some(&program) {
+            return Ok(Some(ProcessRecord { pid, start, boot: boot_id()?, argv }));
+        }
+    }
+    Ok(None)
+}
+
 /// Stops every process that carries the mark of the cluster.
 pub async fn stop_marked(cluster: &Path, grace: Duration) -> Result<usize, ProcessError> {
     let list = |source| ProcessError::Kernel { what: "list", pid: 0, source };
@@ -276,6 +364,16 @@ mod tests {
         let daemon = Daemon::new("sleep", "/bin/sleep", vec!["600".into()]);
         let record = daemon.start(&dir.path().join("log"), dir.path()).unwrap();
         assert!(alive(&record));
+        // The kernel closes what is close-on-exec before the new environment is there to be read.
+        let found = loop {
+            match unrecorded(&daemon, dir.path()).unwrap() {
+                Some(found) => break found,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(found, record);
+        let stranger = Daemon::new("sleep", "/bin/other", vec![]);
+        assert_eq!(unrecorded(&stranger, dir.path()).unwrap(), None);
         let other = ProcessRecord { start: record.start + 1, ..record.clone() };
         assert!(!alive(&other), "another start time is another process");
         stop(&record, Duration::from_secs(5)).await.unwrap();

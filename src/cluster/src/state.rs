@@ -23,6 +23,18 @@ pub struct State {
     /// How many node environments were made (`podway-0` and on); written before they are.
     #[serde(default)]
     pub nodes: u8,
+    /// Which of the machine's networks is ours (see `network`); written before it is made.
+    #[serde(default)]
+    pub slot: Option<u8>,
+    /// Whether the host did not forward packets before we had it do so.
+    #[serde(default)]
+    pub forwarding_was_off: bool,
+    /// Whether we made /run/netns a mount.
+    #[serde(default)]
+    pub shared_netns: bool,
+    /// The kubeconfig of the cluster that was there already, where the control plane is not ours.
+    #[serde(default)]
+    pub existing: Option<std::path::PathBuf>,
 }
 
 /// One daemon.

@@ -1,7 +1,12 @@
 //! The sub-commands, and what they share: output that heeds a closed pipe, errors with a hint.
 
+pub(crate) mod agent;
 pub(crate) mod crds;
+pub(crate) mod down;
 pub(crate) mod flow;
+pub(crate) mod runtime;
+pub(crate) mod scheduler;
+pub(crate) mod up;
 
 use std::io::{self, Write as _};
 

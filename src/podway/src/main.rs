@@ -3,6 +3,8 @@
 //! Installed (or linked) as `kubectl-podway`, it answers to `kubectl podway …`.
 
 mod commands;
+mod daemon;
+mod kubelet_config;
 mod kubernetes;
 
 use clap::{Parser, Subcommand};
@@ -11,7 +13,7 @@ use std::process::ExitCode;
 /// A Kubernetes scheduler, node agent and runtime in which every step of a pod's creation is visible.
 #[derive(Parser)]
 #[command(name = "podway", bin_name = bin_name(), version, about, long_about = None, arg_required_else_help = true)]
-#[command(after_help = "Example:\n  podway flow web-0 -n default")]
+#[command(after_help = "Example:\n  podway up\n  podway flow hello\n  podway down")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -19,6 +21,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Bring up a local cluster and run a first pod.
+    Up(commands::up::Args),
+    /// End and remove the local cluster.
+    Down(commands::down::Args),
+    /// Choose nodes for pods.
+    Scheduler(commands::scheduler::Args),
+    /// Run the pods of a node.
+    Agent(commands::agent::Args),
+    /// Serve the container runtime interface.
+    Runtime(commands::runtime::Args),
     /// Show every step of a pod's creation as a waterfall.
     Flow(commands::flow::Args),
     /// Print the CustomResourceDefinitions.
@@ -28,6 +40,11 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Up(args) => commands::up::run(args),
+        Command::Down(args) => commands::down::run(&args),
+        Command::Scheduler(args) => commands::scheduler::run(args),
+        Command::Agent(args) => commands::agent::run(args),
+        Command::Runtime(args) => commands::runtime::run(args),
         Command::Flow(args) => commands::flow::run(args),
         Command::Crds(args) => commands::crds::run(&args),
     };

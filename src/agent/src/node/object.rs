@@ -253,7 +253,8 @@ fn handlers(all: &[podway_cri::v1::RuntimeHandler]) -> Option<Vec<NodeRuntimeHan
     let handler = |h: &&podway_cri::v1::RuntimeHandler| {
         let features = h.features.unwrap_or_default();
         NodeRuntimeHandler {
-            name: (!h.name.is_empty()).then(|| h.name.clone()),
+            // The default handler's name is empty, and is written: the API server gives it back so.
+            name: Some(h.name.clone()),
             features: Some(NodeRuntimeHandlerFeatures {
                 recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
                 user_namespaces: Some(features.user_namespaces),

@@ -105,7 +105,8 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
         Ok(made) => made,
         Err(e) => return bad(e),
     };
-    for (reason, message) in warnings {
+    // A node without cluster DNS says so once, when it starts, and not with every pod.
+    for (reason, message) in warnings.into_iter().filter(|(reason, _)| *reason != "MissingClusterDNS") {
         context.api.warn(&pod.object, reason, &message).await;
     }
     let limits = pod.object.spec.as_ref().map(cgroups::limits).unwrap_or_default();

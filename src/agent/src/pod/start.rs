@@ -100,6 +100,11 @@ impl Start {
         }
         for mut record in records {
             let same = |r: &Record| r.phase == record.phase && r.subject == record.subject;
+            // Another container with the same image finds it present: no second attempt.
+            let done = |r: &Record| matches!(r.outcome, Outcome::Succeeded | Outcome::Skipped);
+            if record.outcome == Outcome::Skipped && self.flow.records.iter().any(|r| same(r) && done(r)) {
+                continue;
+            }
             let before = self.flow.records.iter().filter(|r| same(r)).map(|r| r.attempt).max();
             if let Some(before) = before {
                 record.attempt = record.attempt.max(before.saturating_add(1));

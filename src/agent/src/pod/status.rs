@@ -36,6 +36,10 @@ pub fn of(
     };
     let (init, apps) = (statuses(&pod.init), statuses(&pod.apps));
     let phase = phase(pod, observed, journal);
+    // A pod that was refused never had a container to tell of: its reason stands alone.
+    let refused = observed.containers.is_empty()
+        && observed.sandboxes.is_empty()
+        && journal.terminal.as_ref().is_some_and(|t| !t.reason.is_empty());
     let ips = match observed.ready_sandbox().or(observed.sandboxes.iter().max_by_key(|s| s.attempt)) {
         Some(_) if pod.host_network => node.ips.clone(),
         Some(sandbox) => sandbox.ips.clone(),
@@ -50,8 +54,8 @@ pub fn of(
             flow,
             now,
         )),
-        container_statuses: Some(apps),
-        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: (!refused).then_some(apps),
+        init_container_statuses: (!init.is_empty() && !refused).then_some(init),
         host_ip: node.ips.first().cloned(),
         host_ips: Some(node.ips.iter().map(|ip| api::HostIP { ip: ip.clone() }).collect()),
         pod_ip: ips.first().cloned(),

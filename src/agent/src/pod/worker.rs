@@ -10,14 +10,14 @@ use crate::cri::{Answer, CallError};
 use crate::pod::actions::{self, Failed, Making, Outcomes, chain};
 use crate::pod::context::Context;
 use crate::pod::core::{
-    self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, State, Terminal, add, failure_delay,
+    self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, Terminal, add, failure_delay,
     note_exits,
 };
+use crate::pod::cri_config;
 use crate::pod::model::{Deletion, Pod, Role};
 use crate::pod::start::{Start, record};
-use crate::pod::{cri_config, status};
-use crate::source::{ContainerView, PodView};
-use crate::status::writer::{Step, Urgency, Writer};
+use crate::source::PodView;
+use crate::status::writer::Writer;
 use crate::volumes::{MountedVolume, VolumeError};
 use k8s_openapi::api::core::v1 as api;
 use podway_cri::v1;
@@ -28,12 +28,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
-/// How long a start waits for the API server's audit log before its flow is written without it.
-const AUDIT_PATIENCE: Duration = Duration::from_millis(500);
-/// A flow of a pod that does not get on is written again only after this long.
-const FLOW_AGAIN: Duration = Duration::from_secs(10);
-/// A flow that cannot be written this often (the CRD is not there) is given up: the pod matters more.
-const FLOW_ATTEMPTS: u32 = 8;
 /// The first and the longest delay of a volume that cannot be set up (the kubelet's).
 const MOUNT_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 /// The first and the longest delay of any other effect that failed.
@@ -664,195 +658,6 @@ impl Worker {
         }
         result.is_ok()
     }
-
-    fn warn(&self, reason: &str, message: &str) {
-        let (api, object) = (Arc::clone(&self.context.api), Arc::clone(&self.pod.object));
-        let (reason, message) = (reason.to_owned(), message.to_owned());
-        // On its own: people's news must not hold the pod up.
-        tokio::spawn(async move { api.warn(&object, &reason, &message).await });
-    }
-
-    fn patched(&mut self, result: Result<Box<api::Pod>, ApiError>, now: Micros) -> bool {
-        let object = match result {
-            Ok(object) => Arc::new(*object),
-            Err(error) => {
-                self.writer.failed(now);
-                return self.logged(Err(chain(&error)), "write its status");
-            }
-        };
-        let took = self.writer.written(object.status.clone().unwrap_or_default(), now);
-        self.context.metrics.status_write(took);
-        let version = object.metadata.resource_version.clone().unwrap_or_default();
-        let phase = object.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
-        let ready = is_ready(object.status.as_ref());
-        self.object(object, false);
-        if matches!(phase.as_str(), "Succeeded" | "Failed") {
-            self.journal.terminal_reported = true;
-        }
-        let whole = ready || self.journal.terminal_reported;
-        if whole && !self.start.closed() && !self.runs(&Key::Flow) {
-            let offered = self.told_ready.unwrap_or(now);
-            let mut reported = record(Phase::StatusReported, None, offered, Some(now), "Reported");
-            reported.evidence.insert("resourceVersion".to_owned(), version);
-            let mut last = vec![reported];
-            if ready {
-                last.push(record(Phase::Ready, None, now, Some(now), "Ready"));
-            }
-            self.start.absorb(last);
-        }
-        self.flow_due = Some(whole || self.flow_due == Some(true));
-        true
-    }
-
-    /// Writes the flow: whole when the start is over, and while a pod does not get on now and then.
-    fn tell_flow(&mut self, now: Micros) -> Option<Micros> {
-        let whole = self.flow_due?;
-        if self.start.closed() {
-            self.flow_due = None;
-            return None;
-        }
-        let annotations = self.pod.object.metadata.annotations.as_ref();
-        let off =
-            annotations.and_then(|a| a.get(podway_api::annotations::PODFLOW)).is_some_and(|v| v == "off");
-        if !self.context.podflow || off || self.flow_failures >= FLOW_ATTEMPTS {
-            self.flow_due = None;
-            if whole {
-                self.context.metrics.flow(&self.start.flow([]));
-                self.start.close();
-            }
-            return None;
-        }
-        if self.runs(&Key::Flow) {
-            return None;
-        }
-        let recent = self.flow_written.map(|at| add(at, FLOW_AGAIN)).filter(|at| !whole && now < *at);
-        if let Some(at) = recent.or(self.waits(&Key::Flow, now)) {
-            return Some(at);
-        }
-        self.flow_due = None;
-        self.flow_written = Some(now);
-        let mut start = self.start.clone();
-        let open: Vec<Record> = if whole { Vec::new() } else { self.open() };
-        let (context, create) = (self.context.clone(), !self.flow_made);
-        self.spawn(Key::Flow, Vec::new(), async move {
-            let mut audit = Vec::new();
-            if let Some(log) = &context.audit {
-                let pod = start.pod().clone();
-                let patience = if whole { AUDIT_PATIENCE } else { Duration::ZERO };
-                match log.find(&pod.namespace, &pod.name, &pod.uid, patience).await {
-                    Ok(records) => audit = records,
-                    Err(error) => {
-                        tracing::warn!(%error, "the audit log cannot be read: steps 1 to 3 stay coarse")
-                    }
-                }
-            }
-            start.audit(audit.clone());
-            let result = context.api.write_flow(&start.flow(open), create).await;
-            Done::Flow { whole, audit, result }
-        });
-        None
-    }
-
-    fn open(&self) -> Vec<Record> {
-        self.running.values().flat_map(|r| r.open.iter().cloned()).collect()
-    }
-
-    fn status(&self, now: Micros) -> api::PodStatus {
-        let of = |flow: Option<&podway_flow::Flow>| {
-            status::of(&self.pod, &self.observed, &self.journal, flow, &self.context.node, now)
-        };
-        if self.start.closed() {
-            return of(None);
-        }
-        let mut flow = self.start.flow(self.open());
-        let status = of(Some(&flow));
-        if !is_ready(Some(&status)) || flow.summary(Phase::StatusReported).is_some() {
-            return status;
-        }
-        // Whoever reads that it was reported reads it in the report.
-        flow.records.push(record(Phase::StatusReported, None, now, Some(now), "Reported"));
-        of(Some(&flow))
-    }
-
-    /// Offers the status to the writer and begins a write that is due.
-    fn report(&mut self, now: Micros) -> Option<Micros> {
-        let stored = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
-        if self.gone || stored || self.journal.terminal_reported || self.runs(&Key::Delete) {
-            return None;
-        }
-        let status = self.status(now);
-        if is_ready(Some(&status)) {
-            self.told_ready.get_or_insert(now);
-        }
-        let phase = status.phase.as_deref().unwrap_or_default();
-        let failed = self.journal.sandbox_failure.is_some()
-            || self.retries.contains_key(&Key::Volumes)
-            || self
-                .journal
-                .containers
-                .values()
-                .any(|m| m.image_failure.is_some() || m.start_failure.is_some());
-        let urgency = match phase {
-            "Succeeded" | "Failed" => Urgency::Now,
-            _ if self.pod.deletion.is_some() => Urgency::Soon,
-            _ if self.settled => Urgency::Now,
-            "Pending" if !failed => Urgency::Later,
-            _ => Urgency::Soon,
-        };
-        self.warn_of_crashes(&status);
-        self.last_status = Some(status.clone());
-        self.writer.offer(status, urgency, now);
-        match self.writer.step(now) {
-            Step::Idle => None,
-            Step::Wait(at) => Some(at),
-            Step::Write(patch) => {
-                let context = self.context.clone();
-                let (namespace, name) = (self.pod.namespace.clone(), self.pod.name.clone());
-                self.spawn(Key::Patch, Vec::new(), async move {
-                    Done::Patched(context.api.patch_status(&namespace, &name, patch).await.map(Box::new))
-                });
-                None
-            }
-        }
-    }
-
-    fn warn_of_crashes(&mut self, status: &api::PodStatus) {
-        let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-        let waiting = |s: &api::ContainerStatus| {
-            let state = s.state.as_ref()?.waiting.as_ref()?;
-            (state.reason.as_deref() == Some("CrashLoopBackOff")).then(|| s.name.clone())
-        };
-        for name in all.filter_map(waiting).collect::<Vec<_>>() {
-            let restarts = self.observed.newest(&name).map_or(0, |i| i.restarts);
-            if self.warned.insert((name.clone(), restarts)) {
-                let text = format!(
-                    "Back-off restarting failed container {name} in pod {}_{}({})",
-                    self.pod.name, self.pod.namespace, self.pod.uid
-                );
-                self.warn("BackOff", &text);
-            }
-        }
-    }
-
-    fn publish(&mut self) {
-        let mut object = (*self.pod.object).clone();
-        if let Some(status) = self.last_status.take() {
-            object.status = Some(status);
-        }
-        let logs = cri_config::log_directory(&self.context.pod_logs_dir, &self.pod);
-        let mut containers: Vec<ContainerView> = Vec::new();
-        for container in self.pod.containers() {
-            containers.extend(self.observed.history(&container.name).into_iter().map(|i| ContainerView {
-                name: i.name.clone(),
-                id: i.id.clone(),
-                restarts: i.restarts,
-                log_path: logs.join(cri_config::log_path(&i.name, i.restarts)),
-                running: i.state == State::Running,
-            }));
-        }
-        let flow = Arc::new(self.start.flow(self.open()));
-        self.view.send_replace(Arc::new(PodView { object: Arc::new(object), containers, flow }));
-    }
 }
 
 fn effect(answer: Answer<()>) -> Result<(), CallError> {
@@ -879,5 +684,6 @@ fn earlier(a: Option<Micros>, b: Option<Micros>) -> Option<Micros> {
     }
 }
 
+mod report;
 #[cfg(test)]
 mod tests;

@@ -48,6 +48,14 @@ fn changed(old: Option<&Value>, new: &Value, by: &str, remove: bool) -> Vec<Valu
     let old = old.map(list).unwrap_or_default();
     let new = list(new);
     let mut sent: Vec<Value> = new.iter().filter(|item| !old.contains(item)).cloned().collect();
+    // An item is merged field by field: a field that it no longer has must be named as well.
+    for item in &mut sent {
+        let before = old.iter().find(|o| o.get(by) == item.get(by)).and_then(Value::as_object);
+        let (Some(before), Some(item)) = (before, item.as_object_mut()) else { continue };
+        for key in before.keys() {
+            item.entry(key).or_insert(Value::Null);
+        }
+    }
     if remove {
         let gone = old.iter().filter(|o| new.iter().all(|n| n.get(by) != o.get(by)));
         sent.extend(gone.map(|o| json!({"$patch": "delete", by: o.get(by)})));
@@ -67,7 +75,7 @@ mod tests {
     fn only_what_changed_is_sent_and_what_is_gone_is_named() {
         let old = status(
             json!({"phase": "Pending", "reason": "X", "podIPs": [{"ip": "a"}], "qosClass": "Burstable",
-            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}, {"type": "F", "status": "True"}]}),
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True", "reason": "R"}, {"type": "F", "status": "True"}]}),
         );
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "b"}], "qosClass": "Burstable",
             "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False"}]}));
@@ -75,7 +83,7 @@ mod tests {
             patch("u", &old, &new).unwrap(),
             json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "reason": null,
                 "podIPs": [{"ip": "b"}, {"$patch": "delete", "ip": "a"}],
-                "conditions": [{"type": "B", "status": "False"}]}})
+                "conditions": [{"type": "B", "status": "False", "reason": null}]}})
         );
         assert_eq!(patch("u", &new, &new), None);
         let shorter = status(json!({"phase": "Running", "podIPs": [{"ip": "b"}], "qosClass": "Burstable",

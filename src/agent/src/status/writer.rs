@@ -47,6 +47,8 @@ pub struct Writer {
     wanted: Option<PodStatus>,
     due: Micros,
     changed: Option<Micros>,
+    /// Since when something waits that people wait for.
+    hurry: Option<Micros>,
     in_flight: bool,
     failures: u32,
     born: Micros,
@@ -71,6 +73,7 @@ impl Writer {
             wanted: None,
             due: born,
             changed: None,
+            hurry: None,
             in_flight: false,
             failures: 0,
             born,
@@ -106,14 +109,14 @@ impl Writer {
         self.wanted = Some(status);
         if !differs {
             if !self.in_flight {
-                self.changed = None;
+                (self.changed, self.hurry) = (None, None);
             }
             return;
         }
         let first = *self.changed.get_or_insert(now);
         self.due = match urgency {
             Urgency::Now => now,
-            Urgency::Soon => after(first, GATHER),
+            Urgency::Soon => after(*self.hurry.get_or_insert(now), GATHER),
             Urgency::Later => after(self.born, QUIET).max(after(first, GATHER)),
         };
     }
@@ -144,6 +147,7 @@ impl Writer {
     /// The write was answered with this status. Returns how long the change took to get there, in µs.
     pub fn written(&mut self, status: PodStatus, now: Micros) -> u64 {
         self.in_flight = false;
+        self.hurry = None;
         self.failures = 0;
         let dropped = diff::patch(&self.uid, &status, &self.sent).is_some();
         self.base = if dropped { self.sent.clone() } else { status.clone() };
@@ -201,9 +205,11 @@ mod tests {
         assert!(writes(&w.step(ms(1000))));
         w.offer(status("A"), Urgency::Soon, ms(1001));
         w.written(status("Pending"), ms(1002));
+        w.offer(status("A"), Urgency::Later, ms(1003));
+        w.offer(status("A"), Urgency::Soon, ms(1005));
         w.offer(status("B"), Urgency::Soon, ms(1010));
-        assert_eq!(w.step(ms(1010)), Step::Wait(ms(1022)));
-        let Step::Write(patch) = w.step(ms(1022)) else { unreachable!("due") };
+        assert_eq!(w.step(ms(1010)), Step::Wait(ms(1025)), "from when it became urgent");
+        let Step::Write(patch) = w.step(ms(1025)) else { unreachable!("due") };
         assert_eq!(patch["status"]["phase"], "B");
     }
 

@@ -108,26 +108,50 @@ async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
 fn render(flow: &Flow, args: &Args) -> anyhow::Result<String> {
     let now = Some(Clock::new().now());
     Ok(match args.output {
-        Output::Text => {
-            let terminal = std::io::stdout().is_terminal();
-            let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-            waterfall(flow, &Options { ascii: args.ascii, color, now, ..Options::default() })
-        }
+        Output::Text => text(flow, args.ascii),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(flow)?),
         Output::Yaml => serde_yaml::to_string(flow)?,
         Output::Html => html::page(flow, now),
     })
 }
 
+/// The waterfall, as the terminal takes it.
+fn text(flow: &Flow, ascii: bool) -> String {
+    let terminal = std::io::stdout().is_terminal();
+    let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    waterfall(flow, &Options { ascii, color, now: Some(Clock::new().now()), ..Options::default() })
+}
+
 /// Where a pod's flow is read from.
-struct Source {
+pub(crate) struct Source {
     client: Client,
     namespace: String,
     name: String,
     audit_log: Option<PathBuf>,
 }
 
+/// How long a `PodFlow` may come after its pod is Ready: it is written after the status.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
+
 impl Source {
+    /// The flow of a pod, with steps 1 to 3 from an audit log where there is one.
+    pub(crate) fn new(client: Client, namespace: &str, name: &str, audit_log: Option<PathBuf>) -> Self {
+        Source { client, namespace: namespace.to_owned(), name: name.to_owned(), audit_log }
+    }
+
+    /// The waterfall as it is once the pod's `PodFlow` is whole, or soon after.
+    pub(crate) async fn picture(&self) -> anyhow::Result<String> {
+        let flows: Api<PodFlow> = Api::namespaced(self.client.clone(), &self.namespace);
+        let whole = |object: Option<&PodFlow>| {
+            let flow = object.map(PodFlow::to_flow);
+            flow.and_then(|f| Some(f.summary(Phase::Ready)?.outcome == Outcome::Succeeded)) == Some(true)
+        };
+        let wait = kube::runtime::wait::await_condition(flows, &self.name, whole);
+        // Without it there is still the pod's own object to read.
+        drop(tokio::time::timeout(SETTLE, wait).await);
+        Ok(text(&self.flow().await?, false))
+    }
+
     async fn flow(&self) -> anyhow::Result<Flow> {
         let name = &self.name;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);

@@ -1,1 +1,600 @@
-//! The worker on a fake runtime.
+//! The worker on a fake runtime, over real gRPC: what it calls, what it writes, in which order.
+
+use super::*;
+use crate::api::PodApi;
+use crate::cgroups::Cgroups;
+use crate::cri::Cri;
+use crate::dns::NodeDns;
+use crate::env::tests::Fake;
+use crate::metrics::Metrics;
+use crate::pod::status;
+use crate::volumes::VolumeManager;
+use async_trait::async_trait;
+use podway_cri::v1::image_service_server::{ImageService, ImageServiceServer};
+use podway_cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use podway_flow::{Clock, Flow};
+use serde_json::{Value, json};
+use std::sync::Mutex;
+use tonic::{Request, Response, Status};
+
+#[derive(Default)]
+struct State {
+    calls: Vec<String>,
+    sandboxes: Vec<(String, v1::PodSandboxConfig, bool)>,
+    containers: Vec<(String, String, v1::ContainerConfig, v1::ContainerState, i32)>,
+    /// Pulls fail while set.
+    no_image: bool,
+}
+
+#[derive(Clone, Default)]
+struct Runtime(Arc<Mutex<State>>);
+
+impl Runtime {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+    fn called(&self, what: impl Into<String>) {
+        self.lock().calls.push(what.into());
+    }
+}
+
+fn selects(filter: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+    filter.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+macro_rules! absent {
+    ($($name:ident($request:ident) -> $response:ident;)*) => {
+        // As async_trait writes it, which does not look into a macro.
+        $(fn $name<'life0, 'async_trait>(
+            &'life0 self,
+            _: Request<v1::$request>,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<Response<v1::$response>, Status>> + Send + 'async_trait>>
+        where
+            'life0: 'async_trait,
+            Self: 'async_trait,
+        {
+            Box::pin(async { Err(Status::unimplemented(stringify!($name))) })
+        })*
+    };
+}
+
+type Never<T> = tokio_stream::Empty<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
+        let config = request.into_inner().config.unwrap();
+        let id = format!("s{}", config.metadata.as_ref().unwrap().attempt);
+        self.called(format!("run {id}"));
+        self.lock().sandboxes.push((id.clone(), config, true));
+        Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id }))
+    }
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        self.called(format!("stop {id}"));
+        self.lock().sandboxes.iter_mut().filter(|s| s.0 == id).for_each(|s| s.2 = false);
+        Ok(Response::new(v1::StopPodSandboxResponse {}))
+    }
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        self.called(format!("remove {id}"));
+        let mut state = self.lock();
+        state.sandboxes.retain(|s| s.0 != id);
+        state.containers.retain(|c| c.1 != id);
+        Ok(Response::new(v1::RemovePodSandboxResponse {}))
+    }
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let state = self.lock();
+        let all = state.sandboxes.iter().filter(|s| selects(&filter.label_selector, &s.1.labels));
+        let items =
+            all.map(|s| v1::PodSandbox { id: s.0.clone(), labels: s.1.labels.clone(), ..Default::default() });
+        Ok(Response::new(v1::ListPodSandboxResponse { items: items.collect() }))
+    }
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        let state = self.lock();
+        let found = state.sandboxes.iter().find(|s| s.0 == id).ok_or_else(|| Status::not_found("sandbox"))?;
+        let status = v1::PodSandboxStatus {
+            id,
+            metadata: found.1.metadata.clone(),
+            state: i32::from(!found.2),
+            network: Some(v1::PodSandboxNetworkStatus { ip: "10.0.0.9".into(), additional_ips: vec![] }),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::PodSandboxStatusResponse { status: Some(status), ..Default::default() }))
+    }
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Result<Response<v1::CreateContainerResponse>, Status> {
+        let request = request.into_inner();
+        let config = request.config.unwrap();
+        let meta = config.metadata.clone().unwrap();
+        let id = format!("{}-{}", meta.name, meta.attempt);
+        self.called(format!("create {id}"));
+        let made = (id.clone(), request.pod_sandbox_id, config, v1::ContainerState::ContainerCreated, 0);
+        self.lock().containers.push(made);
+        Ok(Response::new(v1::CreateContainerResponse { container_id: id }))
+    }
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        self.called(format!("start {id}"));
+        for c in self.lock().containers.iter_mut().filter(|c| c.0 == id) {
+            // Init containers of these tests end at once.
+            let ends = c.0.starts_with("init");
+            c.3 =
+                if ends { v1::ContainerState::ContainerExited } else { v1::ContainerState::ContainerRunning };
+        }
+        Ok(Response::new(v1::StartContainerResponse {}))
+    }
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Result<Response<v1::StopContainerResponse>, Status> {
+        let request = request.into_inner();
+        self.called(format!("stop {} {}", request.container_id, request.timeout));
+        for c in self.lock().containers.iter_mut().filter(|c| c.0 == request.container_id) {
+            (c.3, c.4) = (v1::ContainerState::ContainerExited, 143);
+        }
+        Ok(Response::new(v1::StopContainerResponse {}))
+    }
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        self.lock().containers.retain(|c| c.0 != id);
+        Ok(Response::new(v1::RemoveContainerResponse {}))
+    }
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Result<Response<v1::ListContainersResponse>, Status> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let state = self.lock();
+        let all = state.containers.iter().filter(|c| selects(&filter.label_selector, &c.2.labels));
+        let containers = all.map(|c| v1::Container {
+            id: c.0.clone(),
+            pod_sandbox_id: c.1.clone(),
+            labels: c.2.labels.clone(),
+            ..Default::default()
+        });
+        Ok(Response::new(v1::ListContainersResponse { containers: containers.collect() }))
+    }
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Result<Response<v1::ContainerStatusResponse>, Status> {
+        let id = request.into_inner().container_id;
+        let state = self.lock();
+        let c = state.containers.iter().find(|c| c.0 == id).ok_or_else(|| Status::not_found("container"))?;
+        let status = v1::ContainerStatus {
+            id,
+            state: c.3 as i32,
+            exit_code: c.4,
+            started_at: 1_000_000_000,
+            finished_at: 2_000_000_000,
+            labels: c.2.labels.clone(),
+            annotations: c.2.annotations.clone(),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::ContainerStatusResponse { status: Some(status), ..Default::default() }))
+    }
+    absent! {
+        version(VersionRequest) -> VersionResponse;
+        update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+        reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
+        exec_sync(ExecSyncRequest) -> ExecSyncResponse;
+        exec(ExecRequest) -> ExecResponse;
+        attach(AttachRequest) -> AttachResponse;
+        port_forward(PortForwardRequest) -> PortForwardResponse;
+        container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
+        list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+        pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
+        list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
+        update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
+        status(StatusRequest) -> StatusResponse;
+        checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
+        list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
+        runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
+        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+    }
+    type GetContainerEventsStream = Never<v1::ContainerEventResponse>;
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        Err(Status::unimplemented("get_container_events"))
+    }
+    type StreamPodSandboxesStream = Never<v1::StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        Err(Status::unimplemented("stream_pod_sandboxes"))
+    }
+    type StreamContainersStream = Never<v1::StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        _: Request<v1::StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        Err(Status::unimplemented("stream_containers"))
+    }
+    type StreamContainerStatsStream = Never<v1::StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _: Request<v1::StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        Err(Status::unimplemented("stream_container_stats"))
+    }
+    type StreamPodSandboxStatsStream = Never<v1::StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        Err(Status::unimplemented("stream_pod_sandbox_stats"))
+    }
+    type StreamPodSandboxMetricsStream = Never<v1::StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        Err(Status::unimplemented("stream_pod_sandbox_metrics"))
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for Runtime {
+    type StreamImagesStream = Never<v1::StreamImagesResponse>;
+    async fn stream_images(
+        &self,
+        _: Request<v1::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        Err(Status::unimplemented("stream_images"))
+    }
+    async fn image_status(
+        &self,
+        _: Request<v1::ImageStatusRequest>,
+    ) -> Result<Response<v1::ImageStatusResponse>, Status> {
+        Ok(Response::new(v1::ImageStatusResponse::default()))
+    }
+    async fn pull_image(
+        &self,
+        request: Request<v1::PullImageRequest>,
+    ) -> Result<Response<v1::PullImageResponse>, Status> {
+        self.called(format!("pull {}", request.into_inner().image.unwrap().image));
+        if self.lock().no_image {
+            return Err(Status::not_found("no such image"));
+        }
+        Ok(Response::new(v1::PullImageResponse { image_ref: "sha256:1".into() }))
+    }
+    absent! {
+        list_images(ListImagesRequest) -> ListImagesResponse;
+        remove_image(RemoveImageRequest) -> RemoveImageResponse;
+        image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+    }
+}
+
+/// An API server that keeps one pod and what was written of it.
+#[derive(Clone)]
+struct Server {
+    pod: Arc<Mutex<Value>>,
+    writes: Arc<Mutex<Vec<String>>>,
+    flow: Arc<Mutex<Option<Flow>>>,
+    changed: Arc<tokio::sync::Notify>,
+}
+
+impl Server {
+    fn new(pod: Value) -> Self {
+        Server {
+            pod: Arc::new(Mutex::new(pod)),
+            writes: Arc::default(),
+            flow: Arc::default(),
+            changed: Arc::default(),
+        }
+    }
+    fn wrote(&self, what: impl Into<String>) {
+        self.writes.lock().unwrap().push(what.into());
+        self.changed.notify_waiters();
+    }
+    fn object(&self) -> api::Pod {
+        serde_json::from_value(self.pod.lock().unwrap().clone()).unwrap()
+    }
+    fn phase(&self) -> String {
+        self.object().status.and_then(|s| s.phase).unwrap_or_default()
+    }
+    /// Waits for a write that makes `holds` true.
+    async fn until(&self, holds: impl Fn(&Server) -> bool) {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                if holds(self) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| {
+            panic!("in vain: {:?} {}", self.writes.lock().unwrap(), self.pod.lock().unwrap())
+        });
+    }
+    fn has(&self, what: &str) -> bool {
+        self.writes.lock().unwrap().iter().any(|w| w == what)
+    }
+}
+
+#[async_trait]
+impl PodApi for Server {
+    async fn patch_status(&self, _: &str, _: &str, patch: Value) -> Result<api::Pod, ApiError> {
+        let phase = {
+            let mut pod = self.pod.lock().unwrap();
+            assert_eq!(patch["metadata"]["uid"], pod["metadata"]["uid"], "the UID is in every patch");
+            let status = pod["status"].as_object_mut().unwrap();
+            for (key, value) in patch["status"].as_object().unwrap() {
+                if key == "conditions" {
+                    let list = status.entry("conditions").or_insert(json!([])).as_array_mut().unwrap();
+                    for c in value.as_array().unwrap() {
+                        list.retain(|o| o["type"] != c["type"]);
+                        list.push(c.clone());
+                    }
+                } else {
+                    status.insert(key.clone(), value.clone());
+                }
+            }
+            let version: u64 = pod["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+            pod["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+            pod["status"]["phase"].as_str().unwrap_or_default().to_owned()
+        };
+        self.wrote(format!("status {phase}"));
+        Ok(self.object())
+    }
+    async fn delete(&self, _: &str, _: &str, uid: &str) -> Result<(), ApiError> {
+        self.wrote(format!("delete {uid}"));
+        Ok(())
+    }
+    async fn write_flow(&self, flow: &Flow, create: bool) -> Result<(), ApiError> {
+        *self.flow.lock().unwrap() = Some(flow.clone());
+        self.wrote(format!("flow {create}"));
+        Ok(())
+    }
+    async fn warn(&self, _: &api::Pod, reason: &str, message: &str) {
+        self.wrote(format!("warn {reason}: {message}"));
+    }
+    async fn services(&self, _: &str) -> Vec<api::Service> {
+        Vec::new()
+    }
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    runtime: Runtime,
+    server: Server,
+    context: Context,
+}
+
+impl Bench {
+    async fn new(spec: Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Runtime::default();
+        let socket = dir.path().join("cri.sock");
+        let listener = podway_cri::server::listen(&socket).unwrap();
+        let serve = tonic::transport::Server::builder()
+            .add_service(RuntimeServiceServer::new(runtime.clone()))
+            .add_service(ImageServiceServer::new(runtime.clone()))
+            .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
+        tokio::spawn(serve);
+        let server = Server::new(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u-1",
+            "resourceVersion": "1", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": spec, "status": {"phase": "Pending", "qosClass": "BestEffort"}}));
+        let metrics = Arc::new(Metrics::new("n1"));
+        let channel = podway_cri::client::connect(socket.to_str().unwrap()).await.unwrap();
+        // A cgroup tree of files: what the kernel does is tested elsewhere.
+        let tree = dir.path().join("cg");
+        std::fs::create_dir_all(tree.join("memory")).unwrap();
+        let context = Context {
+            cri: Cri::new(channel, Arc::clone(&metrics)),
+            api: Arc::new(server.clone()),
+            objects: Arc::new(Fake),
+            volumes: VolumeManager::new(
+                dir.path().join("root"),
+                Arc::new(Fake),
+                Arc::new(Fake),
+                BTreeMap::new(),
+            ),
+            cgroups: Arc::new(Cgroups::new(&tree, "/")),
+            metrics,
+            clock: Clock::new(),
+            audit: None,
+            podflow: true,
+            node: status::Node { runtime: "fake".into(), ips: vec!["192.0.2.1".into()] },
+            hostname: "n1".into(),
+            dns: NodeDns::default(),
+            pod_logs_dir: dir.path().join("logs"),
+            allocatable: BTreeMap::new(),
+            memory_capacity: 1 << 30,
+        };
+        Bench { dir, runtime, server, context }
+    }
+
+    fn spawn(&self) -> (Handle, tokio::task::JoinHandle<bool>) {
+        let pod = Pod::read(Arc::new(self.server.object())).unwrap();
+        spawn(self.context.clone(), Beginning { pod, seen: self.context.clock.now(), refused: None })
+    }
+
+    fn delete(&self, handle: &Handle) {
+        {
+            let mut pod = self.server.pod.lock().unwrap();
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(5);
+            pod["metadata"]["resourceVersion"] = json!("1000");
+        }
+        handle.inputs.send(Input::Pod(Arc::new(self.server.object()))).unwrap();
+    }
+}
+
+fn spec() -> Value {
+    json!({"initContainers": [{"name": "init", "image": "i:1"}],
+        "containers": [{"name": "c", "image": "i:1", "volumeMounts": [{"name": "e", "mountPath": "/e"}]},
+            {"name": "d", "image": "i:1"}],
+        "volumes": [{"name": "e", "emptyDir": {}}]})
+}
+
+#[tokio::test]
+async fn a_pod_goes_from_nothing_to_ready_in_three_writes_and_leaves_nothing() {
+    let bench = Bench::new(spec()).await;
+    let (handle, ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    let object = bench.server.object();
+    assert!(is_ready(object.status.as_ref()));
+    assert_eq!(object.status.as_ref().unwrap().pod_ip.as_deref(), Some("10.0.0.9"));
+    let conditions = object.status.unwrap().conditions.unwrap();
+    let reported = conditions.iter().find(|c| c.type_ == "podway.dev/StatusReported").unwrap();
+    assert_eq!(reported.status, "True", "whoever reads that it was reported reads it in the report");
+    let flow = bench.server.flow.lock().unwrap().clone().unwrap();
+    for phase in [
+        Phase::Admitted,
+        Phase::VolumesMounted,
+        Phase::SandboxCreated,
+        Phase::ImagesPulled,
+        Phase::ContainersCreated,
+        Phase::ContainersStarted,
+        Phase::StatusReported,
+        Phase::Ready,
+    ] {
+        assert_eq!(flow.summary(phase).unwrap().outcome, Outcome::Succeeded, "{phase}");
+    }
+    // A settled pod costs nothing, whatever the runtime says of it.
+    let before = bench.server.writes.lock().unwrap().len();
+    assert_eq!(before, 2, "one status, one flow: {:?}", bench.server.writes.lock().unwrap());
+    for _ in 0..3 {
+        handle.inputs.send(Input::Runtime).unwrap();
+        handle.inputs.send(Input::Pod(Arc::new(bench.server.object()))).unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    assert_eq!(bench.server.writes.lock().unwrap().len(), before);
+
+    let calls = bench.runtime.lock().calls.clone();
+    let at = |what: &str| calls.iter().position(|c| c == what).unwrap_or_else(|| panic!("{what}: {calls:?}"));
+    assert!(at("run s0") < at("create init-0") && at("start init-0") < at("create c-0"));
+    assert!(at("start init-0") < at("create d-0"));
+
+    bench.delete(&handle);
+    assert!(ended.await.unwrap(), "nothing is left of the pod");
+    let calls = bench.runtime.lock().calls.clone();
+    let at = |what: &str| calls.iter().position(|c| c == what).unwrap_or_else(|| panic!("{what}: {calls:?}"));
+    assert!(at("stop c-0 5") < at("stop s0") && at("stop s0") < at("remove s0"));
+    let writes = bench.server.writes.lock().unwrap().clone();
+    let terminal = writes.iter().position(|w| w == "status Failed").unwrap();
+    assert!(terminal < writes.iter().position(|w| w == "delete u-1").unwrap(), "{writes:?}");
+    let state = bench.runtime.lock();
+    assert!(state.sandboxes.is_empty() && state.containers.is_empty());
+    for left in ["root/pods/u-1", "logs/n_p_u-1", "cg/memory/kubepods/besteffort/podu-1"] {
+        assert!(!bench.dir.path().join(left).exists(), "{left}");
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_agent_adopts_what_runs_and_starts_nothing_twice() {
+    let bench = Bench::new(spec()).await;
+    let (handle, ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    ended.abort();
+    drop(handle);
+    let (calls, writes) = (bench.runtime.lock().calls.len(), bench.server.writes.lock().unwrap().len());
+    let (mut handle, _ended) = bench.spawn();
+    while handle.view.borrow().containers.len() < 3 {
+        handle.view.changed().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let now = bench.runtime.lock().calls.clone();
+    assert_eq!(now.len(), calls, "{now:?}");
+    let now = bench.server.writes.lock().unwrap().clone();
+    assert_eq!(now.len(), writes, "{now:?}");
+    // A lost sandbox is replaced, and init runs again in the new one.
+    {
+        let mut state = bench.runtime.lock();
+        state.sandboxes[0].2 = false;
+        for c in &mut state.containers {
+            c.3 = v1::ContainerState::ContainerExited;
+        }
+    }
+    handle.inputs.send(Input::Runtime).unwrap();
+    while !bench.runtime.lock().calls.contains(&"start c-1".to_owned()) {
+        tokio::time::timeout(Duration::from_secs(10), handle.view.changed()).await.unwrap().unwrap();
+    }
+    let calls = bench.runtime.lock().calls.clone();
+    let at = |what: &str| calls.iter().position(|c| c == what).unwrap_or_else(|| panic!("{what}: {calls:?}"));
+    assert!(at("run s1") < at("create init-1") && at("start init-1") < at("create c-1"));
+}
+
+#[tokio::test]
+async fn a_bad_image_says_so_at_once_and_turns_to_waiting_after_a_second() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    bench.runtime.lock().no_image = true;
+    let (handle, ended) = bench.spawn();
+    let reason = |s: &Server| {
+        let status = s.object().status.unwrap();
+        let waiting = status.container_statuses.and_then(|l| l[0].state.clone()).and_then(|s| s.waiting);
+        waiting.and_then(|w| w.reason).unwrap_or_default()
+    };
+    let begun = std::time::Instant::now();
+    bench.server.until(|s| reason(s) == "ErrImagePull").await;
+    assert!(begun.elapsed() < Duration::from_millis(900), "a failure is told at once");
+    bench.server.until(|s| reason(s) == "ImagePullBackOff").await;
+    assert!(bench.server.has("warn Failed: Failed to pull image \"i:1\": no such image"));
+    let flow = bench.server.flow.lock().unwrap().clone().unwrap();
+    assert_eq!(
+        flow.summary(Phase::ImagesPulled).unwrap().outcome,
+        Outcome::Failed,
+        "a stuck pod has a flow too"
+    );
+    assert_eq!(bench.server.phase(), "Pending");
+    bench.delete(&handle);
+    assert!(ended.await.unwrap());
+    assert!(bench.runtime.lock().sandboxes.is_empty() && bench.server.has("delete u-1"));
+}
+
+#[tokio::test]
+async fn a_refused_pod_fails_with_its_reason_and_runs_nothing() {
+    let bench = Bench::new(spec()).await;
+    let refused = Terminal { failed: true, reason: "OutOfcpu".into(), message: "Pod was rejected: x".into() };
+    let pod = Pod::read(Arc::new(bench.server.object())).unwrap();
+    let beginning = Beginning { pod, seen: bench.context.clock.now(), refused: Some(refused) };
+    let (_handle, _ended) = spawn(bench.context.clone(), beginning);
+    bench.server.until(|s| s.phase() == "Failed").await;
+    let status = bench.server.object().status.unwrap();
+    assert_eq!((status.reason.as_deref(), status.container_statuses), (Some("OutOfcpu"), None));
+    assert!(bench.runtime.lock().calls.is_empty());
+}
+
+#[tokio::test]
+async fn what_no_object_stands_for_is_taken_down_without_a_word() {
+    let bench = Bench::new(spec()).await;
+    let (handle, ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    let writes = bench.server.writes.lock().unwrap().len();
+    handle.inputs.send(Input::Gone).unwrap();
+    assert!(ended.await.unwrap());
+    assert!(bench.runtime.lock().sandboxes.is_empty());
+    assert_eq!(bench.server.writes.lock().unwrap().len(), writes, "nobody is there to be told");
+}

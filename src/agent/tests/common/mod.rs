@@ -1,0 +1,187 @@
+//! What the node's tests share: a control plane, a node's identity, a runtime and pods that are fakes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::{SinkExt as _, StreamExt as _};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use podway_agent::config::Config;
+use podway_agent::node::runtime::{Observation, Probe};
+use podway_agent::server::exec::Streaming;
+use podway_agent::source::{PodSource, PodView};
+use podway_cluster::pki::{Authority, Identity};
+use podway_cluster::{Cluster, UpOptions, connect, kubeconfig, up};
+use podway_cri::v1;
+use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
+pub async fn control_plane(state_dir: &Path) -> Cluster {
+    let options =
+        UpOptions { state_dir: state_dir.to_owned(), control_plane_only: true, ..UpOptions::default() };
+    up(options, |line| eprintln!("{line}")).await.unwrap()
+}
+
+/// Certificates of node `name` at `ip`, its client, and a configuration with both.
+pub async fn node(cluster: &Cluster, name: &str, ip: IpAddr, root: &Path) -> (Client, Config) {
+    let layout = &cluster.layout;
+    let authority = Authority::open(layout).unwrap();
+    authority.issue(&Identity::node(name)).unwrap();
+    let serving = format!("{name}-serving");
+    authority.issue(&Identity::server(&serving, &format!("system:node:{name}"), &[name], &[ip])).unwrap();
+    let file = root.join("kubeconfig");
+    kubeconfig::write(layout, &file, name, &cluster.server).unwrap();
+    let config = Config {
+        node_name: name.to_owned(),
+        root_dir: root.to_owned(),
+        node_ip: vec![ip],
+        port: 0,
+        client_ca_file: Some(layout.cert("ca")),
+        tls_cert_file: Some(layout.cert(&serving)),
+        tls_private_key_file: Some(layout.key(&serving)),
+        node_labels: [("example.com/rack".to_owned(), "7".to_owned())].into(),
+        ..Config::default()
+    };
+    (connect::client(&file).await.unwrap(), config)
+}
+
+/// A runtime that says what the test wants.
+pub struct FakeRuntime(pub Mutex<Observation>);
+
+pub fn observation(network: bool) -> Observation {
+    let condition = |kind: &str, status: bool| v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason: if status { "" } else { "NetworkPluginNotReady" }.to_owned(),
+        message: if status { "" } else { "no conflist" }.to_owned(),
+    };
+    Observation {
+        version: "fake://1.2.3".to_owned(),
+        conditions: vec![condition("RuntimeReady", true), condition("NetworkReady", network)],
+        handlers: vec![v1::RuntimeHandler::default()],
+        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        images: vec![v1::Image {
+            id: "sha256:1".to_owned(),
+            repo_tags: vec!["example.com/a:1".to_owned()],
+            size: 4096,
+            ..Default::default()
+        }],
+        image_dir: None,
+    }
+}
+
+#[async_trait]
+impl Probe for FakeRuntime {
+    async fn observe(&self) -> Result<Observation, tonic::Status> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+}
+
+type Views = BTreeMap<(String, String), watch::Sender<Arc<PodView>>>;
+
+/// Pods that the test sets.
+#[derive(Default)]
+pub struct FakePods(Mutex<Views>);
+
+impl FakePods {
+    pub fn set(&self, view: PodView) {
+        let key = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
+            (meta.namespace.clone().unwrap(), meta.name.clone().unwrap())
+        };
+        let key = key(&view.object.metadata);
+        let view = Arc::new(view);
+        let mut all = self.0.lock().unwrap();
+        let sender = all.entry(key).or_insert_with(|| watch::Sender::new(Arc::clone(&view)));
+        sender.send_replace(view);
+    }
+}
+
+impl PodSource for FakePods {
+    fn pods(&self) -> Vec<PodView> {
+        self.0.lock().unwrap().values().map(|sender| PodView::clone(&sender.borrow())).collect()
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<PodView> {
+        self.follow(namespace, name).map(|view| PodView::clone(&view.borrow()))
+    }
+
+    fn follow(&self, namespace: &str, name: &str) -> Option<watch::Receiver<Arc<PodView>>> {
+        let all = self.0.lock().unwrap();
+        all.get(&(namespace.to_owned(), name.to_owned())).map(watch::Sender::subscribe)
+    }
+
+    fn metrics(&self) -> String {
+        "# TYPE things counter\nthings_total 3\n# EOF\n".to_owned()
+    }
+}
+
+/// A runtime's streaming server: WebSocket v5 only, gives back in capitals what it reads.
+pub struct FakeStreaming {
+    url: String,
+    pub asked: Mutex<Vec<v1::ExecRequest>>,
+}
+
+impl FakeStreaming {
+    pub async fn start() -> Arc<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/exec/token", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(stream_of(stream));
+            }
+        });
+        Arc::new(FakeStreaming { url, asked: Mutex::default() })
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "the type is tungstenite's")]
+async fn stream_of(stream: tokio::net::TcpStream) {
+    let choose = |request: &Request, mut response: Response| {
+        assert_eq!(request.uri().path(), "/exec/token");
+        assert!(request.headers().get("authorization").is_none());
+        let offered = request.headers()["sec-websocket-protocol"].to_str().unwrap().to_owned();
+        assert!(offered.contains("v5.channel.k8s.io"), "{offered}");
+        response.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse().unwrap());
+        Ok(response)
+    };
+    let mut socket = tokio_tungstenite::accept_hdr_async(stream, choose).await.unwrap();
+    let channel = |n: u8, bytes: &[u8]| Message::binary([&[n], bytes].concat());
+    let mut input = Vec::new();
+    while let Some(Ok(message)) = socket.next().await {
+        match &message.into_data()[..] {
+            [0, text @ ..] => input.extend_from_slice(text),
+            [255, 0] => break,
+            _ => {}
+        }
+    }
+    socket.send(channel(1, &input.to_ascii_uppercase())).await.unwrap();
+    socket.send(channel(2, b"a warning\n")).await.unwrap();
+    let exit = r#"{"metadata":{},"status":"Failure","message":"exit 3","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"3"}]}}"#;
+    socket.send(channel(3, exit.as_bytes())).await.unwrap();
+    let code = tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode::Normal;
+    socket.close(Some(CloseFrame { code, reason: "".into() })).await.unwrap();
+    while let Some(Ok(_)) = socket.next().await {}
+}
+
+#[async_trait]
+impl Streaming for FakeStreaming {
+    async fn exec(&self, request: v1::ExecRequest) -> Result<String, tonic::Status> {
+        self.asked.lock().unwrap().push(request);
+        Ok(self.url.clone())
+    }
+}
+
+pub fn pod(value: serde_json::Value) -> Pod {
+    serde_json::from_value(value).unwrap()
+}
+
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| panic!("not in 60 s: {what}"))
+}

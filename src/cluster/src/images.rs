@@ -1,0 +1,342 @@
+//! The images of the local registry, built from programs of this machine: nothing is downloaded.
+//!
+//! An image is reproducible: the same programs give the same bytes (times are 0, entries are in a
+//! fixed order), so that a second `up` finds them there and pushes nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tar::{EntryType, Header};
+
+/// The images' names, as pods name them.
+pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
+/// The image that does nothing.
+pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
+/// Kubernetes' test server.
+pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+
+/// Why an image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no busybox that runs without libraries.
+    #[error("no statically linked busybox in PATH; install one (apt-get install busybox-static)")]
+    NoBusybox,
+    /// A program could not be read, or not be put into a layer.
+    #[error("cannot read {path} for an image")]
+    Read {
+        /// The program.
+        path: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A layer could not be written, which is a defect of ours.
+    #[error("cannot write a layer")]
+    Layer(#[from] io::Error),
+    /// busybox does not tell its applets.
+    #[error("{path} --list failed; is it a busybox?")]
+    Applets {
+        /// The program.
+        path: String,
+    },
+}
+
+/// Bytes with their digest (`sha256:…`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// `sha256:` and hexadecimal.
+    pub digest: String,
+    /// The media type.
+    pub media_type: &'static str,
+    /// The content.
+    pub bytes: Vec<u8>,
+}
+
+impl Blob {
+    fn new(media_type: &'static str, bytes: Vec<u8>) -> Self {
+        Self { digest: digest(&bytes), media_type, bytes }
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({"mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len()})
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// An image, ready to be pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The repository in the registry: `library/busybox`.
+    pub repository: String,
+    /// The tag.
+    pub tag: String,
+    /// Layers and config.
+    pub blobs: Vec<Blob>,
+    /// The manifest of this machine's platform.
+    pub manifest: Blob,
+    /// The index that the tag names.
+    pub index: Blob,
+}
+
+/// How an image is run.
+#[derive(Debug, Default)]
+struct Run {
+    entrypoint: &'static [&'static str],
+    cmd: &'static [&'static str],
+}
+
+/// A layer, uncompressed digest and all.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    diff: String,
+    blob: Blob,
+}
+
+/// Writes a layer's entries.
+struct LayerBuilder {
+    tar: tar::Builder<Vec<u8>>,
+}
+
+impl LayerBuilder {
+    fn new() -> Self {
+        Self { tar: tar::Builder::new(Vec::new()) }
+    }
+
+    fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header
+    }
+
+    fn dir(&mut self, path: &str, mode: u32) -> io::Result<()> {
+        let mut header = Self::header(EntryType::Directory, mode, 0);
+        self.tar.append_data(&mut header, format!("{path}/"), io::empty())
+    }
+
+    fn file(&mut self, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let mut header = Self::header(EntryType::Regular, mode, size);
+        self.tar.append_data(&mut header, path, bytes)
+    }
+
+    fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
+        let mut header = Self::header(EntryType::Symlink, 0o777, 0);
+        self.tar.append_link(&mut header, path, to)
+    }
+
+    fn finish(self) -> io::Result<Layer> {
+        let tar = self.tar.into_inner()?;
+        let diff = digest(&tar);
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&tar)?;
+        let blob = Blob::new("application/vnd.oci.image.layer.v1.tar+gzip", gzip.finish()?);
+        Ok(Layer { diff, blob })
+    }
+}
+
+/// The platform's name of this machine's processor.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Puts layers together; `name` is `registry/repository:tag`.
+fn image(name: &str, layers: &[Layer], run: &Run) -> Result<Image, ImageError> {
+    let (_, rest) = name.split_once('/').unwrap_or(("", name));
+    let (repository, tag) = rest.rsplit_once(':').unwrap_or((rest, "latest"));
+    let written = |value: &Value| serde_json::to_vec(value).map_err(|e| ImageError::Layer(e.into()));
+    let config = json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "Entrypoint": run.entrypoint,
+            "Cmd": run.cmd,
+        },
+        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|l| l.diff.as_str()).collect::<Vec<_>>()},
+    });
+    let config = Blob::new("application/vnd.oci.image.config.v1+json", written(&config)?);
+    let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": manifest_type,
+        "config": config.descriptor(),
+        "layers": layers.iter().map(|l| l.blob.descriptor()).collect::<Vec<_>>(),
+    });
+    let manifest = Blob::new(manifest_type, written(&manifest)?);
+    let index_type = "application/vnd.oci.image.index.v1+json";
+    let mut entry = manifest.descriptor();
+    entry["platform"] = json!({"os": "linux", "architecture": architecture()});
+    let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": [entry]});
+    let index = Blob::new(index_type, written(&index)?);
+    let blobs = layers.iter().map(|l| l.blob.clone()).chain([config]).collect();
+    Ok(Image { repository: repository.to_owned(), tag: tag.to_owned(), blobs, manifest, index })
+}
+
+/// The statically linked busybox in PATH.
+pub fn find_busybox() -> Result<PathBuf, ImageError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/bin")])
+        .map(|d| d.join("busybox"))
+        .find(|p| fs::read(p).is_ok_and(|bytes| is_static(&bytes)))
+        .ok_or(ImageError::NoBusybox)
+}
+
+/// Whether an ELF file of 64 bits names no interpreter (`PT_INTERP`, program header type 3).
+fn is_static(elf: &[u8]) -> bool {
+    let number = |at: usize, size: usize| -> Option<usize> {
+        let bytes = elf.get(at..at.checked_add(size)?)?;
+        bytes.iter().rev().try_fold(0usize, |n, b| n.checked_mul(256)?.checked_add(usize::from(*b)))
+    };
+    if elf.get(..6) != Some(b"\x7fELF\x02\x01") {
+        return false;
+    }
+    let (Some(start), Some(size), Some(count)) = (number(32, 8), number(54, 2), number(56, 2)) else {
+        return false;
+    };
+    (0..count).all(|i| {
+        let at = size.checked_mul(i).and_then(|n| n.checked_add(start));
+        at.and_then(|at| number(at, 4)).is_some_and(|kind| kind != 3)
+    })
+}
+
+/// busybox with all its applets, and the few files that programs expect.
+pub fn busybox_layer(busybox: &Path) -> Result<Layer, ImageError> {
+    let name = busybox.display().to_string();
+    let bytes = fs::read(busybox).map_err(|source| ImageError::Read { path: name.clone(), source })?;
+    let output = Command::new(busybox).arg("--list").output();
+    let output = output.map_err(|source| ImageError::Read { path: name.clone(), source })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let applets: BTreeSet<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|a| !a.is_empty() && *a != "busybox" && !a.contains('/'))
+        .collect();
+    if !output.status.success() || !applets.contains("sh") {
+        return Err(ImageError::Applets { path: name });
+    }
+    let mut layer = LayerBuilder::new();
+    for (dir, mode) in [
+        ("bin", 0o755),
+        ("dev", 0o755),
+        ("etc", 0o755),
+        ("home", 0o755),
+        ("proc", 0o755),
+        ("root", 0o700),
+        ("sys", 0o755),
+        ("tmp", 0o1777),
+        ("usr", 0o755),
+        ("usr/bin", 0o755),
+        ("usr/sbin", 0o755),
+        ("var", 0o755),
+    ] {
+        layer.dir(dir, mode)?;
+    }
+    layer.file("bin/busybox", 0o755, &bytes)?;
+    for applet in applets {
+        layer.link(&format!("bin/{applet}"), "busybox")?;
+    }
+    layer.link("usr/bin/env", "../../bin/env")?;
+    layer.file(
+        "etc/passwd",
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n",
+    )?;
+    layer.file("etc/group", 0o644, b"root:x:0:\nnobody:x:65534:\n")?;
+    layer.file("etc/os-release", 0o644, b"NAME=busybox\nID=busybox\n")?;
+    Ok(layer.finish()?)
+}
+
+/// `docker.io/library/busybox:latest`.
+pub fn busybox(layer: &Layer) -> Result<Image, ImageError> {
+    image(BUSYBOX, std::slice::from_ref(layer), &Run { cmd: &["sh"], ..Run::default() })
+}
+
+/// Waits until it is told to end, and takes in the orphans of its PID namespace, as the pause
+/// program does: the shell reaps in `wait`, and a trapped signal ends that at once.
+const PAUSE_SCRIPT: &[u8] =
+    b"#!/bin/sh\ntrap 'kill $! 2>/dev/null; exit 0' TERM INT\nsleep 2147483647 &\nwait $!\n";
+
+/// `registry.k8s.io/pause:3.10.1`.
+pub fn pause(busybox: &Layer) -> Result<Image, ImageError> {
+    let mut layer = LayerBuilder::new();
+    layer.file("pause", 0o755, PAUSE_SCRIPT)?;
+    let layers = [busybox.clone(), layer.finish()?];
+    image(PAUSE, &layers, &Run { entrypoint: &["/pause"], ..Run::default() })
+}
+
+/// `registry.k8s.io/e2e-test-images/agnhost:2.63.0`, with a shell.
+pub fn agnhost(program: &Path, busybox: &Layer) -> Result<Image, ImageError> {
+    let read = |source| ImageError::Read { path: program.display().to_string(), source };
+    let mut layer = LayerBuilder::new();
+    layer.file("agnhost", 0o755, &fs::read(program).map_err(read)?)?;
+    layer.link("bin/bash", "sh")?;
+    let layers = [busybox.clone(), layer.finish()?];
+    image(AGNHOST, &layers, &Run { entrypoint: &["/agnhost"], cmd: &["pause"] })
+}
+
+/// What the images are built from: when this text is the same, they are. Files by path, length and
+/// time, and this program's version for how it builds.
+pub fn sources(programs: &[&Path]) -> Result<String, ImageError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut text = format!("podway {}", env!("CARGO_PKG_VERSION"));
+    for program in programs {
+        let path = program.display().to_string();
+        let found =
+            fs::metadata(program).map_err(|source| ImageError::Read { path: path.clone(), source })?;
+        text.push_str(&format!("; {path} {} {}.{:09}", found.len(), found.mtime(), found.mtime_nsec()));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_the_same_each_time_and_its_digests_are_right() {
+        let Ok(program) = find_busybox() else {
+            eprintln!("skipped: no busybox-static");
+            return;
+        };
+        let layer = busybox_layer(&program).unwrap();
+        let first = busybox(&layer).unwrap();
+        assert_eq!(first, busybox(&busybox_layer(&program).unwrap()).unwrap());
+        assert_eq!((first.repository.as_str(), first.tag.as_str()), ("library/busybox", "latest"));
+        let manifest: Value = serde_json::from_slice(&first.manifest.bytes).unwrap();
+        assert_eq!(manifest["layers"][0]["digest"], first.blobs[0].digest.as_str());
+        assert_eq!(manifest["config"]["digest"], first.blobs[1].digest.as_str());
+        let index: Value = serde_json::from_slice(&first.index.bytes).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], first.manifest.digest.as_str());
+        let pause = pause(&layer).unwrap();
+        assert_eq!((pause.repository.as_str(), pause.tag.as_str()), ("pause", "3.10.1"));
+        assert_eq!(pause.blobs.len(), 3);
+    }
+
+    #[test]
+    fn a_program_with_an_interpreter_is_not_static() {
+        assert!(!is_static(&fs::read("/proc/self/exe").unwrap()), "this test is linked to libc");
+        assert!(!is_static(b"#!/bin/sh\n"));
+        assert!(!is_static(b"\x7fELF\x02\x01"));
+    }
+}

@@ -1,0 +1,79 @@
+//! `podway agent`: runs the pods of one node over CRI, until it is told to end. The flags are the
+//! kubelet's.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use podway_agent::config::Config;
+
+/// Run the pods of a node, in the kubelet's place; pods live on when it ends.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  podway agent --kubeconfig node-1.kubeconfig --node-name node-1 --container-runtime-endpoint unix:///run/podway/runtime.sock"
+)]
+pub(crate) struct Args {
+    /// The kubeconfig, whose user is system:node:NAME; as kubectl finds it if not given.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The node's name.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: String,
+    /// The CRI v1 server: podway runtime, containerd or CRI-O.
+    #[arg(long, value_name = "unix:///PATH")]
+    container_runtime_endpoint: Option<String>,
+    /// A KubeletConfiguration of which config/agent.yaml has the fields; flags go before it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Volumes, and the agent's own state.
+    #[arg(long, value_name = "DIR")]
+    root_dir: Option<PathBuf>,
+    /// The node's address, or one of each family; found from the default route if not given.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    node_ip: Vec<IpAddr>,
+    /// Labels of the node: KEY=VALUE, separated by commas.
+    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
+    node_labels: Vec<(String, String)>,
+    /// The API server's audit log (JSON lines), where it is on this machine: µs times for steps 1 to 3.
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// Write no PodFlow objects.
+    #[arg(long)]
+    no_podflow: bool,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Args {
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = Config { node_name: self.node_name.clone(), ..Config::default() };
+        if let Some(path) = &self.config {
+            crate::kubelet_config::load(path, &mut config)?;
+        }
+        if let Some(endpoint) = &self.container_runtime_endpoint {
+            config.container_runtime_endpoint.clone_from(endpoint);
+        }
+        if let Some(dir) = &self.root_dir {
+            config.root_dir.clone_from(dir);
+        }
+        config.node_ip.clone_from(&self.node_ip);
+        config.node_labels = self.node_labels.iter().cloned().collect::<BTreeMap<_, _>>();
+        config.audit_log.clone_from(&self.audit_log);
+        config.podflow = !self.no_podflow;
+        Ok(config)
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let config = args.config()?;
+    crate::daemon::run(|shutdown| async move {
+        let (client, _) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
+        tracing::info!(node = config.node_name, "agent starts");
+        podway_agent::run::run(client, config, shutdown).await.context("the agent ended")
+    })
+}

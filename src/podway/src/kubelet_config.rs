@@ -1,0 +1,148 @@
+//! The agent's configuration file: those fields of a `KubeletConfiguration` that the agent heeds.
+//!
+//! An unknown field is an error that names it: what is not heeded must not be taken for heeded.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use podway_agent::config::Config;
+use podway_agent::node::pressure::Thresholds;
+use serde::Deserialize;
+
+use crate::commands::Hinted;
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct KubeletConfiguration {
+    api_version: String,
+    kind: String,
+    address: Option<IpAddr>,
+    port: Option<u16>,
+    #[serde(rename = "clusterDNS")]
+    cluster_dns: Option<Vec<IpAddr>>,
+    cluster_domain: Option<String>,
+    cgroup_root: Option<String>,
+    resolv_conf: Option<PathBuf>,
+    max_pods: Option<u32>,
+    pod_logs_dir: Option<PathBuf>,
+    container_runtime_endpoint: Option<String>,
+    tls_cert_file: Option<PathBuf>,
+    tls_private_key_file: Option<PathBuf>,
+    #[serde(default)]
+    authentication: Authentication,
+    #[serde(default)]
+    eviction_hard: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Authentication {
+    #[serde(default)]
+    x509: X509,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct X509 {
+    #[serde(rename = "clientCAFile")]
+    client_ca_file: Option<PathBuf>,
+}
+
+/// Puts what the file sets over `config`.
+pub(crate) fn load(path: &Path, config: &mut Config) -> anyhow::Result<()> {
+    let name = path.display();
+    let hint = "config/agent.yaml has every field that podway agent heeds";
+    let text = std::fs::read_to_string(path)
+        .with_context(|| Hinted::new(format!("reading the configuration {name}"), hint))?;
+    merge(&text, config).with_context(|| Hinted::new(format!("the configuration {name} is not valid"), hint))
+}
+
+fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
+    let file: KubeletConfiguration = serde_yaml::from_str(text)?;
+    let kind = (file.api_version.as_str(), file.kind.as_str());
+    anyhow::ensure!(
+        kind == ("kubelet.config.k8s.io/v1beta1", "KubeletConfiguration"),
+        "it is {} {}, not kubelet.config.k8s.io/v1beta1 KubeletConfiguration",
+        file.api_version,
+        file.kind
+    );
+    fn set<T>(to: &mut T, from: Option<T>) {
+        if let Some(value) = from {
+            *to = value;
+        }
+    }
+    set(&mut config.address, file.address);
+    set(&mut config.port, file.port);
+    set(&mut config.cluster_dns, file.cluster_dns);
+    set(&mut config.cluster_domain, file.cluster_domain);
+    set(&mut config.cgroup_root, file.cgroup_root);
+    set(&mut config.resolv_conf, file.resolv_conf);
+    set(&mut config.max_pods, file.max_pods);
+    set(&mut config.pod_logs_dir, file.pod_logs_dir);
+    set(&mut config.container_runtime_endpoint, file.container_runtime_endpoint);
+    config.tls_cert_file = file.tls_cert_file.or(config.tls_cert_file.take());
+    config.tls_private_key_file = file.tls_private_key_file.or(config.tls_private_key_file.take());
+    for (signal, value) in &file.eviction_hard {
+        threshold(&mut config.thresholds, signal, value)
+            .with_context(|| format!("evictionHard {signal}: {value:?}"))?;
+    }
+    config.client_ca_file = file.authentication.x509.client_ca_file.or(config.client_ca_file.take());
+    Ok(())
+}
+
+/// One entry of `evictionHard`: a percentage of a disk or of the tasks, or bytes of memory.
+fn threshold(to: &mut Thresholds, signal: &str, value: &str) -> anyhow::Result<()> {
+    let part = || -> anyhow::Result<f64> {
+        let number = value.strip_suffix('%').context("not supported: other than a percentage")?;
+        let number: f64 = number.parse()?;
+        anyhow::ensure!((0.0..=100.0).contains(&number), "not between 0% and 100%");
+        Ok(number / 100.0)
+    };
+    match signal {
+        "memory.available" => {
+            let (number, unit) = match value.strip_suffix("Mi") {
+                Some(number) => (number, 1 << 20),
+                None => value.strip_suffix("Gi").map_or((value, 1), |number| (number, 1 << 30)),
+            };
+            let number: u64 = number.parse().context("not supported: other than bytes, Mi or Gi")?;
+            to.memory = number.checked_mul(unit).context("too much")?;
+        }
+        "nodefs.available" => to.nodefs = part()?,
+        "nodefs.inodesFree" => to.nodefs_inodes = part()?,
+        "imagefs.available" => to.imagefs = part()?,
+        "imagefs.inodesFree" => to.imagefs_inodes = part()?,
+        "pid.available" => to.pids = Some(part()?),
+        _ => anyhow::bail!("not supported: this signal"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_in_the_repository_sets_nothing_but_defaults() {
+        let mut config = Config::default();
+        merge(include_str!("../../../config/agent.yaml"), &mut config).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn an_unknown_field_is_named() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        merge(text, &mut Config::default()).unwrap();
+        let error = merge(&format!("{text}maxPod: 3\n"), &mut Config::default()).unwrap_err();
+        assert!(error.to_string().contains("maxPod"), "{error}");
+        let other = text.replace("KubeletConfiguration", "Config");
+        merge(&other, &mut Config::default()).unwrap_err();
+        for bad in
+            ["{nodefs.available: 10Gi}", "{nodefs.available: 101%}", "{disk: 1%}", "{memory.available: 5%}"]
+        {
+            merge(&format!("{text}evictionHard: {bad}\n"), &mut Config::default()).unwrap_err();
+        }
+    }
+}

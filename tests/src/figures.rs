@@ -1,0 +1,72 @@
+//! Figures as rows of docs/performance.md.
+
+use hdrhistogram::Histogram;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// The longest that is told apart, in µs.
+const HOUR: u64 = 3_600_000_000;
+
+/// Durations, kept to 3 digits.
+#[derive(Debug)]
+pub struct Times(Histogram<u64>);
+
+impl Default for Times {
+    fn default() -> Self {
+        Times(Histogram::new_with_bounds(1, HOUR, 3).expect("the bounds and 3 digits are what it takes"))
+    }
+}
+
+impl Times {
+    /// Adds one.
+    pub fn add(&mut self, time: Duration) {
+        self.0.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// `p50 / p99 ms`.
+    #[must_use]
+    pub fn cell(&self) -> String {
+        let quantile = |q| Duration::from_micros(self.0.value_at_quantile(q)).as_secs_f64() * 1e3;
+        format!("{:.0} / {:.0} ms", quantile(0.5), quantile(0.99))
+    }
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Table(Vec<[String; 4]>);
+
+impl Table {
+    /// Adds a row: what, what was measured, what is aimed at, what stock Kubernetes takes.
+    pub fn row(&mut self, what: &str, measured: String, target: &str, stock: &str) {
+        self.0.push([what.to_owned(), measured, target.to_owned(), stock.to_owned()]);
+    }
+
+    /// Markdown.
+    #[must_use]
+    pub fn markdown(&self, label: &str) -> String {
+        let mut out = format!("| what | {label} | aim | stock 1.36.3 |\n|---|---|---|---|\n");
+        for [what, measured, target, stock] in &self.0 {
+            // A String takes all that is written to it.
+            let _ = writeln!(out, "| {what} | {measured} | {target} | {stock} |");
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_markdown() {
+        let mut times = Times::default();
+        (1..=100).for_each(|n| times.add(Duration::from_millis(n)));
+        assert_eq!(times.cell(), "50 / 99 ms");
+        let mut table = Table::default();
+        table.row("a", times.cell(), "b", "c");
+        assert_eq!(
+            table.markdown("podway"),
+            "| what | podway | aim | stock 1.36.3 |\n|---|---|---|---|\n| a | 50 / 99 ms | b | c |\n"
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! Times of pods as an outside watcher sees them, and the memory of processes.
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher;
+use kube::{Api, ResourceExt as _};
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// What the watcher saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The pod is Ready.
+    Ready(String),
+    /// The pod is gone.
+    Gone(String),
+}
+
+/// A watch on the pods of a namespace.
+pub struct Watcher {
+    seen: mpsc::UnboundedReceiver<(Instant, Seen)>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Watcher {
+    /// Begins to watch.
+    #[must_use]
+    pub fn new(api: Api<Pod>) -> Self {
+        let (send, seen) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            let mut ready = HashSet::new();
+            let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()));
+            while let Some(Ok(event)) = stream.next().await {
+                let now = Instant::now();
+                let seen = match event {
+                    watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
+                        let name = pod.name_any();
+                        let is = crate::namespace::condition(&pod, "Ready") == Some("True");
+                        // The first time only.
+                        (is && ready.insert(name.clone())).then_some(Seen::Ready(name))
+                    }
+                    watcher::Event::Delete(pod) => {
+                        ready.remove(&pod.name_any());
+                        Some(Seen::Gone(pod.name_any()))
+                    }
+                    watcher::Event::Init | watcher::Event::InitDone => None,
+                };
+                if seen.is_some_and(|seen| send.send((now, seen)).is_err()) {
+                    return;
+                }
+            }
+        });
+        Watcher { seen, task }
+    }
+
+    /// Waits until each of `wanted` was seen; returns when the last one was.
+    ///
+    /// # Errors
+    /// After `limit`, or when the watch broke off.
+    pub async fn all(&mut self, wanted: &[Seen], limit: Duration) -> anyhow::Result<Instant> {
+        let mut left: Vec<&Seen> = wanted.iter().collect();
+        let mut last = Instant::now();
+        let wait = async {
+            while !left.is_empty() {
+                let Some((at, seen)) = self.seen.recv().await else { bail!("the watch broke off") };
+                if let Some(found) = left.iter().position(|w| **w == seen) {
+                    left.swap_remove(found);
+                    last = at;
+                }
+            }
+            Ok(())
+        };
+        let ended = tokio::time::timeout(limit, wait).await;
+        ended.with_context(|| {
+            format!("{} of {} not seen in {limit:?}: {left:?}", left.len(), wanted.len())
+        })??;
+        Ok(last)
+    }
+}
+
+/// Memory of processes, in KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// How many processes.
+    pub processes: u64,
+    /// Resident.
+    pub rss: u64,
+    /// Resident, shared pages divided among those who share them.
+    pub pss: u64,
+}
+
+/// The memory of all processes whose command line has `pattern` in it.
+#[must_use]
+pub fn memory(pattern: &str) -> Memory {
+    let mut sum = Memory::default();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return sum };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let is_process = entry.file_name().to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+        if !is_process || entry.file_name().to_str() == Some(&std::process::id().to_string()) {
+            continue;
+        }
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if !line.contains(pattern) {
+            continue;
+        }
+        if let Some((rss, pss)) = rollup(&path) {
+            sum.processes += 1;
+            sum.rss += rss;
+            sum.pss += pss;
+        }
+    }
+    sum
+}
+
+/// `Rss` and `Pss` of a process; `None` for one that has ended.
+fn rollup(proc: &Path) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(proc.join("smaps_rollup")).ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((field("Rss:")?, field("Pss:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory() {
+        let (rss, pss) = rollup(Path::new("/proc/self")).unwrap();
+        assert!(rss >= pss && pss > 0);
+        assert_eq!(memory("no such command line anywhere"), Memory::default());
+    }
+}
