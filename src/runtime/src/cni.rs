@@ -50,7 +50,7 @@ pub struct Added {
     pub result: Value,
     /// The addresses, without prefix length, in the plugins' order.
     pub ips: Vec<String>,
-    /// Per plugin.
+    /// Per plugin that was run.
     pub timings: Vec<Timing>,
 }
 
@@ -184,7 +184,7 @@ impl Network {
     pub async fn add(&self, run: Runner<'_>, attachment: &Attachment) -> Result<Added, CniError> {
         let mut added = Added::default();
         let mut prev: Option<Value> = None;
-        for plugin in &self.plugins {
+        for plugin in self.plugins.iter().filter(|p| !idle(p, attachment)) {
             let began = Instant::now();
             let stdin = self.stdin(plugin, prev.as_ref(), attachment);
             let kind = plugin_type(plugin);
@@ -209,7 +209,7 @@ impl Network {
         cached: Option<&Value>,
     ) -> Result<(), CniError> {
         let mut first = Ok(());
-        for plugin in self.plugins.iter().rev() {
+        for plugin in self.plugins.iter().rev().filter(|p| !idle(p, attachment)) {
             let stdin = self.stdin(plugin, cached, attachment);
             let result = exec(run, plugin_type(plugin), "DEL", &stdin, attachment).await;
             if let (Ok(()), Err(error)) = (&first, result) {
@@ -229,12 +229,20 @@ impl Network {
         attachment: &Attachment,
         cached: &Value,
     ) -> Result<(), CniError> {
-        for plugin in &self.plugins {
+        for plugin in self.plugins.iter().filter(|p| !idle(p, attachment)) {
             let stdin = self.stdin(plugin, Some(cached), attachment);
             exec(run, plugin_type(plugin), "CHECK", &stdin, attachment).await?;
         }
         Ok(())
     }
+}
+
+/// Whether there is nothing for the plugin to do: `portmap` without port mappings hands the result
+/// on and touches nothing (its `main.go`, cmdAdd), so there is nothing for a DEL to undo either: the
+/// mappings are the sandbox', journalled with it, and the same for both. Starting the process takes
+/// longer than all that it does, and its DEL lists iptables chains that were never made.
+fn idle(plugin: &Map<String, Value>, attachment: &Attachment) -> bool {
+    plugin_type(plugin) == "portmap" && attachment.port_mappings.is_empty()
 }
 
 fn plugin_type(plugin: &Map<String, Value>) -> &str {
@@ -342,6 +350,16 @@ mod tests {
             pod: ("p".to_owned(), "n".to_owned(), "u".to_owned()),
             port_mappings: vec![json!({"hostPort": 80})],
         }
+    }
+
+    #[test]
+    fn portmap_is_run_for_ports_only() {
+        let network = Network::parse(br#"{"name":"x","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#);
+        let network = network.unwrap();
+        let with = attachment();
+        let without = Attachment { port_mappings: Vec::new(), ..attachment() };
+        let idle = |a: &Attachment| network.plugins.iter().map(|p| idle(p, a)).collect::<Vec<_>>();
+        assert_eq!((idle(&with), idle(&without)), (vec![false, false], vec![false, true]));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What an operation on a sandbox or a container can fail with, and its gRPC status.
 
+use crate::supervisor::SupervisorError;
 use podway_flow::{Record, Recorder};
+use podway_monitor::{ClientError, ErrorCode};
 use std::error::Error as _;
 
 /// Why an operation failed.
@@ -36,9 +38,12 @@ pub enum OpError {
     /// config.json.
     #[error(transparent)]
     Spec(#[from] crate::spec::SpecError),
-    /// The monitor, and runc behind it.
+    /// runc refused, in its words.
+    #[error("{0}")]
+    Runc(String),
+    /// The monitor.
     #[error(transparent)]
-    Supervisor(#[from] crate::supervisor::SupervisorError),
+    Supervisor(#[from] SupervisorError),
     /// A container whose monitor is gone.
     #[error(transparent)]
     Orphan(#[from] crate::orphan::OrphanError),
@@ -48,6 +53,17 @@ pub enum OpError {
 }
 
 impl OpError {
+    /// Why the monitor did not have `runc <verb>` done: what runc said counts, not who passed it on.
+    #[must_use]
+    pub fn of_runc(verb: &str, error: SupervisorError) -> Self {
+        match error {
+            SupervisorError::Client(ClientError::Refused { code: ErrorCode::Runc, message }) => {
+                OpError::Runc(format!("OCI runtime {verb} failed: {message}"))
+            }
+            other => other.into(),
+        }
+    }
+
     /// The error with its sources, on one line.
     #[must_use]
     pub fn chain(&self) -> String {

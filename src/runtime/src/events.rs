@@ -1,8 +1,8 @@
 //! Container events: published to whoever listens, bounded; a slow listener loses the oldest.
 
 use crate::ids::Id;
-use crate::service;
 use crate::state::Runtime;
+use crate::status;
 use podway_cri::v1::{ContainerEventResponse, ContainerEventType};
 
 /// Tells the listeners. Nobody listening is not an error.
@@ -16,8 +16,8 @@ pub fn publish(runtime: &Runtime, id: &Id, kind: ContainerEventType) {
         container_id: id.to_string(),
         container_event_type: kind as i32,
         created_at: runtime.now_ns(),
-        pod_sandbox_status: pod.as_ref().map(|(s, entry)| service::sandbox_status(s, entry)),
-        containers_statuses: sandbox.map(|s| service::statuses_of(runtime, &s)).unwrap_or_default(),
+        pod_sandbox_status: pod.as_ref().map(|(s, entry)| status::sandbox_status(s, entry)),
+        containers_statuses: sandbox.map(|s| status::statuses_of(runtime, &s)).unwrap_or_default(),
     };
     // The count was above 0 a moment ago; a listener that left since then needs no event.
     drop(runtime.events.send(event));

@@ -6,11 +6,15 @@
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::state::{Life, Runtime, Stage};
-use crate::{container, orphan, supervisor};
+use crate::{events, orphan, supervisor};
+use podway_cri::v1::ContainerEventType;
 use podway_monitor::protocol::State;
-use podway_monitor::{Event, ListedContainer, Reply, Request};
+use podway_monitor::{Event, ExitRecord, ListedContainer, Reply, Request};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// The exit code of a container that runc did not start, as containerd has it.
+pub const START_ERROR: i32 = 128;
 
 /// Sees to it that the sandbox has a monitor that is followed. Serial per sandbox.
 ///
@@ -49,21 +53,43 @@ async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
         if let Event::Exited { id, exit_code, .. } = event
             && let (Ok(id), Some(state)) = (Id::try_from(id), state.upgrade())
         {
-            settle(&state, &id, Some(exit_code));
+            settled(&state, &id, Some(exit_code));
         }
     };
     supervisor::watch(&runtime.monitor_socket(sandbox), told, ended).await?;
     Ok(())
 }
 
-/// Journals an exit and tells the listeners.
-fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
-    let news = container::settle(runtime, id, code).unwrap_or_else(|error| {
-        tracing::error!(container = %id, error = error.chain(), "an exit was not journalled");
-        true
+/// Takes the durable exit record over; without one the code that is known otherwise, else 255.
+/// Only for a container that has ended. News is told to the listeners, even what could not be
+/// journalled. Blocks.
+///
+/// # Errors
+/// [`OpError::Journal`].
+pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) -> Result<(), OpError> {
+    let record = ExitRecord::read(&runtime.container_dir(id).join("exit")).ok();
+    let now = runtime.now_ns();
+    let mut news = false;
+    let noted = runtime.note_container(id, |c| {
+        if c.stage != Stage::Exited {
+            news = true;
+            c.stage = Stage::Exited;
+            let known = record.map(|r| r.exit_code).or(code).unwrap_or(255);
+            c.exit_code = if c.refusal.is_some() { START_ERROR } else { known };
+            c.oom_killed = record.map_or_else(|| runtime.cgroups.oom_killed(&c.cgroup), |r| r.oom_killed);
+            c.finished_at = record.and_then(|r| i64::try_from(r.finished_at_ns).ok()).unwrap_or(now);
+        }
     });
     if news {
-        crate::events::publish(runtime, id, podway_cri::v1::ContainerEventType::ContainerStoppedEvent);
+        events::publish(runtime, id, ContainerEventType::ContainerStoppedEvent);
+    }
+    Ok(noted?)
+}
+
+/// As [`settle`] where nobody waits for the answer.
+fn settled(runtime: &Runtime, id: &Id, code: Option<i32>) {
+    if let Err(error) = settle(runtime, id, code) {
+        tracing::error!(container = %id, error = error.chain(), "an exit was not journalled");
     }
 }
 
@@ -100,7 +126,7 @@ pub fn adopt(runtime: &Arc<Runtime>, id: &Id) {
             },
         };
         let journal = blocking(move || {
-            settle(&runtime, &id, code);
+            settled(&runtime, &id, code);
             Ok(())
         });
         if let Err(error) = journal.await {
@@ -137,7 +163,7 @@ pub async fn resume(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError>
             Some((State::Exited, code)) => {
                 let (state, of) = (Arc::clone(runtime), id);
                 blocking(move || {
-                    settle(&state, &of, Some(code));
+                    settled(&state, &of, Some(code));
                     Ok(())
                 })
                 .await?;

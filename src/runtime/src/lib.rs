@@ -27,5 +27,7 @@ pub mod sandbox;
 pub mod service;
 pub mod spec;
 pub mod state;
+pub mod status;
 pub mod streaming;
 pub mod supervisor;
+pub mod telemetry;

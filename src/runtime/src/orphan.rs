@@ -6,7 +6,6 @@
 
 use crate::cgroup::Cgroups;
 use crate::ids::Id;
-use crate::state::Runtime;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
@@ -168,13 +167,17 @@ fn kill(cgroups: &Cgroups, cgroup: &str, init: Option<Process>) -> Result<(), Or
 ///
 /// # Errors
 /// [`OrphanError`]; may be repeated.
-pub fn remove(runtime: &Runtime, id: &Id, cgroup: &str) -> Result<(), OrphanError> {
-    let root = runtime.config.state.join("runc");
-    kill(&runtime.cgroups, cgroup, init(&root, id))?;
+pub fn remove(
+    runc: &Path,
+    root: &Path,
+    id: &Id,
+    (cgroups, cgroup): (&Cgroups, &str),
+) -> Result<(), OrphanError> {
+    kill(cgroups, cgroup, init(root, id))?;
     if root.join(id.as_str()).exists() {
-        let output = Command::new(&runtime.config.runc.path)
+        let output = Command::new(runc)
             .arg("--root")
-            .arg(&root)
+            .arg(root)
             .args(["delete", id.as_str()])
             .output()
             .map_err(|e| OrphanError::Io("run runc delete", e))?;
@@ -188,7 +191,7 @@ pub fn remove(runtime: &Runtime, id: &Id, cgroup: &str) -> Result<(), OrphanErro
         crate::rootfs::remove_tree(&root.join(id.as_str()))
             .map_err(|e| OrphanError::Io("remove runc's state", e))?;
     }
-    runtime.cgroups.remove_tree(cgroup).map_err(|e| OrphanError::Io("remove the cgroup", e))
+    cgroups.remove_tree(cgroup).map_err(|e| OrphanError::Io("remove the cgroup", e))
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 use crate::config::Config;
 use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::rootfs::Layer;
 use crate::service::Service;
 use crate::state::{Images, Pin, ResolvedImage, Runtime};
 use crate::streaming::{self, Streaming};
-use crate::{recover, spec};
+use crate::{recover, spec, telemetry};
 use podway_cri::v1::image_service_server::ImageService;
 use std::io;
 use std::net::SocketAddr;
@@ -123,7 +123,7 @@ pub async fn serve(
     let (state, end) = (Arc::clone(&runtime), shutdown.clone());
     let told = async move {
         match told {
-            Some((listener, error)) => metrics::serve(listener, state, end).await.map_err(error),
+            Some((listener, error)) => telemetry::serve(listener, state, end).await.map_err(error),
             None => Ok(()),
         }
     };

@@ -9,32 +9,16 @@ use crate::ids::Id;
 use crate::journal::private_dir;
 use crate::names::{Made, Name};
 use crate::state::{Attached, Life, Runtime, Sandbox};
+use crate::status::{options, sandbox_config};
 use crate::{cgroup, container, follow, netns, rootfs, supervisor};
 use futures::future::join_all;
 use nix::mount::{MsFlags, mount};
 use podway_cri::Message as _;
-use podway_cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig, Protocol};
+use podway_cri::v1::{NamespaceMode, PodSandboxConfig, Protocol};
 use podway_flow::{Phase, Recorder, Span, Writer};
 use podway_monitor::Request;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A sandbox' configuration, read back from its entry.
-///
-/// # Errors
-/// [`OpError::Precondition`] when the entry was damaged.
-pub fn config_of(sandbox: &Sandbox) -> Result<PodSandboxConfig, OpError> {
-    let bytes = hex::decode(&sandbox.config).unwrap_or_default();
-    PodSandboxConfig::decode(bytes.as_slice())
-        .map_err(|e| OpError::Precondition(format!("the sandbox' journal entry is damaged: {e}")))
-}
-
-/// The namespace options of a sandbox.
-#[must_use]
-pub fn options(config: &PodSandboxConfig) -> NamespaceOption {
-    let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    context.and_then(|c| c.namespace_options.clone()).unwrap_or_default()
-}
 
 struct Journalled {
     runtime: Arc<Runtime>,
@@ -337,7 +321,7 @@ async fn stop_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
         .map(|(cid, _)| async move { container::stop(runtime, &cid, 0).await });
     join_all(stops).await.into_iter().collect::<Result<(), _>>()?;
     if let Some(attached) = &entry.attached {
-        let attachment = attachment(runtime, id, &config_of(&entry)?);
+        let attachment = attachment(runtime, id, &sandbox_config(&entry)?);
         attached.network.del(runner(runtime), &attachment, attached.result.as_ref()).await?;
     }
     let (state, id) = (Arc::clone(runtime), id.clone());

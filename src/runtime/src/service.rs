@@ -3,11 +3,10 @@
 use crate::error::OpError;
 use crate::ids::Id;
 use crate::names::Made;
-use crate::state::Life;
-use crate::state::{Container, Runtime, Sandbox, Stage};
+use crate::state::{Container, Runtime, Stage};
 use crate::streaming::Streaming;
 use crate::streaming::process::Wanted;
-use crate::{cni, container, events, sandbox, supervisor};
+use crate::{cni, container, events, sandbox, status, supervisor};
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
 use podway_flow::wire;
@@ -45,73 +44,6 @@ fn info(verbose: bool, records: &[podway_flow::Record]) -> HashMap<String, Strin
     }
     let document = String::from_utf8_lossy(&wire::encode(records)).into_owned();
     HashMap::from([(wire::INFO_KEY.to_owned(), document)])
-}
-
-/// A sandbox as CRI shows it.
-#[must_use]
-pub fn sandbox_status(id: &Id, entry: &Sandbox) -> v1::PodSandboxStatus {
-    let config = sandbox::config_of(entry).unwrap_or_default();
-    let options = sandbox::options(&config);
-    let mut ips = entry.ips.iter().cloned();
-    v1::PodSandboxStatus {
-        id: id.to_string(),
-        state: i32::from(entry.life != Life::Ready),
-        created_at: entry.created_at,
-        network: Some(v1::PodSandboxNetworkStatus {
-            ip: ips.next().unwrap_or_default(),
-            additional_ips: ips.map(|ip| v1::PodIp { ip }).collect(),
-        }),
-        linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options: Some(options) }) }),
-        metadata: config.metadata,
-        labels: config.labels,
-        annotations: config.annotations,
-        runtime_handler: entry.handler.clone(),
-    }
-}
-
-fn state(stage: Stage) -> v1::ContainerState {
-    match stage {
-        Stage::Creating | Stage::Created => v1::ContainerState::ContainerCreated,
-        Stage::Running => v1::ContainerState::ContainerRunning,
-        Stage::Exited => v1::ContainerState::ContainerExited,
-    }
-}
-
-/// A container as CRI shows it.
-#[must_use]
-pub fn container_status(id: &Id, entry: &Container) -> v1::ContainerStatus {
-    let config = container::config_of(entry).unwrap_or_default();
-    let reason = match (entry.stage, entry.oom_killed, entry.exit_code) {
-        (Stage::Exited, true, _) => "OOMKilled",
-        (Stage::Exited, false, 0) => "Completed",
-        (Stage::Exited, false, _) => "Error",
-        _ => "",
-    };
-    v1::ContainerStatus {
-        id: id.to_string(),
-        metadata: config.metadata,
-        state: state(entry.stage) as i32,
-        created_at: entry.created_at,
-        started_at: entry.started_at,
-        finished_at: entry.finished_at,
-        exit_code: entry.exit_code,
-        image: config.image,
-        image_ref: entry.image_id.clone(),
-        image_id: entry.image_id.clone(),
-        reason: reason.to_owned(),
-        labels: config.labels,
-        annotations: config.annotations,
-        mounts: config.mounts,
-        log_path: entry.log_path.clone(),
-        stop_signal: config.stop_signal,
-        ..Default::default()
-    }
-}
-
-/// The statuses of a sandbox' containers.
-#[must_use]
-pub fn statuses_of(runtime: &Runtime, sandbox: &Id) -> Vec<v1::ContainerStatus> {
-    runtime.containers_of(sandbox).iter().map(|(id, c)| container_status(id, c)).collect()
 }
 
 /// An answer with the records of what was done for it.
@@ -218,9 +150,9 @@ impl RuntimeService for Service {
         let id = id("sandbox", request.pod_sandbox_id)?;
         let entry = self.runtime.sandbox(&id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
         Ok(Response::new(v1::PodSandboxStatusResponse {
-            status: Some(sandbox_status(&id, &entry)),
+            status: Some(status::sandbox_status(&id, &entry)),
             info: info(request.verbose, &entry.records),
-            containers_statuses: statuses_of(&self.runtime, &id),
+            containers_statuses: status::statuses_of(&self.runtime, &id),
             timestamp: self.runtime.now_ns(),
         }))
     }
@@ -230,7 +162,7 @@ impl RuntimeService for Service {
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let all = self.runtime.sandboxes().into_iter().map(|(id, entry)| sandbox_status(&id, &entry));
+        let all = self.runtime.sandboxes().into_iter().map(|(id, entry)| status::sandbox_status(&id, &entry));
         let items = all
             .filter(|s| filter.id.is_empty() || s.id.starts_with(&filter.id))
             .filter(|s| filter.state.as_ref().is_none_or(|f| f.state == s.state))
@@ -297,7 +229,7 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         let (id, entry) = self.cid(request.container_id)?;
         Ok(Response::new(v1::ContainerStatusResponse {
-            status: Some(container_status(&id, &entry)),
+            status: Some(status::container_status(&id, &entry)),
             info: info(request.verbose, &entry.records),
         }))
     }
@@ -310,7 +242,7 @@ impl RuntimeService for Service {
         let all = self.runtime.containers().into_iter();
         let containers = all
             .filter(|(_, c)| filter.pod_sandbox_id.is_empty() || c.sandbox.as_str() == filter.pod_sandbox_id)
-            .map(|(id, c)| (c.sandbox.to_string(), container_status(&id, &c)))
+            .map(|(id, c)| (c.sandbox.to_string(), status::container_status(&id, &c)))
             .filter(|(_, s)| filter.id.is_empty() || s.id.starts_with(&filter.id))
             .filter(|(_, s)| filter.state.as_ref().is_none_or(|f| f.state == s.state))
             .filter(|(_, s)| matches(&filter.label_selector, &s.labels))

@@ -101,6 +101,8 @@ pub enum Stage {
     Creating,
     /// runc create succeeded.
     Created,
+    /// runc create failed; the start will tell.
+    Refused,
     /// runc start succeeded.
     Running,
     /// Ended.
@@ -132,6 +134,9 @@ pub struct Container {
     pub exit_code: i32,
     /// Meaningful when exited.
     pub oom_killed: bool,
+    /// Why runc did not create or start it.
+    #[serde(default)]
+    pub refusal: Option<String>,
     /// The image's id.
     pub image_id: String,
     /// The signal that Stop sends first.

@@ -27,8 +27,9 @@ use tokio::net::TcpListener;
 use tokio::net::unix::pipe::Receiver;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -195,7 +196,9 @@ async fn session(
         Err(error) => Err(error.chain()),
     };
     socket.send(Message::binary(channel::status(result))).await?;
-    socket.close(None).await?;
+    // Clients take this code only as a good end: without one (1005) they drop the status just sent.
+    let end = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
+    socket.close(Some(end)).await?;
     // Until the client has closed as well: a connection that is dropped early may lose the status.
     let drain = async { while let Some(Ok(_)) = socket.next().await {} };
     drop(tokio::time::timeout(Duration::from_secs(10), drain).await);

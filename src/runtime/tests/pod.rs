@@ -62,11 +62,15 @@ async fn stream(url: &str, protocol: &str, send: &[&[u8]]) -> Result<[Vec<u8>; 4
     while let Some(message) = socket.next().await {
         match message? {
             Message::Binary(bytes) => channels[usize::from(bytes[0])].extend_from_slice(&bytes[1..]),
-            Message::Close(_) => break,
+            // kubectl takes any other code, and none, for a broken stream (client-go's websocket.go).
+            Message::Close(end) => {
+                assert_eq!(end.map(|e| u16::from(e.code)), Some(1000));
+                return Ok(channels);
+            }
             other => panic!("{other:?}"),
         }
     }
-    Ok(channels)
+    panic!("the stream ended without a close frame")
 }
 
 async fn exec_url(cri: &mut Cri, id: &str, cmd: &[&str], tty: bool) -> String {
@@ -261,20 +265,29 @@ async fn calls_are_idempotent_and_failures_tell_their_records() {
     let again = cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap_err();
     assert_eq!(again.code(), tonic::Code::AlreadyExists);
 
-    // A command that does not exist fails in runc create and leaves no container.
+    // A command that does not exist fails in runc create, and is told at the start.
     let mut bad = node.container("bad", "");
     bad.command = vec!["/no/such/program".to_owned()];
-    let error = cri.create(&sandbox, bad, pod.clone()).await.unwrap_err();
-    assert!(error.message().contains("no such file"), "{error:?}");
-    let told = podway_cri::metadata::take(error.metadata());
-    assert_eq!(told.last().unwrap().phase, Phase::ContainersCreated);
+    let (refused, records) = cri.create(&sandbox, bad, pod.clone()).await.unwrap();
+    let last = records.last().unwrap();
+    assert_eq!((last.phase, last.outcome), (Phase::ContainersCreated, Outcome::Failed));
+    assert_eq!(cri.status(&refused).await.state, v1::ContainerState::ContainerCreated as i32);
+    for _ in 0..2 {
+        let error = cri.start(&refused).await.unwrap_err();
+        assert!(error.message().starts_with("OCI runtime create failed: "), "{error:?}");
+        assert!(error.message().contains("/no/such/program: no such file or directory"), "{error:?}");
+        let status = cri.status(&refused).await;
+        assert_eq!((status.state, status.exit_code), (v1::ContainerState::ContainerExited as i32, 128));
+        assert_eq!((status.reason.as_str(), status.started_at), ("StartError", 0));
+        assert_eq!(status.message, error.message());
+        assert!(status.finished_at > 0);
+    }
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
     let info = cri.runtime.pod_sandbox_status(request).await.unwrap().into_inner();
-    assert_eq!(info.containers_statuses.len(), 1);
+    assert_eq!(info.containers_statuses.len(), 2);
     let kept = podway_flow::wire::decode(info.info["flow"].as_bytes()).unwrap();
-    for phase in [Phase::NetworkConfigured, Phase::ContainersCreated] {
-        assert!(kept.iter().any(|r| r.phase == phase && r.outcome == Outcome::Failed), "{phase}");
-    }
+    assert!(kept.iter().any(|r| r.phase == Phase::NetworkConfigured && r.outcome == Outcome::Failed));
+    cri.remove(&refused).await;
 
     // The configuration on disk is gone: DEL is given what ADD was given.
     std::fs::remove_file(&conf).unwrap();

@@ -159,7 +159,8 @@ fn ask(
     exec_id: &str,
 ) -> Result<oneshot::Receiver<i32>, OpError> {
     let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-    let (reply, _) = client.call_with_fds(request, &fds).map_err(SupervisorError::from)?;
+    let answer = client.call_with_fds(request, &fds);
+    let (reply, _) = answer.map_err(|e| OpError::of_runc("exec", e.into()))?;
     if !matches!(reply, Reply::ExecStarted { .. }) {
         return Err(SupervisorError::Unexpected.into());
     }

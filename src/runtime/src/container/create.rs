@@ -1,0 +1,321 @@
+//! Creation: journal entry, root filesystem, config.json, `runc create`.
+
+use super::life::remove_alone;
+use crate::error::{Failure, OpError, blocking};
+use crate::ids::Id;
+use crate::names::{Made, Name};
+use crate::state::{Container, Life, ResolvedImage, Runtime, Sandbox, Stage};
+use crate::status::sandbox_config;
+use crate::{follow, rootfs, spec, supervisor};
+use podway_cri::Message as _;
+use podway_cri::v1::{ContainerConfig, Mount, Signal};
+use podway_flow::{Phase, Recorder, Span, Writer};
+use podway_monitor::{Create, Reply, Request};
+use sha2::{Digest as _, Sha256};
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::Arc;
+
+fn log_path(directory: &str, path: &str) -> Result<String, OpError> {
+    if directory.is_empty() || path.is_empty() {
+        return Ok(String::new());
+    }
+    let plain = Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
+    if !plain || !directory.starts_with('/') {
+        return Err(OpError::Invalid(format!("log_path {path:?} must be relative and below log_directory")));
+    }
+    Ok(Path::new(directory).join(path).display().to_string())
+}
+
+fn stop_signal(config: &ContainerConfig, image: &str) -> u8 {
+    let cri = Signal::try_from(config.stop_signal).unwrap_or(Signal::RuntimeDefault).as_str_name();
+    let parse = |name: &str| {
+        let name = name.to_ascii_uppercase();
+        let full = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+        nix::sys::signal::Signal::from_str(&full).ok().and_then(|s| u8::try_from(s as i32).ok())
+    };
+    parse(cri)
+        .or_else(|| image.parse().ok().filter(|n| (1..=64).contains(n)))
+        .or_else(|| parse(image))
+        .unwrap_or(15)
+}
+
+/// Makes a container up to `runc create`, or joins its making, or finds it made.
+///
+/// # Errors
+/// [`Failure`]; everything that was made for it is undone.
+pub async fn create(
+    runtime: &Arc<Runtime>,
+    sandbox_id: &Id,
+    config: ContainerConfig,
+) -> Result<Made, Failure> {
+    let recorder = Recorder::new(Writer::Runtime, runtime.clock);
+    let meta = config.metadata.clone().unwrap_or_default();
+    if meta.name.is_empty() {
+        return Err(Failure::new(&OpError::Invalid("metadata.name is empty".to_owned()), &recorder));
+    }
+    let name = Name::Container(sandbox_id.clone(), meta.name, meta.attempt);
+    let existing = || {
+        let (id, entry) = runtime.container_named(&name)?;
+        Some(match entry.stage {
+            Stage::Created | Stage::Refused => Ok(Made { id, records: entry.records }),
+            other => Err(Failure::exists(format!(
+                "container {id} has this name and attempt and is {other:?}: raise metadata.attempt"
+            ))),
+        })
+    };
+    let (task, sandbox_id) = (Arc::clone(runtime), sandbox_id.clone());
+    let make = || make(task, sandbox_id, name.clone(), config, recorder);
+    runtime.names.join(name.clone(), existing, make).await
+}
+
+async fn make(
+    runtime: Arc<Runtime>,
+    sandbox_id: Id,
+    name: Name,
+    config: ContainerConfig,
+    recorder: Recorder,
+) -> Result<Made, Failure> {
+    let pod = runtime.locks.of(&sandbox_id);
+    let _stands = pod.read().await;
+    let id = Id::random().map_err(|e| Failure::new(&OpError::Io("draw an id", e), &recorder))?;
+    let lock = runtime.locks.of(&id);
+    let _alone = lock.write().await;
+    let Err(error) = build(&runtime, &sandbox_id, &id, name, config, &recorder).await else {
+        let records = recorder.take();
+        runtime.metrics.observe(&records);
+        return Ok(Made { id, records });
+    };
+    let failure = Failure::new(&error, &recorder);
+    runtime.metrics.observe(&failure.records);
+    let (state, kept) = (Arc::clone(&runtime), failure.records.clone());
+    let keep = blocking(move || Ok(state.update_sandbox(&sandbox_id, |s| s.records.extend(kept))?));
+    if let Err(error) = keep.await {
+        tracing::error!(container = %id, error = error.chain(), "a failed attempt's records were not kept");
+    }
+    if let Err(undo) = remove_alone(&runtime, &id).await {
+        tracing::error!(container = %id, error = undo.chain(), "a failed container was not wholly undone");
+    }
+    Err(failure)
+}
+
+/// What `runc create` needs, all of it on disk.
+struct Prepared {
+    request: Create,
+    cgroup: String,
+}
+
+async fn build(
+    runtime: &Arc<Runtime>,
+    sandbox_id: &Id,
+    id: &Id,
+    name: Name,
+    config: ContainerConfig,
+    recorder: &Recorder,
+) -> Result<(), OpError> {
+    let pod =
+        runtime.sandbox(sandbox_id).ok_or_else(|| OpError::NotFound("sandbox", sandbox_id.to_string()))?;
+    if pod.life != Life::Ready {
+        return Err(OpError::Precondition(format!("sandbox {sandbox_id} is not ready")));
+    }
+    let meta = config.metadata.clone().unwrap_or_default();
+    let (state, of, in_pod, record) = (Arc::clone(runtime), id.clone(), sandbox_id.clone(), recorder.clone());
+    let prepared = blocking(move || prepare(&state, &in_pod, &pod, &of, name, &config, &record)).await?;
+    let Prepared { request, cgroup } = prepared;
+
+    let mut span = recorder.begin_for(Phase::ContainersCreated, &meta.name);
+    span.attempt(meta.attempt.saturating_add(1));
+    span.note("containerId", id).note("runcVersion", &runtime.runc_version);
+    let asked = async {
+        // A monitor that died since the last container is replaced before it is needed.
+        follow::ensure(runtime, sandbox_id).await?;
+        let socket = runtime.monitor_socket(sandbox_id);
+        match supervisor::call(&socket, Request::Create(Box::new(request))).await {
+            Ok(Reply::Created { pid, micros, argv }) => Ok((pid, micros, argv)),
+            Err(error) => Err(OpError::of_runc("create", error)),
+            Ok(_) => Err(OpError::from(supervisor::SupervisorError::Unexpected)),
+        }
+    };
+    let (pid, micros, argv) = match asked.await {
+        Ok(created) => created,
+        // Made all the same: its start is what fails, see the module above.
+        Err(OpError::Runc(refusal)) => {
+            span.fail("StartError", &refusal);
+            let (state, of, record) = (Arc::clone(runtime), id.clone(), recorder.clone());
+            return blocking(move || {
+                state.update_container(&of, |c| {
+                    c.stage = Stage::Refused;
+                    c.refusal = Some(refusal);
+                    c.records = record.snapshot();
+                })?;
+                Ok(())
+            })
+            .await;
+        }
+        Err(error) => {
+            span.fail("CreateContainerError", &error.chain());
+            return Err(error);
+        }
+    };
+    span.note("pid", pid).note("runcMicros", micros).note("argv", argv.join(" ")).note("cgroup", &cgroup);
+    let (state, of, record) = (Arc::clone(runtime), id.clone(), recorder.clone());
+    blocking(move || {
+        for kind in ["net", "ipc", "uts", "mnt", "pid"] {
+            if let Ok(link) = std::fs::read_link(format!("/proc/{pid}/ns/{kind}")) {
+                span.note(&format!("ns.{kind}"), link.display());
+            }
+        }
+        for (file, value) in state.cgroups.limits(&cgroup) {
+            span.note(file, value);
+        }
+        span.succeed("Created");
+        state.update_container(&of, |c| {
+            // It may have died before we heard that it was created.
+            if c.stage == Stage::Creating {
+                c.stage = Stage::Created;
+            }
+            c.records = record.snapshot();
+        })?;
+        Ok(())
+    })
+    .await
+}
+
+/// Journal entry, root filesystem, config.json. Blocks.
+fn prepare(
+    runtime: &Runtime,
+    sandbox_id: &Id,
+    pod: &Sandbox,
+    id: &Id,
+    name: Name,
+    config: &ContainerConfig,
+    recorder: &Recorder,
+) -> Result<Prepared, OpError> {
+    let pod_config = sandbox_config(pod)?;
+    let meta = config.metadata.clone().unwrap_or_default();
+    let begin = |phase| -> Span {
+        let mut span = recorder.begin_for(phase, &meta.name);
+        span.attempt(meta.attempt.saturating_add(1));
+        span
+    };
+    let reference = config.image.clone().unwrap_or_default().image;
+    let missing = || OpError::NotFound("image", reference.clone());
+    let image = runtime.images.resolve(&reference).ok_or_else(missing)?;
+    let log = log_path(&pod_config.log_directory, &config.log_path)?;
+    let cgroup = format!("{}/{id}", pod.cgroup);
+    let entry = Container {
+        name,
+        sandbox: sandbox_id.clone(),
+        cgroup: cgroup.clone(),
+        layers: image.layers.clone(),
+        config: hex::encode(config.encode_to_vec()),
+        stage: Stage::Creating,
+        created_at: runtime.now_ns(),
+        started_at: 0,
+        finished_at: 0,
+        exit_code: 0,
+        oom_killed: false,
+        refusal: None,
+        image_id: image.id.clone(),
+        stop_signal: stop_signal(config, &image.stop_signal),
+        log_path: log.clone(),
+        records: Vec::new(),
+    };
+    runtime.put_container(id, entry)?;
+    if !runtime.pin(id, &image.layers) {
+        return Err(missing()); // removed a moment ago
+    }
+
+    let bundle = runtime.bundle(id);
+    let root = bundle.join("rootfs");
+    let data = runtime.container_dir(id);
+    let mut span = begin(Phase::RootfsPrepared);
+    span.note("layers", image.layers.len()).note("rootfs", root.display());
+    if let Err(error) = rootfs::mount_overlay(&image.layers, &data, &root) {
+        let error = OpError::from(error);
+        span.fail("MountFailed", &error.chain());
+        return Err(error);
+    }
+    span.succeed("Mounted");
+
+    let mut span = begin(Phase::SpecGenerated);
+    let made = document(runtime, sandbox_id, config.clone(), &pod_config, &image, &root, &cgroup).and_then(
+        |document| {
+            std::fs::write(bundle.join("config.json"), &document)
+                .map_err(|e| OpError::Io("write config.json", e))?;
+            Ok(document)
+        },
+    );
+    let document = match made {
+        Ok(document) => document,
+        Err(error) => {
+            span.fail("SpecFailed", &error.chain());
+            return Err(error);
+        }
+    };
+    span.note("sha256", hex::encode(Sha256::digest(&document)));
+    span.note("path", bundle.join("config.json").display());
+    span.succeed("Generated");
+
+    if let Some(dir) = Path::new(&log).parent().filter(|_| !log.is_empty()) {
+        std::fs::create_dir_all(dir).map_err(|e| OpError::Io("make the log directory", e))?;
+    }
+    let request = Create {
+        id: id.to_string(),
+        runc: runtime.config.runc.path.clone(),
+        runc_root: runtime.config.state.join("runc"),
+        runc_log: bundle.join("runc.log"),
+        bundle,
+        log_path: (!log.is_empty()).then(|| PathBuf::from(&log)),
+        exit_file: data.join("exit"),
+        memory_cgroup: Some(runtime.cgroups.dir("memory", &cgroup)),
+        stdin: config.stdin,
+        terminal: config.tty,
+        extra_args: Vec::new(),
+    };
+    Ok(Prepared { request, cgroup })
+}
+
+/// config.json, with the sandbox' files bound in.
+fn document(
+    runtime: &Runtime,
+    sandbox_id: &Id,
+    mut config: ContainerConfig,
+    pod: &podway_cri::v1::PodSandboxConfig,
+    image: &ResolvedImage,
+    root: &Path,
+    cgroup: &str,
+) -> Result<Vec<u8>, OpError> {
+    let dir = runtime.sandbox_dir(sandbox_id);
+    for file in ["resolv.conf", "hostname"] {
+        let container_path = format!("/etc/{file}");
+        if dir.join(file).exists() && !config.mounts.iter().any(|m| m.container_path == container_path) {
+            let host_path = dir.join(file).display().to_string();
+            config.mounts.push(Mount { container_path, host_path, ..Default::default() });
+        }
+    }
+    let hostname = std::fs::read_to_string(dir.join("hostname")).unwrap_or_default();
+    let shm = Some(dir.join("shm")).filter(|p| p.exists());
+    let spec = spec::generate(&spec::Input {
+        container: &config,
+        sandbox: pod,
+        image: &image.defaults,
+        rootfs: root,
+        namespaces: &runtime.namespaces(sandbox_id),
+        hostname: hostname.trim(),
+        shm: shm.as_deref(),
+        cgroup,
+        capabilities: spec::capabilities::available(),
+        oom_floor: oom_floor(),
+    })?;
+    serde_json::to_vec(&spec).map_err(|e| spec::SpecError::Shape(e).into())
+}
+
+/// Without CAP_SYS_RESOURCE (bit 24) the kernel refuses to go below what this process has itself.
+fn oom_floor() -> i64 {
+    if spec::capabilities::available() >> 24 & 1 == 1 {
+        return -1000;
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().unwrap_or(0)
+}
