@@ -1,4 +1,8 @@
 //! What a machine has of the things that podway makes, so that two counts can be compared.
+//!
+//! The whole machine is counted, so that what was made under a name that nobody expects is found too.
+//! Where others work on the same machine, `PODWAY_E2E_SHARED=1` counts only what bears the cluster's
+//! directory or podway's own names.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,14 +29,27 @@ impl Snapshot {
     /// Looks. `state_dir` is the cluster's.
     #[must_use]
     pub fn take(state_dir: &Path) -> Self {
-        Snapshot {
+        let whole = Snapshot {
             processes: processes(state_dir),
             mounts: mounts(),
             netns: names(Path::new("/run/netns")),
             links: links(),
             cgroups: cgroups(),
             addresses: addresses(state_dir),
-        }
+        };
+        if std::env::var_os("PODWAY_E2E_SHARED").is_some() { whole.ours(state_dir) } else { whole }
+    }
+
+    /// Only what bears the cluster's directory or podway's names (`/podway/` is its cgroup's root).
+    fn ours(mut self, state_dir: &Path) -> Self {
+        let dir = state_dir.display().to_string();
+        self.mounts.retain(|m| {
+            m.starts_with(&dir) || m.starts_with("/run/podway") || m.starts_with("/run/netns/podway")
+        });
+        self.netns.retain(|n| n.starts_with("podway"));
+        self.links.retain(|l| l.starts_with("podway"));
+        self.cgroups.retain(|c| c.split('/').any(|part| part == "podway"));
+        self
     }
 
     /// What is there now and was not before, one line each.
@@ -151,6 +168,19 @@ mod tests {
         };
         assert_eq!(now.new_since(&before), ["mount /x", "network namespace b"]);
         assert_eq!(before.new_since(&now), Vec::<String>::new());
+    }
+
+    #[test]
+    fn on_a_shared_machine_others_do_not_count() {
+        let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+        let all = Snapshot {
+            mounts: set(&["/s/nodes/a", "/run/podway/x", "/elsewhere"]),
+            cgroups: set(&["/sys/fs/cgroup/cpu/podway/podway-node-0", "/sys/fs/cgroup/cpu/agent-e2e/pod1"]),
+            ..Snapshot::default()
+        };
+        let ours = all.ours(Path::new("/s"));
+        assert_eq!(ours.mounts, set(&["/run/podway/x", "/s/nodes/a"]));
+        assert_eq!(ours.cgroups, set(&["/sys/fs/cgroup/cpu/podway/podway-node-0"]));
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Usage {
     pub pods: i64,
     /// Host ports, with how many pods hold each.
     pub host_ports: BTreeMap<HostPort, usize>,
+    /// How many pods of each controller stay, by its UID; one that is being deleted does not.
+    pub owned: BTreeMap<String, i64>,
 }
 
 impl Usage {
@@ -27,6 +29,9 @@ impl Usage {
         self.pods += 1;
         for port in &pod.host_ports {
             *self.host_ports.entry(port.clone()).or_insert(0) += 1;
+        }
+        if let Some(owner) = pod.owner.as_ref().filter(|_| !pod.deleting) {
+            *self.owned.entry(owner.clone()).or_insert(0) += 1;
         }
     }
 
@@ -40,6 +45,14 @@ impl Usage {
                 if *n == 0 {
                     self.host_ports.remove(port);
                 }
+            }
+        }
+        if let Some(owner) = pod.owner.as_ref().filter(|_| !pod.deleting)
+            && let Some(n) = self.owned.get_mut(owner)
+        {
+            *n -= 1;
+            if *n == 0 {
+                self.owned.remove(owner);
             }
         }
     }
@@ -254,6 +267,11 @@ mod tests {
         assert!(!cache.confirm(pod("u", "n", 150)));
         let snapshot = cache.snapshot();
         assert_eq!((snapshot.nodes[0].usage.pods, snapshot.nodes[0].usage.requested.milli_cpu), (1, 150));
+        let leaving = PodInfo { deleting: true, owner: Some("rs".into()), ..(*pod("u", "n", 150)).clone() };
+        cache.confirm(Arc::new(PodInfo { deleting: false, ..leaving.clone() }));
+        assert_eq!(cache.snapshot().nodes[0].usage.owned["rs"], 1);
+        cache.confirm(Arc::new(leaving));
+        assert!(cache.snapshot().nodes[0].usage.owned.is_empty(), "one that leaves is no longer counted");
         cache.remove_pod("u");
         assert_eq!(*cache.snapshot().nodes[0].usage, Usage::default());
         assert_eq!(snapshot.nodes[0].usage.pods, 1, "a snapshot never changes");

@@ -189,7 +189,7 @@ pub fn schedule_one(
     }
     let mut scores = Vec::new();
     if feasible.len() > 1 {
-        pre_score(framework, &mut state, pod, &feasible, trace);
+        pre_score(framework, &mut state, pod, &feasible, snapshot, trace);
         let pre_scored = now();
         trace.point(Point::PreScore, None, pre_scored.since(times.filtered));
         scores = score(framework, &state, pod, &feasible, snapshot, trace);
@@ -289,10 +289,11 @@ fn pre_score(
     state: &mut CycleState,
     pod: &PodInfo,
     feasible: &[NodeState],
+    snapshot: &Snapshot,
     trace: &mut Trace,
 ) {
     for plugin in &framework.pre_score {
-        let says = plugin.pre_score(state, pod, feasible);
+        let says = plugin.pre_score(state, pod, feasible, snapshot);
         trace.called(plugin.name(), Point::PreScore, u64::from(says));
         if !says {
             state.skip_score(plugin.name());
@@ -351,6 +352,7 @@ mod tests {
             name: name.into(),
             allocatable: Resources { milli_cpu: cpu, memory: 1 << 34, ..Resources::default() },
             allocatable_pods: 10,
+            labels: BTreeMap::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]),
             ..NodeInfo::default()
         }
     }
@@ -480,6 +482,25 @@ mod tests {
         let decision = run(vec![node("a", 100), node("b", 4000)], &asking(500)).unwrap();
         assert_eq!((decision.node.as_str(), decision.scores.len(), decision.margin), ("b", 0, None));
         assert_eq!(decision.rejected["a"].reasons, ["Insufficient cpu"]);
+    }
+
+    #[test]
+    fn replicas_are_spread_although_one_node_is_the_emptier() {
+        let mut cache = Cache::default();
+        for n in [node("a", 4000), node("b", 2000)] {
+            cache.set_node(Arc::new(n));
+        }
+        let mut counts = BTreeMap::new();
+        for i in 0..5 {
+            let pod = PodInfo { uid: format!("u{i}"), owner: Some("rs".into()), ..asking(20) };
+            let run = |snapshot: &Snapshot| {
+                schedule_one(&default_framework(), snapshot, &pod, &|| Micros(1), &mut Trace::default())
+            };
+            let chosen = run(&cache.snapshot()).unwrap().node;
+            *counts.entry(chosen.clone()).or_insert(0) += 1;
+            cache.assume(Arc::new(pod.clone()), &chosen);
+        }
+        assert_eq!(counts, BTreeMap::from([("a".to_owned(), 3), ("b".to_owned(), 2)]));
     }
 
     #[test]

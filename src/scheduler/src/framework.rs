@@ -257,8 +257,14 @@ pub trait Filter: Plugin {
 
 /// Once per cycle, over the feasible nodes.
 pub trait PreScore: Plugin {
-    /// Prepares; `false` leaves out this plugin's Score.
-    fn pre_score(&self, state: &mut CycleState, pod: &PodInfo, nodes: &[NodeState]) -> bool;
+    /// Prepares; `nodes` are the feasible ones of `snapshot`. `false` leaves out this plugin's Score.
+    fn pre_score(
+        &self,
+        state: &mut CycleState,
+        pod: &PodInfo,
+        nodes: &[NodeState],
+        snapshot: &Snapshot,
+    ) -> bool;
 }
 
 /// Once per feasible node; [`Score::normalize`] once over all.

@@ -8,6 +8,7 @@ pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod pod_topology_spread;
 pub mod taint_toleration;
 pub mod unsupported;
 
@@ -22,6 +23,7 @@ pub fn default_framework() -> Framework {
     let affinity = Arc::new(node_affinity::NodeAffinity);
     let ports = Arc::new(node_ports::NodePorts);
     let fit = Arc::new(node_resources_fit::NodeResourcesFit);
+    let spread = Arc::new(pod_topology_spread::PodTopologySpread);
     let balanced = Arc::new(balanced_allocation::BalancedAllocation);
     Framework {
         pre_filter: vec![Arc::new(unsupported::Unsupported), affinity.clone(), ports.clone()],
@@ -33,11 +35,12 @@ pub fn default_framework() -> Framework {
             ports,
             fit.clone(),
         ],
-        pre_score: vec![affinity.clone(), balanced.clone()],
+        pre_score: vec![affinity.clone(), spread.clone(), balanced.clone()],
         score: vec![
             (taints, 3),
             (affinity, 2),
             (fit, 1),
+            (spread, 2),
             (balanced, 1),
             (Arc::new(image_locality::ImageLocality), 1),
         ],

@@ -84,6 +84,11 @@ pub struct PodInfo {
     pub generation: Option<i64>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// UID of the ReplicaSet, ReplicationController or StatefulSet that controls it: what upstream's
+    /// default spreading goes by. `None` for any other controller.
+    pub owner: Option<String>,
+    /// True when it has topologySpreadConstraints of its own, which take the place of the defaults.
+    pub spreads_itself: bool,
     /// `spec.schedulerName`.
     pub scheduler_name: String,
     /// `spec.nodeName`; empty while it is not bound.
@@ -151,6 +156,8 @@ impl PodInfo {
             uid: meta.uid.clone().ok_or(ModelError::Missing("metadata.uid"))?,
             generation: meta.generation,
             labels: meta.labels.clone().unwrap_or_default(),
+            owner: owner(pod),
+            spreads_itself: spec.topology_spread_constraints.iter().flatten().count() > 0,
             scheduler_name: spec.scheduler_name.clone().unwrap_or_else(|| "default-scheduler".into()),
             node_name: spec.node_name.clone().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
@@ -183,6 +190,14 @@ impl PodInfo {
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+/// The controller, by kind and API group as `helper.DefaultSelector` takes them.
+fn owner(pod: &v1::Pod) -> Option<String> {
+    let controller = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
+    let group = controller.api_version.split_once('/').map_or("", |(group, _)| group);
+    let spread = [("apps", "ReplicaSet"), ("apps", "StatefulSet"), ("", "ReplicationController")];
+    spread.contains(&(group, controller.kind.as_str())).then(|| controller.uid.clone())
 }
 
 /// A toleration; one with an operator or effect that 1.36 has switched off tolerates nothing.
@@ -422,6 +437,23 @@ mod tests {
         let b = PodInfo { condition: Some(ScheduledCondition::default()), ..a.clone() };
         assert!(a.decides_like(&b));
         assert!(!a.decides_like(&PodInfo { priority: 1, ..a.clone() }));
+    }
+
+    #[rstest]
+    #[case("apps/v1", "ReplicaSet", true, true)]
+    #[case("apps/v1", "StatefulSet", true, true)]
+    #[case("v1", "ReplicationController", true, true)]
+    #[case("apps/v1", "DaemonSet", true, false)]
+    #[case("batch/v1", "Job", true, false)]
+    #[case("example.dev/v1", "ReplicaSet", true, false)]
+    #[case("apps/v1", "ReplicaSet", false, false)]
+    fn owners(#[case] version: &str, #[case] kind: &str, #[case] controls: bool, #[case] spread: bool) {
+        let pod: v1::Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "u", "ownerReferences": [
+                {"apiVersion": version, "kind": kind, "name": "o", "uid": "o-1", "controller": controls}]},
+            "spec": {"containers": []}}))
+        .unwrap();
+        assert_eq!(PodInfo::parse(&pod).unwrap().owner, spread.then(|| "o-1".to_owned()));
     }
 
     #[test]

@@ -18,7 +18,7 @@ impl Plugin for BalancedAllocation {
 }
 
 impl PreScore for BalancedAllocation {
-    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState]) -> bool {
+    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
         pod.requests.milli_cpu != 0 || pod.requests.memory != 0
     }
 }
@@ -86,6 +86,11 @@ mod tests {
 
     #[test]
     fn a_pod_that_asks_for_nothing_is_not_scored() {
-        assert!(!BalancedAllocation.pre_score(&mut CycleState::default(), &PodInfo::default(), &[]));
+        assert!(!BalancedAllocation.pre_score(
+            &mut CycleState::default(),
+            &PodInfo::default(),
+            &[],
+            &Snapshot::default()
+        ));
     }
 }

@@ -14,7 +14,8 @@ pub struct NodeAffinity;
 const REASON: &str = "node(s) didn't match Pod's node affinity/selector";
 const CONFLICT: &str = "pod affinity terms conflict";
 
-fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
+/// True when nodeSelector and required terms take the node.
+pub(crate) fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
     pod.node_selector.iter().all(|(k, v)| node.labels.get(k) == Some(v))
         && pod
             .required_terms
@@ -68,7 +69,7 @@ impl Filter for NodeAffinity {
 }
 
 impl PreScore for NodeAffinity {
-    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState]) -> bool {
+    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
         !pod.preferred_terms.is_empty()
     }
 }

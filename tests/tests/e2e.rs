@@ -1,0 +1,78 @@
+//! What podway must show end to end, on a real API server: the cases of `e2e/`, in one cluster.
+
+#[path = "e2e/create.rs"]
+mod create;
+#[path = "e2e/failures.rs"]
+mod failures;
+#[path = "e2e/flow.rs"]
+mod flow;
+#[path = "e2e/kubectl.rs"]
+mod kubectl;
+#[path = "e2e/metrics.rs"]
+mod metrics;
+#[path = "e2e/network.rs"]
+mod network;
+#[path = "e2e/restarts.rs"]
+mod restarts;
+#[path = "e2e/schedule.rs"]
+mod schedule;
+
+use podway_tests::suite::{self, Case};
+use std::process::ExitCode;
+
+/// `together` or `alone`, and the case's function; its namespace is named after it.
+macro_rules! case {
+    ($alone:expr, $module:ident :: $name:ident) => {
+        Case {
+            name: concat!(stringify!($module), "::", stringify!($name)),
+            alone: $alone,
+            run: |cluster| {
+                Box::pin(async move {
+                    let namespace = stringify!($name).replace('_', "-");
+                    // A generated suffix follows, and a name has room for 63.
+                    let namespace =
+                        namespace.get(..50).unwrap_or(&namespace).trim_end_matches('-').to_owned();
+                    podway_tests::with_temp_ns(cluster, &namespace, $module::$name).await
+                })
+            },
+        }
+    };
+}
+
+/// Beside others.
+const TOGETHER: bool = false;
+/// After the others, since it disturbs them.
+const ALONE: bool = true;
+
+const CASES: &[Case] = &[
+    case!(TOGETHER, create::applied),
+    case!(TOGETHER, create::run_by_kubectl),
+    case!(TOGETHER, create::through_the_raw_api),
+    case!(TOGETHER, create::with_init_config_secret_and_a_shared_volume),
+    case!(TOGETHER, create::limits_are_in_the_cgroup),
+    case!(TOGETHER, create::examples_and_manifests),
+    case!(TOGETHER, flow::all_18_steps_with_their_evidence),
+    case!(TOGETHER, flow::a_start_costs_at_most_7_writes_and_a_settled_pod_none),
+    case!(TOGETHER, failures::bad_image),
+    case!(TOGETHER, failures::missing_config_map),
+    case!(TOGETHER, failures::crashing),
+    case!(TOGETHER, failures::out_of_memory),
+    case!(TOGETHER, failures::bad_command),
+    case!(TOGETHER, kubectl::logs),
+    case!(TOGETHER, kubectl::exec),
+    case!(TOGETHER, kubectl::deleted_with_grace),
+    case!(TOGETHER, metrics::scraped_by_prometheus),
+    case!(TOGETHER, network::localhost),
+    case!(TOGETHER, network::across_nodes),
+    case!(TOGETHER, schedule::deployment_of_5_over_2_nodes),
+    case!(ALONE, schedule::uncordoned),
+    case!(ALONE, restarts::of_the_scheduler),
+    case!(ALONE, restarts::of_the_agent),
+    case!(ALONE, restarts::of_the_runtime),
+    case!(ALONE, restarts::an_exit_while_nobody_looks),
+    case!(ALONE, restarts::a_second_up_finds_all),
+];
+
+fn main() -> ExitCode {
+    suite::main(CASES)
+}

@@ -1,0 +1,89 @@
+//! `kill -9` of each part, while a pod runs and while others start: nothing is started twice,
+//! nothing is lost. What was killed comes back by a second `podway up`.
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use podway_tests::namespace::{Ns, STAY, phase, pod, status};
+use serde_json::json;
+use std::time::Duration;
+
+/// Counts up, ten a second, until it is told to end.
+const COUNT: &str = "trap 'exit 0' TERM; i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
+
+pub async fn of_the_scheduler(ns: Ns) -> anyhow::Result<()> {
+    killed(&ns, &["scheduler"]).await
+}
+
+pub async fn of_the_agent(ns: Ns) -> anyhow::Result<()> {
+    killed(&ns, &["agent"]).await
+}
+
+pub async fn of_the_runtime(ns: Ns) -> anyhow::Result<()> {
+    killed(&ns, &["runtime"]).await
+}
+
+async fn killed(ns: &Ns, parts: &[&str]) -> anyhow::Result<()> {
+    let _: Pod = ns.create(pod("stays", COUNT, json!({}))).await?;
+    let before = ns.ready("stays").await?;
+    // Some are at each step of their start when the kill comes.
+    let starts = json!({
+        "volumes": [{"name": "v", "emptyDir": {}}],
+        "main": {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}});
+    for i in 0..6 {
+        let script = format!("echo started >> /v/starts; {STAY}");
+        let _: Pod = ns.create(pod(&format!("starts-{i}"), &script, starts.clone())).await?;
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    for part in parts {
+        ns.cluster.kill(part)?;
+    }
+    ns.cluster.up_again().await?;
+    for i in 0..6 {
+        let name = format!("starts-{i}");
+        let ready = ns.ready(&name).await?;
+        let restarts = status(&ready, "main").map(|s| s.restart_count);
+        ensure!(restarts == Some(0), "{name} was restarted {restarts:?} times");
+        let starts = ns.kubectl(&["exec", &name, "--", "cat", "/v/starts"]).await?;
+        ensure!(starts == "started\n", "{name} was started {} times", starts.lines().count());
+    }
+    // The one that ran went on, and no line of its log is missing.
+    let _: Pod = ns.create(pod("after", STAY, json!({}))).await?;
+    ns.ready("after").await?;
+    let now = ns.ready("stays").await?;
+    let id = |p: &Pod| status(p, "main").map(|s| (s.container_id.clone(), s.restart_count));
+    ensure!(id(&before) == id(&now), "it was {:?} and is {:?}", id(&before), id(&now));
+    let log = ns.kubectl(&["logs", "stays"]).await?;
+    let numbers: Vec<usize> = log.lines().map(str::parse).collect::<Result<_, _>>().context("a torn line")?;
+    ensure!(numbers.iter().copied().eq(1..=numbers.len()), "the log has a gap: {numbers:?}");
+    let deleted = ns.ready("stays").await?;
+    ns.kubectl(&["delete", "pod", "stays", "--wait=false"]).await?;
+    ns.gone(&deleted).await
+}
+
+pub async fn an_exit_while_nobody_looks(ns: Ns) -> anyhow::Result<()> {
+    let script = "echo first; sleep 2; echo last; exit 42";
+    let _: Pod = ns.create(pod("leaves", script, json!({"restartPolicy": "Never"}))).await?;
+    ns.pod("leaves", "Running", |p| phase(p) == "Running").await?;
+    ns.cluster.kill("agent")?;
+    ns.cluster.kill("runtime")?;
+    // It ends while neither of them runs.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ns.cluster.up_again().await?;
+    let ended = ns.ended("leaves").await?;
+    let state =
+        status(&ended, "main").and_then(|s| s.state.as_ref()?.terminated.as_ref()).context("terminated")?;
+    ensure!((state.exit_code, state.reason.as_deref()) == (42, Some("Error")), "{state:?}");
+    ensure!(ns.kubectl(&["logs", "leaves"]).await? == "first\nlast\n");
+    Ok(())
+}
+
+pub async fn a_second_up_finds_all(ns: Ns) -> anyhow::Result<()> {
+    let _: Pod = ns.create(pod("stays", STAY, json!({}))).await?;
+    let before = (ns.ready("stays").await?, ns.cluster.daemons("")?);
+    let answer = ns.cluster.up_again().await?;
+    ensure!(!answer.err.contains("starting "), "it started something: {}", answer.err);
+    ensure!(ns.cluster.daemons("")? == before.1, "a daemon is another one");
+    let now = ns.ready("stays").await?;
+    ensure!(now.metadata.resource_version == before.0.metadata.resource_version, "the pod was touched");
+    Ok(())
+}
