@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use podway_api::annotations::AGENT_MANAGER;
@@ -38,8 +39,9 @@ pub trait PodApi: Send + Sync {
     async fn patch_status(&self, namespace: &str, name: &str, patch: Value) -> Result<Pod, ApiError>;
     /// Deletes the object with grace 0, if it still has this UID. One that is gone is deleted.
     async fn delete(&self, namespace: &str, name: &str, uid: &str) -> Result<(), ApiError>;
-    /// Writes a flow: `create` for the first time.
-    async fn write_flow(&self, flow: &Flow, create: bool) -> Result<(), ApiError>;
+    /// Writes a flow: `create` for the first time. `told` are the phases' conditions as the pod has
+    /// them: those of the flow begin where they did.
+    async fn write_flow(&self, flow: &Flow, told: &[Condition], create: bool) -> Result<(), ApiError>;
     /// Tells people. A failure is logged: an event is no promise.
     async fn warn(&self, pod: &Pod, reason: &str, message: &str);
     /// The services of a namespace, and `default/kubernetes`.
@@ -84,7 +86,7 @@ impl PodApi for KubeApi {
         }
     }
 
-    async fn write_flow(&self, flow: &Flow, create: bool) -> Result<(), ApiError> {
+    async fn write_flow(&self, flow: &Flow, told: &[Condition], create: bool) -> Result<(), ApiError> {
         let api: Api<PodFlow> = Api::namespaced(self.client.clone(), &flow.pod.namespace);
         let object = PodFlow::for_pod(&flow.pod);
         let params = PatchParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PatchParams::default() };
@@ -103,7 +105,7 @@ impl PodApi for KubeApi {
                 Ok(_) => {}
             }
         }
-        let status = PodFlowStatus::from_flow(flow, &[], Some(1));
+        let status = PodFlowStatus::from_flow(flow, told, Some(1));
         api.patch_status(&flow.pod.name, &params, &Patch::Merge(json!({ "status": status }))).await?;
         Ok(())
     }

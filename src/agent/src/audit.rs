@@ -62,7 +62,9 @@ struct Line {
 /// Whether a line may be of a pod's creation or binding: looked at before it is parsed.
 fn of_interest(line: &[u8]) -> bool {
     let has = |what: &[u8]| line.windows(what.len()).any(|w| w == what);
-    has(br#""resource":"pods""#) && has(br#""verb":"create""#) && has(br#""stage":"ResponseComplete""#)
+    // A server-side apply creates by PATCH; no other PATCH is answered with 201.
+    let creates = has(br#""verb":"create""#) || (has(br#""verb":"patch""#) && has(br#""code":201"#));
+    creates && has(br#""resource":"pods""#) && has(br#""stage":"ResponseComplete""#)
 }
 
 impl State {
@@ -209,6 +211,12 @@ mod tests {
         assert_eq!(phases, [Phase::Requested, Phase::Persisted, Phase::Bound]);
         let other = log.find("n", "p", "u-2", Duration::from_millis(1)).await.unwrap();
         assert!(other.is_empty(), "another pod of the name");
+        let applied = line("", "u-4").replace("\"create\"", "\"patch\"").replace("\"p\"", "\"q\"");
+        file.write_all(applied.replace("201", "200").as_bytes()).unwrap();
+        file.write_all(applied.as_bytes()).unwrap();
+        let records = log.find("n", "q", "u-4", Duration::ZERO).await.unwrap();
+        let phases: Vec<Phase> = records.iter().map(|r| r.phase).collect();
+        assert_eq!(phases, [Phase::Requested, Phase::Persisted], "a server-side apply");
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, line("", "u-3") + &line("binding", "")).unwrap();
         assert_eq!(log.find("n", "p", "u-3", Duration::ZERO).await.unwrap().len(), 3, "a rotated log");

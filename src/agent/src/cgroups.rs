@@ -134,12 +134,27 @@ impl Cgroups {
         }
     }
 
-    /// Makes a pod's cgroup with its limits, and those above it. May be repeated.
+    /// Makes the cgroups of all pods and of the two lower classes, as the kubelet does when it starts:
+    /// pods share `milli` of CPU, and the lower classes begin with the least there is.
     ///
     /// # Errors
     /// [`CgroupError`] with the kernel's reason.
-    pub fn make(&self, qos: &str, uid: &str, limits: PodLimits) -> Result<String, CgroupError> {
-        let path = self.pod_path(qos, uid);
+    pub fn prepare(&self, milli: i128) -> Result<(), CgroupError> {
+        self.make_dirs(&self.base)?;
+        self.set_shares(&self.base, resources::shares(milli))?;
+        for class in ["burstable", "besteffort"] {
+            let path = format!("{}/{class}", self.base);
+            self.make_dirs(&path)?;
+            // A restarted agent does not take from pods that run: each adds its own again.
+            if class == "besteffort" || self.uids().is_empty() {
+                self.set_shares(&path, 2)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a cgroup and those above it.
+    fn make_dirs(&self, path: &str) -> Result<(), CgroupError> {
         let mut above = String::new();
         for part in path.split('/').filter(|p| !p.is_empty()) {
             if self.v2 {
@@ -153,9 +168,16 @@ impl Cgroups {
                 }
             }
         }
-        if self.v2 {
-            self.delegate(&path)?;
-        }
+        if self.v2 { self.delegate(path) } else { Ok(()) }
+    }
+
+    /// Makes a pod's cgroup with its limits, and those above it. May be repeated.
+    ///
+    /// # Errors
+    /// [`CgroupError`] with the kernel's reason.
+    pub fn make(&self, qos: &str, uid: &str, limits: PodLimits) -> Result<String, CgroupError> {
+        let path = self.pod_path(qos, uid);
+        self.make_dirs(&path)?;
         self.set_shares(&path, limits.cpu_shares)?;
         if let Some(quota) = limits.cpu_quota {
             if self.v2 {
@@ -169,9 +191,7 @@ impl Cgroups {
             let file = if self.v2 { "memory.max" } else { "memory.limit_in_bytes" };
             self.set("memory", &path, file, &bytes.to_string())?;
         }
-        if qos == "BestEffort" {
-            self.set_shares(&format!("{}/besteffort", self.base), 2)?;
-        } else if qos == "Burstable" {
+        if qos == "Burstable" {
             self.note_burstable(uid, Some(limits.cpu_shares))?;
         }
         Ok(path)
@@ -333,6 +353,11 @@ mod tests {
                 std::fs::write(mount.join("cgroup.controllers"), "cpu memory").unwrap();
             }
             let cgroups = Cgroups::new(&mount, "/mine");
+            cgroups.prepare(2000).unwrap();
+            cgroups.prepare(2000).unwrap();
+            for class in ["", "/burstable", "/besteffort"] {
+                assert!(cgroups.dir("cpu", &format!("/mine/kubepods{class}")).is_dir(), "{class}");
+            }
             let limits = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory: Some(1 << 20) };
             let path = cgroups.make("Burstable", "u", limits).unwrap();
             assert_eq!(path, "/mine/kubepods/burstable/podu");
@@ -355,6 +380,7 @@ mod tests {
         let root = format!("podway-agent-test-{}", std::process::id());
         let cgroups = Cgroups::new(mount, &root);
         let limits = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory: Some(64 << 20) };
+        let prepared = cgroups.prepare(1500);
         let Ok(path) = cgroups.make("Burstable", "u", limits) else {
             eprintln!("no cgroup can be made here: not tested");
             return;
@@ -364,6 +390,15 @@ mod tests {
             assert_eq!(read("memory", "memory.limit_in_bytes").trim(), (64 << 20).to_string());
             assert_eq!(read("cpu", "cpu.shares").trim(), "512");
             assert_eq!(read("cpu", "cpu.cfs_quota_us").trim(), "50000");
+            prepared.unwrap();
+            let shares = |path: &str| {
+                let dir = cgroups.dir("cpu", &format!("/{root}/kubepods{path}"));
+                std::fs::read_to_string(dir.join("cpu.shares")).unwrap().trim().to_owned()
+            };
+            assert_eq!(
+                (shares(""), shares("/burstable"), shares("/besteffort")),
+                ("1536".into(), "512".into(), "2".into())
+            );
         }
         cgroups.remove("u").unwrap();
         assert!(!cgroups.dir("memory", &path).exists());

@@ -2,7 +2,7 @@
 //! flow records that came back with it, of failed calls too.
 
 use crate::metrics::Metrics;
-use crate::pod::core::{Instance, Observed, State};
+use crate::pod::core::{Instance, Observed, Sandbox, State};
 use crate::pod::{cri_config, observe};
 use podway_cri::v1::image_service_client::ImageServiceClient;
 use podway_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -244,27 +244,38 @@ impl Cri {
         let containers = self.answer("list_containers", begun, result, |r| r.containers).result?;
         let mut observed = Observed::default();
         for item in sandboxes {
-            if let Some(status) = self.sandbox_status(&item.id, false).await?.0 {
-                observed.sandboxes.extend(observe::sandbox(&status));
-            }
+            observed.sandboxes.extend(self.sandbox(&item.id).await?);
         }
         for item in containers {
             if let Some(known) = ended.get(&item.id) {
                 observed.containers.push(known.clone());
                 continue;
             }
-            let Some(status) = self.container_status(&item.id, false).await?.0 else { continue };
-            let Some(mut instance) = observe::instance(&status, &item.pod_sandbox_id) else { continue };
-            if let State::Exited { message, code, .. } = &mut instance.state {
-                if let Some(words) = last_words(&status, *code) {
-                    *message = words;
-                }
+            let Some(instance) = self.instance(&item.id, &item.pod_sandbox_id).await? else { continue };
+            if matches!(instance.state, State::Exited { .. }) {
                 ended.insert(item.id, instance.clone());
             }
             observed.containers.push(instance);
         }
         ended.retain(|id, _| observed.containers.iter().any(|c| c.id == *id));
         Ok(observed)
+    }
+
+    /// A sandbox; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn sandbox(&self, id: &str) -> Result<Option<Sandbox>, CallError> {
+        Ok(self.sandbox_status(id, false).await?.0.as_ref().and_then(observe::sandbox))
+    }
+
+    /// A container of `sandbox`; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn instance(&self, id: &str, sandbox: &str) -> Result<Option<Instance>, CallError> {
+        let status = self.container_status(id, false).await?.0;
+        Ok(status.as_ref().and_then(|status| instance_of(status, sandbox)))
     }
 
     /// The runtime's records of what it holds of a pod, for an agent that was not there.
@@ -320,6 +331,42 @@ fn there<T>(answer: Answer<(Option<T>, Vec<Record>)>) -> Result<(Option<T>, Vec<
         Err(e) if e.code == Code::NotFound => Ok((None, Vec::new())),
         other => other,
     }
+}
+
+/// What an event tells of a pod: its sandbox and that one's containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The pod's UID.
+    pub uid: String,
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// Its containers.
+    pub containers: Vec<Instance>,
+}
+
+/// What an event tells; `None` when it must be asked for.
+#[must_use]
+pub fn event(event: &v1::ContainerEventResponse) -> Option<Told> {
+    let status = event.pod_sandbox_status.as_ref()?;
+    let about = |s: &v1::ContainerStatus| s.id == event.container_id;
+    // A runtime that sends no statuses, or only others', has told nothing.
+    event.containers_statuses.iter().any(about).then_some(())?;
+    Some(Told {
+        uid: status.metadata.as_ref()?.uid.clone(),
+        sandbox: observe::sandbox(status)?,
+        containers: event.containers_statuses.iter().filter_map(|s| instance_of(s, &status.id)).collect(),
+    })
+}
+
+/// A container from its status, with its last words.
+fn instance_of(status: &v1::ContainerStatus, sandbox: &str) -> Option<Instance> {
+    let mut instance = observe::instance(status, sandbox)?;
+    if let State::Exited { message, code, .. } = &mut instance.state
+        && let Some(words) = last_words(status, *code)
+    {
+        *message = words;
+    }
+    Some(instance)
 }
 
 fn told(info: &HashMap<String, String>) -> Vec<Record> {

@@ -4,6 +4,7 @@ pub mod admission;
 pub mod context;
 pub mod core;
 pub mod cri_config;
+pub mod image_name;
 pub mod model;
 pub mod observe;
 pub mod resources;

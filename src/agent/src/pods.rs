@@ -1,6 +1,7 @@
 //! The pods of this node: which worker owns which UID, what they take of the node together, and the
 //! view that the kubelet API has of them. It owns no pod's state: that is its worker's alone.
 
+use crate::cri::Told;
 use crate::pod::admission::{self, Ask, Offer};
 use crate::pod::context::Context;
 use crate::pod::core::Terminal;
@@ -34,6 +35,8 @@ struct Table {
     pods: HashMap<String, Entry>,
     /// What runs here and that no API object stands for, until it is gone.
     orphans: HashMap<String, Handle>,
+    /// Whether the runtime has told of all that it holds: what is bound to the node later is new to it.
+    swept: bool,
 }
 
 /// The pods of this node.
@@ -59,8 +62,8 @@ impl Pods {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The watch told of a pod.
-    pub fn apply(self: &Arc<Self>, object: Arc<api::Pod>, seen: Micros) {
+    /// The watch told of a pod; `changed` when it is news, and not part of a listing.
+    pub fn apply(self: &Arc<Self>, object: Arc<api::Pod>, seen: Micros, changed: bool) {
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let mut table = self.table();
         if let Some(entry) = table.pods.get_mut(&uid) {
@@ -82,7 +85,9 @@ impl Pods {
         let spec = object.spec.as_ref().filter(|_| refused.is_none() && !terminal(&object));
         let ask = spec.map(admission::ask).unwrap_or_default();
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
-        let (handle, ended) = worker::spawn(self.context.clone(), Beginning { pod, seen, refused });
+        let started = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
+        let fresh = changed && table.swept && !started && !table.orphans.contains_key(&uid);
+        let (handle, ended) = worker::spawn(self.context.clone(), Beginning { pod, seen, refused, fresh });
         table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask });
         self.count(&table);
         drop(table);
@@ -124,7 +129,7 @@ impl Pods {
         };
         if let Some(entry) = entry.filter(|_| !gone) {
             let object = entry.handle.view.borrow().object.clone();
-            self.apply(object, seen);
+            self.apply(object, seen, false);
         }
     }
 
@@ -159,7 +164,10 @@ impl Pods {
     pub async fn sweep(self: &Arc<Self>) {
         let mut found: HashMap<String, (String, String)> = HashMap::new();
         match self.context.cri.pods().await {
-            Ok(pods) => found.extend(pods.into_iter().map(|p| (p.uid, (p.namespace, p.name)))),
+            Ok(pods) => {
+                found.extend(pods.into_iter().map(|p| (p.uid, (p.namespace, p.name))));
+                self.table().swept = true;
+            }
             Err(error) => {
                 // Without the runtime nothing is known to be dead: directories stay as well.
                 tracing::warn!(%error, "orphans cannot be looked for");
@@ -205,7 +213,7 @@ impl Pods {
         };
         tracing::info!(uid, pod.namespace, pod.name, "taking down what no pod stands for");
         self.context.metrics.orphans.inc();
-        let beginning = Beginning { pod, seen: self.context.clock.now(), refused: None };
+        let beginning = Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false };
         let (handle, ended) = worker::spawn(self.context.clone(), beginning);
         // Told before it looks at anything: it never writes of a pod that is not there.
         let _ = handle.inputs.send(Input::Gone);
@@ -228,6 +236,16 @@ impl Pods {
             let (name, of) = rest.rsplit_once('_')?;
             (of == uid).then(|| (namespace.to_owned(), name.to_owned()))
         })
+    }
+
+    /// The runtime told what became of a pod.
+    pub fn told(&self, told: Told) {
+        let table = self.table();
+        let entry = table.pods.get(&told.uid).map(|e| &e.handle);
+        if let Some(handle) = entry.or_else(|| table.orphans.get(&told.uid)) {
+            let _ = handle.inputs.send(Input::Told(Box::new(told)));
+        }
+        self.count(&table);
     }
 
     /// The runtime told of a change of a pod.

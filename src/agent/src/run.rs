@@ -4,7 +4,7 @@
 
 use crate::api::KubeApi;
 use crate::audit::AuditLog;
-use crate::cgroups::Cgroups;
+use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::cri::Cri;
 use crate::dns::{self, NodeDns};
@@ -56,6 +56,11 @@ pub enum RunError {
     /// A file of the machine.
     #[error("cannot read {0}: give another with its flag")]
     File(PathBuf, #[source] io::Error),
+    /// The cgroups of all pods.
+    #[error(
+        "the pods' cgroups cannot be made: give another --cgroup-root, or run where cgroups are writable"
+    )]
+    Cgroups(#[from] CgroupError),
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -203,6 +208,9 @@ fn context(
     let of = |kind: &str| addresses.iter().filter(|a| a.type_ == kind).map(|a| a.address.clone()).collect();
     let ips: Vec<String> = of("InternalIP");
     let hostnames: Vec<String> = of("Hostname");
+    let cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root);
+    let milli = allocatable.get("cpu").and_then(|q| crate::env::quantity::milli(&q.0)).unwrap_or(0);
+    cgroups.prepare(milli)?;
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
     let source = Arc::new(ApiSource(client.clone()));
     Ok(Context {
@@ -214,7 +222,7 @@ fn context(
             allocatable.clone(),
         ),
         objects: source,
-        cgroups: Arc::new(Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root)),
+        cgroups: Arc::new(cgroups),
         audit: config.audit_log.clone().map(AuditLog::new),
         podflow: config.podflow,
         node: status::Node { runtime, ips },

@@ -2,7 +2,7 @@
 //! container events. Both are begun again when they break, with a full listing first, so that nothing
 //! that happened in between is missed. Nothing here polls a runtime that has events.
 
-use crate::cri::Cri;
+use crate::cri::{self, Cri};
 use crate::pods::Pods;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -30,10 +30,10 @@ pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(pod)) => {
                 listed.extend(pod.metadata.uid.clone());
-                pods.apply(Arc::new(pod), seen);
+                pods.apply(Arc::new(pod), seen, false);
             }
             Ok(watcher::Event::InitDone) => pods.listed(&listed).await,
-            Ok(watcher::Event::Apply(pod)) => pods.apply(Arc::new(pod), seen),
+            Ok(watcher::Event::Apply(pod)) => pods.apply(Arc::new(pod), seen, true),
             Ok(watcher::Event::Delete(pod)) => pods.delete(pod.metadata.uid.as_deref().unwrap_or_default()),
             Err(error) => {
                 tracing::warn!(%error, "the watch of this node's pods broke off and is begun again")
@@ -54,10 +54,11 @@ pub async fn runtime(cri: Cri, pods: Arc<Pods>) {
                     match stream.message().await {
                         Ok(Some(event)) => {
                             delay = REOPEN.0;
-                            let meta = event.pod_sandbox_status.and_then(|s| s.metadata);
-                            match meta {
-                                Some(meta) => pods.changed(&meta.uid),
-                                None => pods.resync(),
+                            let meta = event.pod_sandbox_status.as_ref().and_then(|s| s.metadata.as_ref());
+                            match (cri::event(&event), meta) {
+                                (Some(told), _) => pods.told(told),
+                                (None, Some(meta)) => pods.changed(&meta.uid),
+                                (None, None) => pods.resync(),
                             }
                         }
                         Ok(None) => break,

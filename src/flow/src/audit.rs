@@ -75,7 +75,10 @@ impl<'a> Collector<'a> {
         let response = event.response_object.as_ref().and_then(|o| o.metadata.as_ref());
         // A name that the server made up (generateName) stands only in the answer.
         let name = if object.name.is_empty() { response.map_or("", |m| &m.name) } else { &object.name };
-        if event.verb != "create"
+        let code = event.response_status.as_ref().map_or(0, |s| s.code);
+        // A server-side apply creates by PATCH, which is answered with 201 only then.
+        let creates = event.verb == "create" || (event.verb == "patch" && code == 201);
+        if !creates
             || event.stage != "ResponseComplete"
             || object.resource != "pods"
             || object.namespace != self.namespace
@@ -95,7 +98,6 @@ impl<'a> Collector<'a> {
                 evidence.insert(key.to_owned(), bounded(value, VALUE_LIMIT));
             }
         };
-        let code = event.response_status.as_ref().map_or(0, |s| s.code);
         note("auditID", &event.audit_id);
         note("code", &code.to_string());
         note("user", &event.user.username);
@@ -150,15 +152,20 @@ impl<'a> Collector<'a> {
 }
 
 /// Adds an audit log's records to a flow. A phase that the flow has in µs keeps its own times and
-/// takes on the facts that it lacks; one that it has only to a second is replaced.
+/// takes on the facts that it lacks; one that it has only to a second is replaced, and its facts stay.
 pub fn overlay(flow: &mut Flow, records: Vec<Record>) {
-    for record in records {
+    for mut record in records {
         let fine = |r: &&mut Record| r.phase == record.phase && r.resolution == Resolution::Micros;
         if let Some(own) = flow.records.iter_mut().find(fine) {
             for (key, value) in record.evidence {
                 own.evidence.entry(key).or_insert(value);
             }
         } else {
+            for coarse in flow.records.iter().filter(|r| r.phase == record.phase) {
+                for (key, value) in &coarse.evidence {
+                    record.evidence.entry(key.clone()).or_insert_with(|| value.clone());
+                }
+            }
             flow.records.retain(|r| r.phase != record.phase);
             flow.records.push(record);
         }
@@ -272,6 +279,20 @@ mod tests {
     }
 
     #[test]
+    fn a_server_side_apply_that_creates_counts_and_one_that_changes_does_not() {
+        let patch = |code| line("web", "", code, "104123").replace(r#""verb":"create""#, r#""verb":"patch""#);
+        let mut collector = Collector::new("default", "web");
+        collector.line(patch(200).as_bytes());
+        assert!(collector.records.is_empty());
+        collector.line(patch(201).as_bytes());
+        collector.line(patch(200).as_bytes());
+        let records = collector.finish();
+        let phases: Vec<Phase> = records.iter().map(|r| r.phase).collect();
+        assert_eq!(phases, [Phase::Requested, Phase::Persisted]);
+        assert_eq!(records[0].evidence["verb"], "patch");
+    }
+
+    #[test]
     fn a_line_without_end_is_skipped_and_the_next_is_read() {
         let mut log = vec![b'x'; usize::try_from(LINE_LIMIT).unwrap() * 2];
         log.push(b'\n');
@@ -291,11 +312,14 @@ mod tests {
         (own.writer, own.evidence, own.start) = (Writer::Scheduler, BTreeMap::new(), Micros(5));
         let mut coarse = records[1].clone();
         coarse.resolution = Resolution::Second;
+        coarse.evidence = BTreeMap::from([("resourceVersion".to_owned(), "7".to_owned())]);
         let mut flow = Flow { records: vec![own, coarse], ..Flow::default() };
         overlay(&mut flow, records);
         assert_eq!(flow.records.len(), 3);
         let bound = &flow.records_of(Phase::Bound)[0];
         assert_eq!((bound.start, bound.evidence["code"].as_str()), (Micros(5), "201"));
-        assert_eq!(flow.records_of(Phase::Persisted)[0].resolution, Resolution::Micros);
+        let persisted = flow.records_of(Phase::Persisted)[0];
+        assert_eq!(persisted.resolution, Resolution::Micros);
+        assert_eq!((&*persisted.evidence["resourceVersion"], &*persisted.evidence["code"]), ("7", "201"));
     }
 }

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What stands before a phase's name in its condition type on a Pod.
+pub const CONDITION_PREFIX: &str = "podway.dev/";
+
 /// One phase of a pod's creation. The order of the variants is the order of the flow.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
@@ -118,7 +121,7 @@ impl Phase {
     pub fn condition_type(self) -> String {
         match self {
             Phase::Ready => "Ready".to_owned(),
-            other => format!("podway.dev/{}", other.name()),
+            other => format!("{CONDITION_PREFIX}{}", other.name()),
         }
     }
 }

@@ -34,6 +34,10 @@ pub fn records(
     let mut span = recorder.begin_at(Phase::Queued, None, queued.added);
     span.attempt(attempt).queued(times.started.since(queued.added));
     span.note("priority", queued.pod.priority).note("readyMicros", times.started.since(queued.ready_since));
+    // Until somebody writes to it, a pod has the revision that it was created with.
+    if let Some(version) = queued.pod.version.as_ref().filter(|_| queued.pod.condition.is_none()) {
+        span.note("resourceVersion", version);
+    }
     let waited = ended(span.succeed("Popped"), times.started);
 
     let mut span = recorder.begin_at(Phase::NodesFiltered, None, times.started);
@@ -94,7 +98,11 @@ mod tests {
     #[test]
     fn a_decision_reads_back_as_four_records_with_their_evidence() {
         let queued = QueuedPod {
-            pod: Arc::new(PodInfo { scheduler_name: "podway".into(), ..PodInfo::default() }),
+            pod: Arc::new(PodInfo {
+                scheduler_name: "podway".into(),
+                version: Some("7".into()),
+                ..PodInfo::default()
+            }),
             added: Micros(10),
             since: Micros(10),
             attempts: 2,
@@ -127,6 +135,7 @@ mod tests {
         assert_eq!(phases, [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound]);
         let durations: Vec<Option<u64>> = records.iter().map(Record::duration).collect();
         assert_eq!(durations, [Some(10), Some(10), Some(15), None]);
+        assert_eq!(records[0].evidence["resourceVersion"], "7");
         assert_eq!(records[1].evidence["rejected"], "1 node(s) were unschedulable");
         assert_eq!(records[2].evidence["margin"], "5");
         assert_eq!(records[2].evidence["score/b"], "9 (ImageLocality=7x1)");

@@ -1,10 +1,12 @@
 //! The effects of one pod: each a task that ends in data for its worker. Nothing here decides.
 
-use crate::cri::{Answer, CallError};
+use crate::cri::{Answer, CallError, Cri};
 use crate::env::fields::Addresses;
 use crate::env::{EnvContext, environment};
 use crate::pod::context::Context;
+use crate::pod::core::{Instance, Sandbox};
 use crate::pod::cri_config::{self, ContainerInput, SandboxInput};
+use crate::pod::image_name;
 use crate::pod::model::{Container, Pod, PullPolicy};
 use crate::pod::start::record;
 use crate::volumes::{self, MountedVolume, VolumeError};
@@ -15,6 +17,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tonic::Code;
 
 /// An error with its sources, on one line.
@@ -98,8 +101,9 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(at)
 }
 
-/// Makes the pod's cgroup and log directory, then the sandbox.
-pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcomes<String> {
+/// Makes the pod's cgroup and log directory, then the sandbox: as the runtime then reports it, or
+/// `None` where it must be asked for again.
+pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcomes<Option<Sandbox>> {
     let bad = |e: Failed| Outcomes { result: Err(e), records: Vec::new() };
     let (config, warnings) = match sandbox_config(&context, &pod, attempt) {
         Ok(made) => made,
@@ -107,20 +111,16 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
     };
     // A node without cluster DNS says so once, when it starts, and not with every pod.
     for (reason, message) in warnings.into_iter().filter(|(reason, _)| *reason != "MissingClusterDNS") {
-        context.api.warn(&pod.object, reason, &message).await;
+        let (api, object) = (context.api.clone(), pod.object.clone());
+        tokio::spawn(async move { api.warn(&object, reason, &message).await });
     }
     let limits = pod.object.spec.as_ref().map(cgroups::limits).unwrap_or_default();
-    let (tree, qos, uid) = (context.cgroups.clone(), cri_config::qos(&pod).to_owned(), pod.uid.clone());
-    let logs = PathBuf::from(&config.log_directory);
-    let prepared = volumes::blocking("prepare", move || {
-        make_dir(&logs, 0o755)?;
-        Ok(tree.make(&qos, &uid, limits))
-    })
-    .await;
-    match prepared {
-        Err(e) => return bad(failed("FailedCreatePodSandBox", chain(&e))),
-        Ok(Err(e)) => return bad(failed("FailedCreatePodContainer", chain(&e))),
-        Ok(Ok(_)) => {}
+    // A handful of directories on local file systems: another thread would cost more than they do.
+    if let Err(e) = make_dir(Path::new(&config.log_directory), 0o755) {
+        return bad(failed("FailedCreatePodSandBox", chain(&e)));
+    }
+    if let Err(e) = context.cgroups.make(cri_config::qos(&pod), &pod.uid, limits) {
+        return bad(failed("FailedCreatePodContainer", chain(&e)));
     }
     let begun = context.clock.now();
     context.metrics.started_pods.inc();
@@ -129,10 +129,13 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
     let now = context.clock.now();
     let records =
         recorded(&mut answer, Phase::SandboxCreated, None, begun, now, ("Created", "SandboxFailed"));
-    let result = answer.result.map_err(|e| {
-        context.metrics.started_pods_errors.inc();
-        failed("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", e.message))
-    });
+    let result = match answer.result {
+        Ok(id) => Ok(context.cri.sandbox(&id).await.ok().flatten()),
+        Err(e) => {
+            context.metrics.started_pods_errors.inc();
+            Err(failed("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", e.message)))
+        }
+    };
     Outcomes { result, records }
 }
 
@@ -140,6 +143,12 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
 pub async fn pull(context: Context, container: Container) -> Outcomes<v1::Image> {
     let image = container.image.as_str();
     let begun = context.clock.now();
+    if let Err(message) = image_name::check(image) {
+        let mut invalid = record(Phase::ImagesPulled, Some(image), begun, Some(begun), "InvalidImageName");
+        invalid.outcome = Outcome::Failed;
+        invalid.message = podway_flow::record::bounded(&message, Record::MESSAGE_LIMIT);
+        return Outcomes { result: Err(failed("InvalidImageName", message)), records: vec![invalid] };
+    }
     let ask = || async {
         let found = context.cri.image_status(image).await.result;
         found.map_err(|e| match e.code {
@@ -219,7 +228,7 @@ pub struct Making {
 }
 
 /// Makes a container and starts it: between the two nothing is decided.
-pub async fn create_container(context: Context, pod: Pod, making: Making) -> Outcomes<()> {
+pub async fn create_container(context: Context, pod: Pod, making: Making) -> Outcomes<Option<Instance>> {
     let bad = |e: Failed| Outcomes { result: Err(e), records: Vec::new() };
     let (config, sandbox_config) = match container_config(&context, &pod, &making).await {
         Ok(made) => made,
@@ -234,21 +243,31 @@ pub async fn create_container(context: Context, pod: Pod, making: Making) -> Out
     match answer.result {
         Err(e) => Outcomes { result: Err(failed("CreateContainerError", e.message)), records },
         Ok(id) => {
-            let started = start_container(context, name.to_owned(), id).await;
+            let started = start_container(context, name.to_owned(), id, making.sandbox.clone()).await;
             records.extend(started.records);
             Outcomes { result: started.result, records }
         }
     }
 }
 
-/// Starts a container that was made.
-pub async fn start_container(context: Context, name: String, id: String) -> Outcomes<()> {
+/// Starts a container of `sandbox` that was made: as the runtime then reports it, or `None` where it
+/// must be asked for again.
+pub async fn start_container(
+    context: Context,
+    name: String,
+    id: String,
+    sandbox: String,
+) -> Outcomes<Option<Instance>> {
     let begun = context.clock.now();
     let mut answer = context.cri.start_container(&id).await;
     let now = context.clock.now();
     let reasons = ("Started", "RunContainerError");
     let records = recorded(&mut answer, Phase::ContainersStarted, Some(&name), begun, now, reasons);
-    Outcomes { result: answer.result.map_err(|e| failed("RunContainerError", e.message)), records }
+    let result = match answer.result {
+        Ok(()) => Ok(context.cri.instance(&id, &sandbox).await.ok().flatten()),
+        Err(e) => Err(failed("RunContainerError", e.message)),
+    };
+    Outcomes { result, records }
 }
 
 async fn container_config(
@@ -275,7 +294,8 @@ async fn container_config(
     if !env.invalid_names.is_empty() {
         let message =
             format!("Keys [{}] were skipped since they are no variable names", env.invalid_names.join(", "));
-        context.api.warn(&pod.object, "InvalidEnvironmentVariableNames", &message).await;
+        let (api, object) = (context.api.clone(), pod.object.clone());
+        tokio::spawn(async move { api.warn(&object, "InvalidEnvironmentVariableNames", &message).await });
     }
     let dir = context.volumes.pod_dir(&pod.uid).map_err(|e| wrong(&e))?;
     let hostname = hosts::hostname(&pod.object, &context.dns.cluster_domain, &context.hostname)
@@ -337,6 +357,53 @@ fn own_file(path: &Path, container_path: &str, text: &[u8], mode: u32) -> Result
         host_path: path.display().to_string(),
         ..Default::default()
     })
+}
+
+/// What taking a part of a pod down came to.
+#[derive(Debug)]
+pub enum Took {
+    /// A container was stopped: as the runtime then reports it, or `None` where it must be asked.
+    Stopped(Option<Instance>),
+    /// A sandbox was stopped.
+    SandboxStopped(String),
+    /// A sandbox is gone, and what was in it.
+    SandboxRemoved(String),
+    /// A container is gone.
+    Removed(String),
+}
+
+fn taken(answer: Answer<()>) -> Result<(), CallError> {
+    match answer.result {
+        // What is not there is taken down.
+        Err(e) if e.code == Code::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Stops a container of `sandbox`.
+pub async fn stop_container(
+    cri: Cri,
+    id: String,
+    sandbox: String,
+    grace: Duration,
+) -> Result<Took, CallError> {
+    taken(cri.stop_container(&id, grace).await)?;
+    Ok(Took::Stopped(cri.instance(&id, &sandbox).await.ok().flatten()))
+}
+
+/// Stops a sandbox.
+pub async fn stop_sandbox(cri: Cri, id: String) -> Result<Took, CallError> {
+    taken(cri.stop_sandbox(&id).await).map(|()| Took::SandboxStopped(id))
+}
+
+/// Removes a sandbox.
+pub async fn remove_sandbox(cri: Cri, id: String) -> Result<Took, CallError> {
+    taken(cri.remove_sandbox(&id).await).map(|()| Took::SandboxRemoved(id))
+}
+
+/// Removes a container.
+pub async fn remove_container(cri: Cri, id: String) -> Result<Took, CallError> {
+    taken(cri.remove_container(&id).await).map(|()| Took::Removed(id))
 }
 
 /// Removes what the agent made for a pod: volumes, cgroup, and with `logs` its logs. May be repeated.

@@ -78,6 +78,18 @@ pub struct Instance {
     pub image_id: String,
 }
 
+impl State {
+    /// States only go on: what was seen later in a container's life is the newer knowledge.
+    fn rank(&self) -> u8 {
+        match self {
+            State::Created => 0,
+            State::Running => 1,
+            State::Unknown => 2,
+            State::Exited { .. } => 3,
+        }
+    }
+}
+
 impl Instance {
     fn live(&self) -> bool {
         matches!(self.state, State::Running | State::Created | State::Unknown)
@@ -112,6 +124,28 @@ impl Observed {
         let mut all: Vec<&Instance> = self.containers.iter().filter(|c| c.name == name).collect();
         all.sort_by(|a, b| (b.restarts, b.created, &b.id).cmp(&(a.restarts, a.created, &a.id)));
         all
+    }
+
+    /// Takes in what was told of one sandbox. News may come late: one that is not ready stays so.
+    pub fn learn_sandbox(&mut self, news: Sandbox) {
+        match self.sandboxes.iter_mut().find(|s| s.id == news.id) {
+            Some(known) => {
+                known.ready &= news.ready;
+                if known.ips.is_empty() {
+                    known.ips = news.ips;
+                }
+            }
+            None => self.sandboxes.push(news),
+        }
+    }
+
+    /// Takes in what was told of one container. News may come late: it never goes back in its life.
+    pub fn learn(&mut self, news: Instance) {
+        match self.containers.iter_mut().find(|c| c.id == news.id) {
+            Some(known) if news.state.rank() >= known.state.rank() => *known = news,
+            Some(_) => {}
+            None => self.containers.push(news),
+        }
     }
 
     /// Whether a process of the pod runs or may run.

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 /// How many attempts at one part are kept.
 const ATTEMPTS: usize = 3;
+/// Evidence: the object's revision.
+const VERSION: &str = "resourceVersion";
 
 /// A pod's start.
 #[derive(Clone, Debug)]
@@ -53,18 +55,32 @@ impl Start {
             closed: false,
         };
         if let Some(created) = &pod.metadata.creation_timestamp {
+            // In the words of the audit log, which may tell the same better later on.
             let at = Micros(created.0.as_microsecond());
-            let mut requested = record(Phase::Requested, None, at, Some(at), "Created");
-            (requested.writer, requested.resolution) = (Writer::ApiServer, Resolution::Second);
-            start.flow.records.push(requested);
+            for (phase, reason) in [(Phase::Requested, "Authorized"), (Phase::Persisted, "Created")] {
+                let mut coarse = record(phase, None, at, Some(at), reason);
+                (coarse.writer, coarse.resolution) = (Writer::ApiServer, Resolution::Second);
+                start.flow.records.push(coarse);
+            }
         }
         let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(wire::SCHEDULING_ANNOTATION));
         // Anybody may write the annotation: what it cannot be is left out, what it claims is the
         // scheduler's word and nobody else's.
         let told = annotation.and_then(|text| wire::decode(text.as_bytes()).ok()).unwrap_or_default();
         let scheduler = [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound];
+        // The revision that the scheduler first saw is that of the creation, if it placed the pod at
+        // its first attempt and nobody changed the spec (a gate taken away) before.
+        let untouched = pod.metadata.generation.is_none_or(|g| g <= 1);
         for mut told in told.into_iter().filter(|r| scheduler.contains(&r.phase)) {
             told.writer = Writer::Scheduler;
+            if told.phase == Phase::Queued
+                && told.attempt == 1
+                && untouched
+                && let Some(version) = told.evidence.get(VERSION)
+                && let Some(persisted) = start.flow.records.iter_mut().find(|r| r.phase == Phase::Persisted)
+            {
+                persisted.evidence.insert(VERSION.to_owned(), version.clone());
+            }
             if told.phase == Phase::Bound && told.end.is_none() {
                 // The Binding was answered before the watch told of it; the audit log knows better.
                 told.end = Some(seen.max(told.start));
@@ -76,7 +92,7 @@ impl Start {
         }
         let mut observed = record(Phase::Observed, None, seen, Some(seen), "Seen");
         if let Some(version) = &pod.metadata.resource_version {
-            observed.evidence.insert("resourceVersion".to_owned(), version.clone());
+            observed.evidence.insert(VERSION.to_owned(), version.clone());
         }
         start.flow.records.push(observed);
         start
@@ -90,6 +106,20 @@ impl Start {
 
     /// It is over: nothing is added any more.
     pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// The same, with `told` for what it has: what people were told in the pod's conditions.
+    #[must_use]
+    pub fn of(mut self, told: Flow) -> Self {
+        self.flow = told;
+        self
+    }
+
+    /// It is over, and it is what people were told in the pod's conditions (`told`), and `last`.
+    pub fn seal(&mut self, told: Flow, last: Vec<Record>) {
+        self.flow = told;
+        self.flow.records.extend(last);
         self.closed = true;
     }
 
@@ -165,8 +195,10 @@ mod tests {
     fn a_start_is_gathered_from_its_writers() {
         let mut bound = record(Phase::Bound, None, Micros(10), None, "Binding");
         bound.writer = Writer::ApiServer;
+        let mut queued = record(Phase::Queued, None, Micros(8), Some(Micros(9)), "Popped");
+        queued.evidence.insert(VERSION.to_owned(), "7".to_owned());
         let forged = record(Phase::Ready, None, Micros(1), Some(Micros(2)), "Ready");
-        let text = String::from_utf8(wire::encode(&[bound, forged])).unwrap();
+        let text = String::from_utf8(wire::encode(&[queued, bound, forged])).unwrap();
         let pod: api::Pod =
             serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u",
             "resourceVersion": "9", "creationTimestamp": "1970-01-01T00:00:00Z",
@@ -177,12 +209,21 @@ mod tests {
         assert!(flow.summary(Phase::Ready).is_none(), "the annotation is the scheduler's only");
         assert_eq!(flow.summary(Phase::Bound).unwrap().end, Some(Micros(30)));
         assert_eq!(flow.summary(Phase::ImagesPulled).unwrap().outcome, Outcome::Running);
+        let before = podway_flow::conditions::for_pod(&start.flow([]));
         let mut requested = record(Phase::Requested, None, Micros(5), Some(Micros(5)), "Authorized");
         requested.writer = Writer::ApiServer;
-        start.audit(vec![requested, record(Phase::Bound, None, Micros(11), Some(Micros(20)), "Bound")]);
+        let persisted = record(Phase::Persisted, None, Micros(5), Some(Micros(8)), "Created");
+        let bound = record(Phase::Bound, None, Micros(11), Some(Micros(20)), "Bound");
+        start.audit(vec![requested, persisted, bound]);
+        let after = podway_flow::conditions::for_pod(&start.flow([]));
+        let words = |all: &[podway_flow::conditions::Condition]| -> Vec<_> {
+            all.iter().map(|c| (c.status, c.reason.clone(), c.message.clone())).collect()
+        };
+        assert_eq!(words(&before), words(&after), "the audit log only says it finer");
         let flow = start.flow([]);
         assert_eq!(flow.summary(Phase::Bound).unwrap().end, Some(Micros(20)));
         assert_eq!(flow.summary(Phase::Requested).unwrap().start, Micros(5));
+        assert_eq!(flow.records_of(Phase::Persisted)[0].evidence[VERSION], "7");
         assert_eq!(flow.records_of(Phase::Observed)[0].evidence["watchLagMicros"], "10");
     }
 

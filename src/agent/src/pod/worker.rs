@@ -6,12 +6,12 @@
 //! being made; the object is deleted only after what the agent and the runtime made is gone.
 
 use crate::api::ApiError;
-use crate::cri::{Answer, CallError};
-use crate::pod::actions::{self, Failed, Making, Outcomes, chain};
+use crate::cri::{CallError, Told};
+use crate::pod::actions::{self, Failed, Making, Outcomes, Took, chain};
 use crate::pod::context::Context;
 use crate::pod::core::{
-    self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, Terminal, add, failure_delay,
-    note_exits,
+    self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, Sandbox, State, Terminal, add,
+    failure_delay, note_exits,
 };
 use crate::pod::cri_config;
 use crate::pod::model::{Deletion, Pod, Role};
@@ -21,7 +21,7 @@ use crate::status::writer::Writer;
 use crate::volumes::{MountedVolume, VolumeError};
 use k8s_openapi::api::core::v1 as api;
 use podway_cri::v1;
-use podway_flow::{Micros, Outcome, Phase, Record};
+use podway_flow::{Flow, Micros, Outcome, Phase, Record};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +40,10 @@ pub enum Input {
     Pod(Arc<api::Pod>),
     /// The object is gone from the API server.
     Gone,
-    /// Something of it changed in the runtime, or may have.
+    /// Something of it changed in the runtime, or may have: it is asked.
     Runtime,
+    /// What the runtime told of it.
+    Told(Box<Told>),
 }
 
 /// The way to a worker.
@@ -62,6 +64,8 @@ pub struct Beginning {
     pub seen: Micros,
     /// Why the node does not take it, if so.
     pub refused: Option<Terminal>,
+    /// That the runtime cannot hold anything of it yet: it need not be asked.
+    pub fresh: bool,
 }
 
 /// What runs for a pod; the key of an action that must not run twice.
@@ -74,6 +78,7 @@ enum Key {
     Stop(String),
     StopSandbox(String),
     Remove(String),
+    Unmount,
     /// Whether logs go as well.
     Clean(bool),
     Delete,
@@ -94,11 +99,12 @@ impl Key {
 }
 
 enum Done {
-    Sandbox(Outcomes<String>),
+    Sandbox(Outcomes<Option<Sandbox>>),
     Volumes(Result<BTreeMap<String, MountedVolume>, VolumeError>, Vec<Record>),
     Image(String, Box<Outcomes<v1::Image>>),
-    Container(String, Outcomes<()>),
-    Effect(Result<(), CallError>),
+    Container(String, Outcomes<Option<Instance>>),
+    Took(Result<Took, CallError>),
+    Unmounted(Result<(), VolumeError>),
     Clean(bool, Result<(), String>),
     Deleted(Result<(), ApiError>),
     Patched(Result<Box<api::Pod>, ApiError>),
@@ -144,6 +150,11 @@ struct Worker {
     warned: HashSet<(String, u32)>,
     /// When the status first had the pod Ready.
     told_ready: Option<Micros>,
+    /// The flow behind the status that was written last: what people are told in the pod's conditions
+    /// and in its `PodFlow` is one and the same.
+    told: Option<Flow>,
+    /// That the whole flow is written, or not to be written.
+    flow_told: bool,
     flow_made: bool,
     flow_written: Option<Micros>,
     /// That the flow should be written, and whether it is the whole.
@@ -155,6 +166,7 @@ struct Worker {
     gone: bool,
     cleaned: bool,
     removed: bool,
+    unmounted: bool,
     settled: bool,
     finished: bool,
 }
@@ -164,7 +176,7 @@ struct Worker {
 #[must_use]
 pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::JoinHandle<bool>) {
     let (sender, inputs) = mpsc::unbounded_channel();
-    let Beginning { pod, seen, refused } = beginning;
+    let Beginning { pod, seen, refused, fresh } = beginning;
     let mut start = Start::new(&pod.object, seen);
     let mut admitted = record(Phase::Admitted, None, seen, Some(context.clock.now()), "Admitted");
     if let Some(refusal) = &refused {
@@ -199,16 +211,19 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         volumes: BTreeMap::new(),
         warned: HashSet::new(),
         told_ready: None,
+        told: None,
+        flow_told: false,
         flow_made: false,
         flow_written: None,
         flow_due: None,
         flow_failures: 0,
         last_status: None,
-        stale: true,
-        first: true,
+        stale: !fresh,
+        first: !fresh,
         gone: false,
         cleaned: false,
         removed: false,
+        unmounted: false,
         settled: false,
         finished: false,
     };
@@ -260,6 +275,7 @@ impl Worker {
     fn input(&mut self, input: Input) {
         match input {
             Input::Runtime => self.stale = true,
+            Input::Told(told) => self.told(*told),
             Input::Gone => {
                 self.gone = true;
                 self.journal.terminal_reported = true;
@@ -268,6 +284,23 @@ impl Worker {
             }
             Input::Pod(object) => self.object(object, true),
         }
+    }
+
+    /// Takes in what the runtime told: without asking, unless it is of a sandbox that is not known.
+    fn told(&mut self, told: Told) {
+        if self.observed.sandboxes.iter().any(|s| s.id == told.sandbox.id) {
+            self.observed.learn_sandbox(told.sandbox);
+            told.containers.into_iter().for_each(|c| self.learn(c));
+        } else if !self.runs(&Key::Sandbox) {
+            self.stale = true;
+        }
+    }
+
+    fn learn(&mut self, instance: Instance) {
+        if matches!(instance.state, State::Exited { .. }) {
+            self.ended.insert(instance.id.clone(), instance.clone());
+        }
+        self.observed.learn(instance);
     }
 
     /// Takes a newer object on; an older one (a watch event that our own write overtook) is left.
@@ -315,6 +348,7 @@ impl Worker {
         let told = Phase::StatusReported.condition_type();
         if ready || terminal || conditions.clone().any(|c| c.type_ == told && c.status == "True") {
             self.start.close();
+            self.flow_told = true;
             self.told_ready = Some(self.now());
         } else if !self.observed.sandboxes.is_empty() {
             match self.context.cri.records(&self.observed).await {
@@ -365,6 +399,10 @@ impl Worker {
             }
         } else {
             wake = earlier(wake, self.want_volumes(now));
+        }
+        let dead = self.observed.containers.iter().all(|c| matches!(c.state, State::Exited { .. }));
+        if self.pod.deletion.is_some() && dead {
+            wake = earlier(wake, self.unmount(now));
         }
         let idle = plan.is_empty();
         for action in plan {
@@ -450,27 +488,37 @@ impl Worker {
                     Done::Container(container, actions::create_container(context, pod, making).await)
                 })
             }
-            Action::StartContainer { container, id } => self.tasks.spawn(async move {
-                let started = actions::start_container(context, container.clone(), id).await;
-                Done::Container(container, started)
-            }),
+            Action::StartContainer { container, id } => {
+                let sandbox = self.sandbox_of(&id);
+                self.tasks.spawn(async move {
+                    let started = actions::start_container(context, container.clone(), id, sandbox).await;
+                    Done::Container(container, started)
+                })
+            }
             Action::StopContainer { id, grace } => {
                 self.journal.stopping_since.get_or_insert(now);
-                self.tasks.spawn(async move { Done::Effect(effect(cri.stop_container(&id, grace).await)) })
+                let sandbox = self.sandbox_of(&id);
+                self.tasks
+                    .spawn(async move { Done::Took(actions::stop_container(cri, id, sandbox, grace).await) })
             }
             Action::StopSandbox { id } => {
-                self.tasks.spawn(async move { Done::Effect(effect(cri.stop_sandbox(&id).await)) })
+                self.tasks.spawn(async move { Done::Took(actions::stop_sandbox(cri, id).await) })
             }
             Action::RemoveSandbox { id } => {
-                self.tasks.spawn(async move { Done::Effect(effect(cri.remove_sandbox(&id).await)) })
+                self.tasks.spawn(async move { Done::Took(actions::remove_sandbox(cri, id).await) })
             }
             Action::RemoveContainer { id } => {
-                self.tasks.spawn(async move { Done::Effect(effect(cri.remove_container(&id).await)) })
+                self.tasks.spawn(async move { Done::Took(actions::remove_container(cri, id).await) })
             }
             Action::WaitUntil(_) | Action::ReportTerminal(_) | Action::DeleteFromApi => return None,
         };
         self.running.insert(begun.id(), Running { key, open, abort: begun, deadline });
         None
+    }
+
+    fn sandbox_of(&self, id: &str) -> String {
+        let found = self.observed.containers.iter().find(|c| c.id == id);
+        found.map(|c| c.sandbox.clone()).unwrap_or_default()
     }
 
     fn making(&self, container: &str, sandbox: String, restarts: u32) -> Option<Making> {
@@ -491,7 +539,8 @@ impl Worker {
         if !self.removed {
             return self.clean(now, true);
         }
-        if self.gone {
+        // Our own deletion is let end, also when the watch was faster than its answer.
+        if self.gone && !self.runs(&Key::Delete) {
             self.finished = true;
             return None;
         }
@@ -511,8 +560,25 @@ impl Worker {
         None
     }
 
+    /// Takes the volumes of a pod that is going down, beside what else goes down.
+    fn unmount(&mut self, now: Micros) -> Option<Micros> {
+        if self.unmounted || self.runs(&Key::Unmount) {
+            return None;
+        }
+        if let Some(at) = self.waits(&Key::Unmount, now) {
+            return Some(at);
+        }
+        let (context, uid) = (self.context.clone(), self.pod.uid.clone());
+        self.spawn(
+            Key::Unmount,
+            Vec::new(),
+            async move { Done::Unmounted(context.volumes.teardown(&uid).await) },
+        );
+        None
+    }
+
     fn clean(&mut self, now: Micros, logs: bool) -> Option<Micros> {
-        if self.runs(&Key::Clean(true)) || self.runs(&Key::Clean(false)) {
+        if [Key::Clean(true), Key::Clean(false), Key::Unmount].iter().any(|key| self.runs(key)) {
             return None;
         }
         let key = Key::Clean(logs);
@@ -541,11 +607,12 @@ impl Worker {
             }
         };
         let Some(Running { key, .. }) = self.running.remove(&id) else { return };
-        if key.acts() {
-            self.stale = true;
-        }
         let ok = match done {
-            None => false,
+            // What it came to is not known.
+            None => {
+                self.stale |= key.acts();
+                false
+            }
             Some(done) => self.result(done, now),
         };
         if ok {
@@ -566,8 +633,13 @@ impl Worker {
             Done::Sandbox(Outcomes { result, records }) => {
                 self.start.absorb(records);
                 match result {
-                    Ok(_) => self.journal.sandbox_failure = None,
+                    Ok(made) => {
+                        self.journal.sandbox_failure = None;
+                        self.stale |= made.is_none();
+                        made.into_iter().for_each(|s| self.observed.learn_sandbox(s));
+                    }
                     Err(e) => {
+                        self.stale = true;
                         self.warn(&e.reason, &e.message);
                         self.journal.sandbox_failure = Some(later_failure(e, BACKOFF_FIRST, now));
                     }
@@ -602,8 +674,12 @@ impl Worker {
                         let delay = failure_delay(memory.image_failure.as_ref());
                         memory.image_failure = Some(later_failure(e.clone(), delay, now));
                         let image = self.pod.container(&container).map_or("", |c| c.image.as_str());
-                        let text = format!("Failed to pull image \"{image}\": {}", e.message);
-                        self.warn("Failed", &text);
+                        let failed = format!("Failed to pull image \"{image}\": {}", e.message);
+                        match e.reason.as_str() {
+                            "InvalidImageName" => self.warn("InspectFailed", &e.message),
+                            "ErrImageNeverPull" => self.warn("ErrImageNeverPull", &e.message),
+                            _ => self.warn("Failed", &failed),
+                        }
                     }
                 }
                 true
@@ -614,15 +690,48 @@ impl Worker {
                 self.context.metrics.container(init, result.as_ref().err().map(|e| e.reason.as_str()));
                 let memory = self.journal.of_mut(&container);
                 match result {
-                    Ok(()) => memory.start_failure = None,
+                    Ok(started) => {
+                        memory.start_failure = None;
+                        self.stale |= started.is_none();
+                        started.into_iter().for_each(|i| self.learn(i));
+                    }
                     Err(e) => {
+                        self.stale = true;
                         memory.start_failure = Some(later_failure(e.clone(), BACKOFF_FIRST, now));
                         self.warn("Failed", &format!("Error: {}", e.message));
                     }
                 }
                 true
             }
-            Done::Effect(result) => self.logged(result.map_err(|e| e.message), "take a part of it down"),
+            Done::Took(result) => {
+                match &result {
+                    Err(_) | Ok(Took::Stopped(None)) => self.stale = true,
+                    Ok(Took::Stopped(Some(instance))) => self.learn(instance.clone()),
+                    Ok(Took::SandboxStopped(id)) => {
+                        self.observed
+                            .sandboxes
+                            .iter_mut()
+                            .filter(|s| s.id == *id)
+                            .for_each(|s| s.ready = false);
+                        // What ran in it was stopped with it.
+                        self.stale |= self
+                            .observed
+                            .containers
+                            .iter()
+                            .any(|c| c.sandbox == *id && !matches!(c.state, State::Exited { .. }));
+                    }
+                    Ok(Took::SandboxRemoved(id)) => {
+                        self.observed.sandboxes.retain(|s| s.id != *id);
+                        self.observed.containers.retain(|c| c.sandbox != *id);
+                    }
+                    Ok(Took::Removed(id)) => self.observed.containers.retain(|c| c.id != *id),
+                }
+                self.logged(result.map(drop).map_err(|e| e.message), "take a part of it down")
+            }
+            Done::Unmounted(result) => {
+                self.unmounted = result.is_ok();
+                self.logged(result.map_err(|e| chain(&e)), "unmount its volumes")
+            }
             Done::Clean(logs, result) => {
                 let ok = self.logged(result, "remove what was made for it");
                 self.cleaned |= ok;
@@ -645,7 +754,7 @@ impl Worker {
                 if whole && result.is_ok() {
                     self.start.audit(audit);
                     self.context.metrics.flow(&self.start.flow([]));
-                    self.start.close();
+                    self.flow_told = true;
                 }
                 self.logged(result.map_err(|e| chain(&e)), "write its flow")
             }
@@ -657,14 +766,6 @@ impl Worker {
             tracing::warn!(pod = %self.pod.uid, namespace = %self.pod.namespace, name = %self.pod.name, error, "cannot {what}");
         }
         result.is_ok()
-    }
-}
-
-fn effect(answer: Answer<()>) -> Result<(), CallError> {
-    match answer.result {
-        // What is not there is taken down.
-        Err(e) if e.code == tonic::Code::NotFound => Ok(()),
-        other => other,
     }
 }
 

@@ -22,6 +22,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub enum Urgency {
     /// The pod is on its way: its first second needs no word.
     Later,
+    /// Nobody waits for it: it may lie for a second.
+    Rest,
     /// Something changed that people wait for.
     Soon,
     /// Nothing more is coming: gathering would only delay it.
@@ -117,6 +119,7 @@ impl Writer {
         self.due = match urgency {
             Urgency::Now => now,
             Urgency::Soon => after(*self.hurry.get_or_insert(now), GATHER),
+            Urgency::Rest => after(first, QUIET),
             Urgency::Later => after(self.born, QUIET).max(after(first, GATHER)),
         };
     }

@@ -7,10 +7,36 @@ use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1 as auth;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::api::{Api, PostParams};
+use std::time::Duration;
 
 /// The API server as a source, under the node's identity.
 #[derive(Clone)]
 pub struct ApiSource(pub kube::Client);
+
+/// The first delay after a refusal of the Node authorizer, and how long it is asked in all.
+const REFUSED: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(300));
+
+/// The Node authorizer learns of a pod's binding by a watch of its own. For a moment it may refuse
+/// what it is about to allow, and the next attempt at the volume would come only after 500 ms.
+async fn allowed<T, F>(ask: impl Fn() -> F) -> Result<T, kube::Error>
+where
+    F: Future<Output = Result<T, kube::Error>>,
+{
+    let mut delay = REFUSED.0;
+    loop {
+        match ask().await {
+            Err(kube::Error::Api(status))
+                if status.code == 403
+                    && status.message.contains("no relationship found")
+                    && delay < REFUSED.1 =>
+            {
+                tokio::time::sleep(delay).await;
+                delay *= 2;
+            }
+            other => return other,
+        }
+    }
+}
 
 fn failed(kind: &'static str, namespace: &str, name: &str) -> impl FnOnce(kube::Error) -> ObjectError {
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
@@ -21,11 +47,11 @@ fn failed(kind: &'static str, namespace: &str, name: &str) -> impl FnOnce(kube::
 impl Objects for ApiSource {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, ObjectError> {
         let api: Api<ConfigMap> = Api::namespaced(self.0.clone(), namespace);
-        api.get_opt(name).await.map_err(failed("configmap", namespace, name))
+        allowed(|| api.get_opt(name)).await.map_err(failed("configmap", namespace, name))
     }
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ObjectError> {
         let api: Api<Secret> = Api::namespaced(self.0.clone(), namespace);
-        api.get_opt(name).await.map_err(failed("secret", namespace, name))
+        allowed(|| api.get_opt(name)).await.map_err(failed("secret", namespace, name))
     }
 }
 
@@ -46,8 +72,8 @@ impl Tokens for ApiSource {
             }),
             ..auth::TokenRequest::default()
         };
-        let answer = api
-            .create_token_request(&request.service_account, &PostParams::default(), &body)
+        let post = PostParams::default();
+        let answer = allowed(|| api.create_token_request(&request.service_account, &post, &body))
             .await
             .map_err(failed("token of serviceaccount", &request.namespace, &request.service_account))?;
         answer.status.and_then(|s| s.token).filter(|t| !t.is_empty()).ok_or_else(|| ObjectError {
@@ -56,5 +82,35 @@ impl Tokens for ApiSource {
             name: request.service_account.clone(),
             source: "the API server answered without a token".into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn refused(message: &str) -> kube::Error {
+        let status = kube::core::Status::failure(message, "Forbidden").with_code(403);
+        kube::Error::Api(Box::new(status))
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_the_node_authorizer_is_asked_again_for_a_moment_and_another_is_not() {
+        for (message, allowed_after, asked) in [
+            ("no relationship found between node 'n' and this object", 3, Some(4)),
+            ("no relationship found between node 'n' and this object", 99, None),
+            ("forbidden", 1, None),
+        ] {
+            let calls = AtomicU32::new(0);
+            let begun = tokio::time::Instant::now();
+            let result = allowed(|| async {
+                let n = calls.fetch_add(1, Ordering::Relaxed);
+                if n < allowed_after { Err(refused(message)) } else { Ok(n + 1) }
+            })
+            .await;
+            assert_eq!(result.ok(), asked, "{message}");
+            assert!(begun.elapsed() < Duration::from_millis(700));
+        }
     }
 }

@@ -4,7 +4,9 @@ use super::atomic_writer::{File, Payload};
 use super::{TokenRequest, Tokens, VolumeError};
 use crate::env::Objects;
 use crate::env::fields::{self, Addresses};
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume, VolumeProjection,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
@@ -122,39 +124,43 @@ impl Sources<'_> {
     }
 
     async fn projected(&self, source: &ProjectedVolumeSource) -> Result<Payload, VolumeError> {
-        let default = source.default_mode;
-        let mut out = Payload::new();
-        for part in source.sources.iter().flatten() {
-            if let Some(s) = &part.config_map {
-                out.extend(self.object("configmap", &s.name, s.optional, s.items.as_ref(), default).await?);
-            } else if let Some(s) = &part.secret {
-                out.extend(self.object("secret", &s.name, s.optional, s.items.as_ref(), default).await?);
-            } else if let Some(s) = &part.downward_api {
-                out.extend(self.downward(s.items.as_ref(), default)?);
-            } else if let Some(s) = &part.service_account_token {
-                let spec = self.pod.spec.as_ref();
-                let request = TokenRequest {
-                    namespace: self.namespace().to_owned(),
-                    service_account: spec
-                        .and_then(|s| s.service_account_name.clone())
-                        .filter(|s| !s.is_empty())
-                        .unwrap_or_else(|| "default".to_owned()),
-                    pod_name: self.pod.metadata.name.clone().unwrap_or_default(),
-                    pod_uid: self.pod.metadata.uid.clone().unwrap_or_default(),
-                    audience: s.audience.clone().filter(|a| !a.is_empty()),
-                    seconds: s.expiration_seconds.unwrap_or(TOKEN_SECONDS),
-                };
-                let token = self.tokens.token(&request).await?;
-                let uid = self.only_user();
-                // With fsGroup the atomic writer adds the group's read bit to 0600.
-                let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group).is_some();
-                let bits = if group || uid.is_some() { 0o600 } else { mode(None, default) };
-                out.insert(s.path.clone(), File { data: token.into_bytes(), mode: bits, uid });
-            } else {
-                return Err(VolumeError::Unsupported("projected source".to_owned()));
-            }
+        let parts = source.sources.iter().flatten().map(|part| self.part(part, source.default_mode));
+        // All asked for at once; laid over each other in their order.
+        let parts = futures::future::try_join_all(parts).await?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
+    async fn part(&self, part: &VolumeProjection, default: Option<i32>) -> Result<Payload, VolumeError> {
+        if let Some(s) = &part.config_map {
+            return self.object("configmap", &s.name, s.optional, s.items.as_ref(), default).await;
         }
-        Ok(out)
+        if let Some(s) = &part.secret {
+            return self.object("secret", &s.name, s.optional, s.items.as_ref(), default).await;
+        }
+        if let Some(s) = &part.downward_api {
+            return self.downward(s.items.as_ref(), default);
+        }
+        let Some(s) = &part.service_account_token else {
+            return Err(VolumeError::Unsupported("projected source".to_owned()));
+        };
+        let spec = self.pod.spec.as_ref();
+        let request = TokenRequest {
+            namespace: self.namespace().to_owned(),
+            service_account: spec
+                .and_then(|s| s.service_account_name.clone())
+                .filter(|s| !s.is_empty())
+                .unwrap_or_else(|| "default".to_owned()),
+            pod_name: self.pod.metadata.name.clone().unwrap_or_default(),
+            pod_uid: self.pod.metadata.uid.clone().unwrap_or_default(),
+            audience: s.audience.clone().filter(|a| !a.is_empty()),
+            seconds: s.expiration_seconds.unwrap_or(TOKEN_SECONDS),
+        };
+        let token = self.tokens.token(&request).await?;
+        let uid = self.only_user();
+        // With fsGroup the atomic writer adds the group's read bit to 0600.
+        let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group).is_some();
+        let bits = if group || uid.is_some() { 0o600 } else { mode(None, default) };
+        Ok(Payload::from([(s.path.clone(), File { data: token.into_bytes(), mode: bits, uid })]))
     }
 
     /// The user that every container runs as, if it is one and stated.

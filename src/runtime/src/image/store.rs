@@ -5,97 +5,20 @@
 //! pull names it: after a crash, what the file does not name is deleted. Layers that a pin or an
 //! image names are never removed.
 
+mod index;
+
 use super::reference::{Digest, ImageRef};
 use super::registry::ImageConfig;
 use super::unpack::Unpacked;
 use crate::rootfs::{self, Layer};
-use serde::{Deserialize, Serialize};
+use index::{File, Stored, StoredLayer, directories, io_error};
+pub use index::{Image, StoreError};
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-
-/// Why the store failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A file operation failed.
-    #[error("the image store could not {what} {}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The error.
-        #[source]
-        source: io::Error,
-    },
-    /// The index is not readable.
-    #[error("{} is not a valid image index; move it away to start with an empty store", path.display())]
-    Index {
-        /// The file.
-        path: PathBuf,
-        /// The error.
-        #[source]
-        source: serde_json::Error,
-    },
-}
-
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { what, path, source }
-}
-
-/// An image that is whole and on disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Image {
-    /// `sha256:<configuration digest>`, CRI's image id.
-    pub id: Digest,
-    /// `registry/repository:tag`, each of one image at most.
-    pub repo_tags: Vec<String>,
-    /// `registry/repository@digest`.
-    pub repo_digests: Vec<String>,
-    /// What to run.
-    pub config: ImageConfig,
-    /// Diff ids bottom to top.
-    pub layers: Vec<Digest>,
-    /// Their directories bottom to top: overlayfs wants them in reverse.
-    pub layer_dirs: Vec<PathBuf>,
-    /// The same directories, each with what must be known to put them above one another.
-    pub stack: Vec<Layer>,
-    /// Bytes on disk, and of the configuration; over 0.
-    pub size: u64,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Stored {
-    id: Digest,
-    repo_tags: Vec<String>,
-    repo_digests: Vec<String>,
-    config: ImageConfig,
-    layers: Vec<Digest>,
-    size: u64,
-    /// By layer directory: what lower layers have to say on (see [`rootfs::implicit`]).
-    #[serde(default)]
-    stack: Vec<Layer>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct StoredLayer {
-    bytes: u64,
-    inodes: u64,
-    /// See [`rootfs::implicit`]; the shallowest ones of too many.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    implicit: Vec<PathBuf>,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct File {
-    version: u32,
-    images: Vec<Stored>,
-    layers: BTreeMap<Digest, StoredLayer>,
-}
 
 type Index = BTreeMap<Digest, Arc<Image>>;
 
@@ -165,14 +88,7 @@ impl ImageStore {
                 .and_then(|()| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700)))
                 .map_err(io_error("make", &directory))?;
         }
-        let path = root.join("images.json");
-        let file: File = match std::fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| StoreError::Index { path, source })?
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => File::default(),
-            Err(e) => return Err(io_error("read", &path)(e)),
-        };
+        let file = File::read(root)?;
         let layers = root.join("layers");
         let mut present = BTreeMap::new();
         for entry in std::fs::read_dir(&layers).map_err(io_error("list", &layers))? {
@@ -424,24 +340,9 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Atomic and durable: a temporary file, fsync, rename, fsync of the directory.
     fn write(&self, state: &State, index: &Index) -> Result<(), StoreError> {
-        let file = File {
-            version: 1,
-            images: index.values().map(|i| Stored::of(i)).collect(),
-            layers: state.layers.clone(),
-        };
-        let (path, temporary) = (self.root.join("images.json"), self.root.join("images.json.new"));
-        let bytes = serde_json::to_vec(&file).map_err(|e| io_error("encode", &path)(e.into()))?;
-        let write = || {
-            let mut options = std::fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &path)?;
-            std::fs::File::open(&self.root)?.sync_all()
-        };
-        write().map_err(io_error("write", &path))
+        let images = index.values().map(|i| Stored::of(i)).collect();
+        File { version: 1, images, layers: state.layers.clone() }.write(&self.root)
     }
 }
 
@@ -457,99 +358,5 @@ fn find(index: &Index, reference: &ImageRef) -> Option<Arc<Image>> {
         .cloned()
 }
 
-/// overlayfs refuses a directory that is named twice; of a layer that occurs twice, the upper one
-/// covers all of the lower.
-fn directories(layers: &[Digest], root: &Path) -> Vec<PathBuf> {
-    let last = |(i, l): &(usize, &Digest)| !layers[i + 1..].contains(l);
-    layers.iter().enumerate().filter(last).map(|(_, l)| root.join("layers").join(l.hex())).collect()
-}
-
-impl Stored {
-    fn of(image: &Image) -> Self {
-        Stored {
-            id: image.id,
-            repo_tags: image.repo_tags.clone(),
-            repo_digests: image.repo_digests.clone(),
-            config: image.config.clone(),
-            layers: image.layers.clone(),
-            size: image.size,
-            stack: image.stack.clone(),
-        }
-    }
-
-    fn image(self, root: &Path) -> Image {
-        let layer_dirs = directories(&self.layers, root);
-        // By name: the root may have been moved since.
-        let implicit = |dir: &PathBuf| self.stack.iter().find(|l| l.dir.file_name() == dir.file_name());
-        let layer = |dir: &PathBuf| Layer {
-            dir: dir.clone(),
-            implicit: implicit(dir).map(|l| l.implicit.clone()).unwrap_or_default(),
-        };
-        Image {
-            stack: layer_dirs.iter().map(layer).collect(),
-            layer_dirs,
-            id: self.id,
-            repo_tags: self.repo_tags,
-            repo_digests: self.repo_digests,
-            config: self.config,
-            layers: self.layers,
-            size: self.size,
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn add(store: &Arc<ImageStore>, id: &[u8], tag: &str, layers: &[&[u8]]) -> Arc<Image> {
-        let layers: Vec<Digest> = layers.iter().map(|l| Digest::of(l)).collect();
-        for &layer in &layers {
-            let staging = store.staging().unwrap();
-            store
-                .commit_layer(&staging, layer, Unpacked { bytes: 10, inodes: 1, ..Unpacked::default() })
-                .unwrap();
-        }
-        let reference = ImageRef::parse(tag).unwrap();
-        let names = (reference.repo_tag(), reference.repo_digest(Digest::of(id)));
-        store.put(Digest::of(id), names, ImageConfig::default(), 5, layers).unwrap()
-    }
-
-    #[test]
-    fn images_survive_a_restart_share_layers_and_leave_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(root.path()).unwrap();
-        let a = add(&store, b"a", "a.io/a:1", &[b"base", b"x"]);
-        add(&store, b"b", "a.io/b:1", &[b"base"]);
-        assert_eq!((a.size, store.usage()), (25, Usage { bytes: 20, inodes: 2 }));
-        std::fs::create_dir(root.path().join("layers/torn")).unwrap();
-        drop(store);
-        let store = ImageStore::open(root.path()).unwrap();
-        assert!(!root.path().join("layers/torn").exists());
-        for name in ["a.io/a:1", &a.id.to_string(), &a.id.hex(), &a.id.hex()[..12], &a.repo_digests[0]] {
-            assert_eq!(store.resolve(name).as_deref(), Some(&*a), "{name}");
-        }
-        assert!(store.resolve("a.io/a:2").is_none() && store.resolve("").is_none());
-        let pin = store.pin(&a.layers);
-        assert!(store.remove("a.io/a:1").unwrap() && !store.remove("a.io/a:1").unwrap());
-        assert!(a.layer_dirs[1].exists(), "pinned");
-        drop(pin);
-        store.collect().unwrap();
-        assert!(!a.layer_dirs[1].exists() && a.layer_dirs[0].exists());
-        assert!(store.remove("a.io/b:1").unwrap());
-        assert_eq!(store.usage(), Usage { bytes: 0, inodes: 0 });
-        assert_eq!(std::fs::read_dir(root.path().join("layers")).unwrap().count(), 0);
-        let mode = std::fs::metadata(root.path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-    }
-
-    #[test]
-    fn a_tag_moves_and_the_old_image_keeps_its_digest() {
-        let root = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(root.path()).unwrap();
-        let old = add(&store, b"old", "a.io/a:1", &[b"l"]);
-        let new = add(&store, b"new", "a.io/a:1", &[b"l"]);
-        assert_eq!(store.resolve("a.io/a:1").unwrap().id, new.id);
-        assert!(store.resolve(&old.repo_digests[0]).unwrap().repo_tags.is_empty());
-    }
-}
+mod tests;

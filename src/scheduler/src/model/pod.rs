@@ -82,6 +82,8 @@ pub struct PodInfo {
     pub uid: String,
     /// `metadata.generation`.
     pub generation: Option<i64>,
+    /// `metadata.resourceVersion` as last seen.
+    pub version: Option<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// UID of the ReplicaSet, ReplicationController or StatefulSet that controls it: what upstream's
@@ -155,6 +157,7 @@ impl PodInfo {
             name: meta.name.clone().ok_or(ModelError::Missing("metadata.name"))?,
             uid: meta.uid.clone().ok_or(ModelError::Missing("metadata.uid"))?,
             generation: meta.generation,
+            version: meta.resource_version.clone(),
             labels: meta.labels.clone().unwrap_or_default(),
             owner: owner(pod),
             spreads_itself: spec.topology_spread_constraints.iter().flatten().count() > 0,
@@ -181,7 +184,7 @@ impl PodInfo {
     /// True when nothing differs that could change a decision: a status write alone wakes nobody.
     #[must_use]
     pub fn decides_like(&self, other: &PodInfo) -> bool {
-        let bare = |p: &PodInfo| PodInfo { condition: None, generation: None, ..p.clone() };
+        let bare = |p: &PodInfo| PodInfo { condition: None, generation: None, version: None, ..p.clone() };
         bare(self) == bare(other)
     }
 

@@ -398,3 +398,39 @@ proptest! {
         prop_assert!(gone && !observed.anything_live());
     }
 }
+
+#[test]
+fn late_news_never_take_a_life_back() {
+    let instance = |id: &str, state| Instance {
+        id: id.into(),
+        sandbox: "s".into(),
+        name: "c".into(),
+        restarts: 0,
+        hash: 0,
+        created: Micros(0),
+        started: Micros(0),
+        state,
+        image_id: String::new(),
+    };
+    let sandbox = |ready, ips: &[&str]| Sandbox {
+        id: "s".into(),
+        ready,
+        attempt: 0,
+        created: Micros(0),
+        ips: ips.iter().map(ToString::to_string).collect(),
+    };
+    let gone = State::Exited { code: 1, finished: Micros(9), reason: String::new(), message: String::new() };
+    let mut observed = Observed::default();
+    observed.learn_sandbox(sandbox(true, &[]));
+    observed.learn_sandbox(sandbox(true, &["10.0.0.2"]));
+    observed.learn(instance("a", State::Created));
+    observed.learn(instance("a", State::Running));
+    observed.learn(instance("a", State::Created));
+    assert_eq!(observed.containers[0].state, State::Running);
+    observed.learn(instance("a", gone.clone()));
+    observed.learn(instance("a", State::Running));
+    observed.learn_sandbox(sandbox(false, &[]));
+    observed.learn_sandbox(sandbox(true, &[]));
+    assert_eq!((observed.containers.len(), &observed.containers[0].state), (1, &gone));
+    assert_eq!(observed.sandboxes, [sandbox(false, &["10.0.0.2"])]);
+}

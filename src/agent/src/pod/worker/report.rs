@@ -10,7 +10,9 @@ use crate::pod::{cri_config, status};
 use crate::source::{ContainerView, PodView};
 use crate::status::writer::{Step, Urgency};
 use k8s_openapi::api::core::v1 as api;
-use podway_flow::{Micros, Phase, Record};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use podway_flow::phase::CONDITION_PREFIX;
+use podway_flow::{Flow, Micros, Phase, Record};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +49,7 @@ impl Worker {
             self.journal.terminal_reported = true;
         }
         let whole = ready || self.journal.terminal_reported;
-        if whole && !self.start.closed() && !self.runs(&Key::Flow) {
+        if let Some(told) = self.told.clone().filter(|_| whole && !self.start.closed()) {
             let offered = self.told_ready.unwrap_or(now);
             let mut reported = record(Phase::StatusReported, None, offered, Some(now), "Reported");
             reported.evidence.insert("resourceVersion".to_owned(), version);
@@ -55,7 +57,7 @@ impl Worker {
             if ready {
                 last.push(record(Phase::Ready, None, now, Some(now), "Ready"));
             }
-            self.start.absorb(last);
+            self.start.seal(told, last);
         }
         self.flow_due = Some(whole || self.flow_due == Some(true));
         true
@@ -64,7 +66,8 @@ impl Worker {
     /// Writes the flow: whole when the start is over, and while a pod does not get on now and then.
     pub(super) fn tell_flow(&mut self, now: Micros) -> Option<Micros> {
         let whole = self.flow_due?;
-        if self.start.closed() {
+        // A pod that goes takes its flow along: nobody makes one for it.
+        if self.flow_told || (self.pod.deletion.is_some() && !self.flow_made) {
             self.flow_due = None;
             return None;
         }
@@ -75,7 +78,7 @@ impl Worker {
             self.flow_due = None;
             if whole {
                 self.context.metrics.flow(&self.start.flow([]));
-                self.start.close();
+                self.flow_told = true;
             }
             return None;
         }
@@ -88,8 +91,11 @@ impl Worker {
         }
         self.flow_due = None;
         self.flow_written = Some(now);
-        let mut start = self.start.clone();
-        let open: Vec<Record> = if whole { Vec::new() } else { self.open() };
+        let mut start = match &self.told {
+            Some(told) if !whole => self.start.clone().of(told.clone()),
+            _ => self.start.clone(),
+        };
+        let told = conditions(self.pod.object.status.as_ref());
         let (context, create) = (self.context.clone(), !self.flow_made);
         self.spawn(Key::Flow, Vec::new(), async move {
             let mut audit = Vec::new();
@@ -104,7 +110,7 @@ impl Worker {
                 }
             }
             start.audit(audit.clone());
-            let result = context.api.write_flow(&start.flow(open), create).await;
+            let result = context.api.write_flow(&start.flow([]), &told, create).await;
             Done::Flow { whole, audit, result }
         });
         None
@@ -114,21 +120,24 @@ impl Worker {
         self.running.values().flat_map(|r| r.open.iter().cloned()).collect()
     }
 
-    fn status(&self, now: Micros) -> api::PodStatus {
+    /// The status, and the flow behind its conditions.
+    fn status(&self, now: Micros) -> (api::PodStatus, Option<Flow>) {
         let of = |flow: Option<&podway_flow::Flow>| {
             status::of(&self.pod, &self.observed, &self.journal, flow, &self.context.node, now)
         };
         if self.start.closed() {
-            return of(None);
+            return (of(None), None);
         }
-        let mut flow = self.start.flow(self.open());
+        let flow = self.start.flow(self.open());
         let status = of(Some(&flow));
-        if !is_ready(Some(&status)) || flow.summary(Phase::StatusReported).is_some() {
-            return status;
+        let terminal = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if !is_ready(Some(&status)) && !terminal {
+            return (status, Some(flow));
         }
         // Whoever reads that it was reported reads it in the report.
-        flow.records.push(record(Phase::StatusReported, None, now, Some(now), "Reported"));
-        of(Some(&flow))
+        let mut with = flow.clone();
+        with.records.push(record(Phase::StatusReported, None, now, Some(now), "Reported"));
+        (of(Some(&with)), Some(flow))
     }
 
     /// Offers the status to the writer and begins a write that is due.
@@ -137,7 +146,7 @@ impl Worker {
         if self.gone || stored || self.journal.terminal_reported || self.runs(&Key::Delete) {
             return None;
         }
-        let status = self.status(now);
+        let (status, flow) = self.status(now);
         if is_ready(Some(&status)) {
             self.told_ready.get_or_insert(now);
         }
@@ -151,7 +160,8 @@ impl Worker {
                 .any(|m| m.image_failure.is_some() || m.start_failure.is_some());
         let urgency = match phase {
             "Succeeded" | "Failed" => Urgency::Now,
-            _ if self.pod.deletion.is_some() => Urgency::Soon,
+            // Its end is what people wait for; what changes on the way there goes along with it.
+            _ if self.pod.deletion.is_some() => Urgency::Rest,
             _ if self.settled => Urgency::Now,
             // Until what was begun is done the pod is on its way, also when its processes run already.
             _ if !failed && (phase == "Pending" || self.running.values().any(|r| r.key.makes())) => {
@@ -166,6 +176,7 @@ impl Worker {
             Step::Idle => None,
             Step::Wait(at) => Some(at),
             Step::Write(patch) => {
+                self.told = flow.or(self.told.take());
                 let context = self.context.clone();
                 let (namespace, name) = (self.pod.namespace.clone(), self.pod.name.clone());
                 self.spawn(Key::Patch, Vec::new(), async move {
@@ -213,4 +224,25 @@ impl Worker {
         let flow = Arc::new(self.start.flow(self.open()));
         self.view.send_replace(Arc::new(PodView { object: Arc::new(object), containers, flow }));
     }
+}
+
+/// The phases' conditions of a pod by the names that they have in its `PodFlow`.
+fn conditions(status: Option<&api::PodStatus>) -> Vec<Condition> {
+    let all = status.into_iter().flat_map(|s| s.conditions.iter().flatten());
+    all.filter_map(|c| {
+        let name = match c.type_.strip_prefix(CONDITION_PREFIX) {
+            Some(phase) => phase,
+            None if c.type_ == "Ready" => "Ready",
+            None => return None,
+        };
+        Some(Condition {
+            type_: name.to_owned(),
+            status: c.status.clone(),
+            reason: c.reason.clone().unwrap_or_default(),
+            message: c.message.clone().unwrap_or_default(),
+            last_transition_time: c.last_transition_time.clone()?,
+            observed_generation: c.observed_generation,
+        })
+    })
+    .collect()
 }

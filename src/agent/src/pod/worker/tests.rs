@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::pod::status;
 use crate::volumes::VolumeManager;
 use async_trait::async_trait;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use podway_cri::v1::image_service_server::{ImageService, ImageServiceServer};
 use podway_cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use podway_flow::{Clock, Flow};
@@ -301,6 +302,7 @@ struct Server {
     pod: Arc<Mutex<Value>>,
     writes: Arc<Mutex<Vec<String>>>,
     flow: Arc<Mutex<Option<Flow>>>,
+    conditions: Arc<Mutex<Vec<Condition>>>,
     changed: Arc<tokio::sync::Notify>,
 }
 
@@ -310,6 +312,7 @@ impl Server {
             pod: Arc::new(Mutex::new(pod)),
             writes: Arc::default(),
             flow: Arc::default(),
+            conditions: Arc::default(),
             changed: Arc::default(),
         }
     }
@@ -372,8 +375,10 @@ impl PodApi for Server {
         self.wrote(format!("delete {uid}"));
         Ok(())
     }
-    async fn write_flow(&self, flow: &Flow, create: bool) -> Result<(), ApiError> {
+    async fn write_flow(&self, flow: &Flow, told: &[Condition], create: bool) -> Result<(), ApiError> {
         *self.flow.lock().unwrap() = Some(flow.clone());
+        let status = podway_api::podflow::PodFlowStatus::from_flow(flow, told, Some(1));
+        *self.conditions.lock().unwrap() = status.conditions;
         self.wrote(format!("flow {create}"));
         Ok(())
     }
@@ -438,7 +443,10 @@ impl Bench {
 
     fn spawn(&self) -> (Handle, tokio::task::JoinHandle<bool>) {
         let pod = Pod::read(Arc::new(self.server.object())).unwrap();
-        spawn(self.context.clone(), Beginning { pod, seen: self.context.clock.now(), refused: None })
+        spawn(
+            self.context.clone(),
+            Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false },
+        )
     }
 
     fn delete(&self, handle: &Handle) {
@@ -579,7 +587,7 @@ async fn a_refused_pod_fails_with_its_reason_and_runs_nothing() {
     let bench = Bench::new(spec()).await;
     let refused = Terminal { failed: true, reason: "OutOfcpu".into(), message: "Pod was rejected: x".into() };
     let pod = Pod::read(Arc::new(bench.server.object())).unwrap();
-    let beginning = Beginning { pod, seen: bench.context.clock.now(), refused: Some(refused) };
+    let beginning = Beginning { pod, seen: bench.context.clock.now(), refused: Some(refused), fresh: true };
     let (_handle, _ended) = spawn(bench.context.clone(), beginning);
     bench.server.until(|s| s.phase() == "Failed").await;
     let status = bench.server.object().status.unwrap();
