@@ -4,125 +4,21 @@
 //! directories (only in a version that fits), the cache, and at last a build from the committed
 //! Go modules into the cache (see `build`).
 
+use std::collections::BTreeMap;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Progress;
 use crate::build;
-
-/// A program, or a set of them, that the cluster starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Program {
-    /// etcd 3.6.
-    Etcd,
-    /// kube-apiserver 1.36.
-    KubeApiserver,
-    /// kube-controller-manager 1.36.
-    KubeControllerManager,
-    /// kubectl 1.36.
-    Kubectl,
-    /// runc, 1.3.6 or newer: older ones have known escapes.
-    Runc,
-    /// The directory of the CNI plugins bridge, host-local, portmap and loopback.
-    CniPlugins,
-    /// The registry of the distribution project.
-    Registry,
-    /// Kubernetes' test server, for an image of it.
-    Agnhost,
-}
-
-/// Why a program is not to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum BinaryError {
-    /// It must be built, and there is no Go.
-    #[error(
-        "{program} was not found, and cannot be built without go; \
-         install Go 1.26 or set KUBEBUILDER_ASSETS to a directory that has {program}"
-    )]
-    NoGo {
-        /// The program.
-        program: &'static str,
-    },
-    /// There is no directory for the cache.
-    #[error("no cache directory for {program}; set XDG_CACHE_HOME or HOME")]
-    NoCache {
-        /// The program.
-        program: &'static str,
-    },
-    /// The build failed.
-    #[error("cannot build {program} ({status}): {output}")]
-    Build {
-        /// The program.
-        program: &'static str,
-        /// How go ended.
-        status: std::process::ExitStatus,
-        /// The end of what go said.
-        output: String,
-    },
-    /// A file operation failed.
-    #[error("cannot {what} {path} for {program}")]
-    Io {
-        /// The program.
-        program: &'static str,
-        /// What was tried.
-        what: &'static str,
-        /// The path.
-        path: String,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-}
+use crate::cache;
+use crate::program::{BinaryError, Program};
 
 impl Program {
-    /// The file's name; for the plugins the directory's.
-    pub fn file(self) -> &'static str {
-        match self {
-            Self::Etcd => "etcd",
-            Self::KubeApiserver => "kube-apiserver",
-            Self::KubeControllerManager => "kube-controller-manager",
-            Self::Kubectl => "kubectl",
-            Self::Runc => "runc",
-            Self::CniPlugins => "cni",
-            Self::Registry => "registry",
-            Self::Agnhost => "agnhost",
-        }
-    }
-
-    /// Whether what the program prints of its version fits.
-    fn fits(self, printed: &str) -> bool {
-        let version =
-            |after: &str| printed.lines().find_map(|l| parse_version(l.trim().strip_prefix(after)?));
-        match self {
-            Self::Etcd => version("etcd Version:").is_some_and(|v| v.0 == 3 && v.1 == 6),
-            Self::KubeApiserver | Self::KubeControllerManager => {
-                version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36)
-            }
-            // kubectl may be one minor version away from the server.
-            Self::Kubectl => {
-                version("Client Version: v").is_some_and(|v| v.0 == 1 && (35..=37).contains(&v.1))
-            }
-            Self::Runc => version("runc version").is_some_and(|v| v >= (1, 3, 6)),
-            Self::Registry => printed.contains("distribution/v3"),
-            // Nobody installs agnhost but for this purpose.
-            Self::Agnhost | Self::CniPlugins => true,
-        }
-    }
-
-    fn version_args(self) -> &'static [&'static str] {
-        match self {
-            Self::Kubectl => &["version", "--client"],
-            _ => &["--version"],
-        }
-    }
-
     /// Finds the program, building it if need be; minutes, the first time.
     pub async fn locate(self, progress: Progress<'_>) -> Result<PathBuf, BinaryError> {
-        if let Some(found) = self.search() {
-            return Ok(found);
-        }
-        build::cached_or_built(self, progress).await
+        let mut found = locate(&[self], progress).await?;
+        found.remove(&self).ok_or(BinaryError::NotWanted { program: self.file() })
     }
 
     /// Finds an installed program.
@@ -145,14 +41,6 @@ impl Program {
         }
     }
 
-    /// Whether all files of the program are at `path`.
-    pub(crate) fn complete(self, path: &Path) -> bool {
-        match self {
-            Self::CniPlugins => CNI_PLUGINS.iter().all(|p| path.join(p).is_file()),
-            _ => path.is_file(),
-        }
-    }
-
     fn printed_version(self, path: &Path) -> Option<String> {
         if self == Self::Agnhost {
             return Some(String::new());
@@ -162,39 +50,55 @@ impl Program {
     }
 }
 
-/// The plugins of a node's network.
-pub(crate) const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
-
-/// `1.36.3-beta+x` → (1, 36, 3).
-fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut parts = text
-        .trim()
-        .split(|c: char| !c.is_ascii_digit() && c != '.')
-        .next()?
-        .split('.')
-        .map(|p| p.parse::<u32>());
-    let mut next = || parts.next()?.ok();
-    Some((next()?, next()?, next().unwrap_or(0)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_fitting_versions_are_taken_from_path() {
-        for (program, printed, fits) in [
-            (Program::KubeApiserver, "Kubernetes v1.36.3\n", true),
-            (Program::KubeApiserver, "Kubernetes v1.35.0\n", false),
-            (Program::Etcd, "etcd Version: 3.6.16\nGit SHA: x\n", true),
-            (Program::Etcd, "etcd Version: 3.5.9\n", false),
-            (Program::Runc, "runc version 1.4.3\nspec: 1.2.1\n", true),
-            (Program::Runc, "runc version 1.3.6-rc.1\n", true),
-            (Program::Runc, "runc version 1.1.5+ds1\n", false),
-            (Program::Kubectl, "Client Version: v1.36.3\nKustomize Version: v5\n", true),
-            (Program::Kubectl, "", false),
-        ] {
-            assert_eq!(program.fits(printed), fits, "{program:?} {printed}");
+/// Finds each of `wanted`, or builds it; says first what is built and how long that may take.
+pub(crate) async fn locate(
+    wanted: &[Program],
+    progress: Progress<'_>,
+) -> Result<BTreeMap<Program, PathBuf>, BinaryError> {
+    let mut found = BTreeMap::new();
+    let mut missing = Vec::new();
+    for &program in wanted {
+        match program.search() {
+            Some(path) => drop(found.insert(program, path)),
+            None => match build::cached(program)? {
+                Some(path) => drop(found.insert(program, path)),
+                None => missing.push(program),
+            },
         }
     }
+    tools(&missing)?;
+    if missing.len() > 1 {
+        let names: Vec<&str> = missing.iter().map(|p| p.file()).collect();
+        let total: u32 = missing.iter().map(|&p| build::seconds(p)).sum();
+        let cache = cache::dir().unwrap_or_default();
+        progress(&format!(
+            "to be built with Go, once (about {} on 2 cores; kept in {}): {}",
+            build::duration(total.into()),
+            cache.display(),
+            names.join(", ")
+        ));
+    }
+    for program in missing {
+        found.insert(program, build::built(program, progress).await?);
+    }
+    Ok(found)
+}
+
+/// That what builds them is there, before minutes are spent on those that come first.
+fn tools(missing: &[Program]) -> Result<(), BinaryError> {
+    let names = |list: &[Program]| list.iter().map(|p| p.file()).collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() && !in_path("go") {
+        return Err(BinaryError::NoTool { programs: names(missing), tool: "go" });
+    }
+    // runc joins namespaces in C.
+    if missing.contains(&Program::Runc) && !["gcc", "cc", "clang"].into_iter().any(in_path) {
+        return Err(BinaryError::NoTool { programs: names(&[Program::Runc]), tool: "C compiler" });
+    }
+    Ok(())
+}
+
+/// Whether PATH has a program.
+pub(crate) fn in_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|d| d.join(program).is_file())
 }

@@ -4,16 +4,17 @@
 //! in the cache is whole. A lock file keeps two builds of the same module apart; who waits finds
 //! the program in the cache afterwards.
 
-use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 
 use crate::Progress;
-use crate::binaries::{BinaryError, Program};
+use crate::cache;
+use crate::program::{BinaryError, Program};
 
 /// One of the modules in `go/`.
 struct Module {
@@ -65,11 +66,11 @@ struct Recipe {
     ldflags: String,
     cgo: bool,
     /// How long it takes on 2 cores with nothing cached; shown to who waits.
-    about: &'static str,
+    seconds: u32,
 }
 
 fn recipe(program: Program) -> Recipe {
-    let kubernetes = |package: &str, about| {
+    let kubernetes = |package: &str, seconds| {
         let version = CONTROLPLANE.version();
         let mut numbers = version.trim_start_matches('v').split('.');
         let (major, minor) = (numbers.next().unwrap_or("1"), numbers.next().unwrap_or("0"));
@@ -84,39 +85,37 @@ fn recipe(program: Program) -> Recipe {
                  -X {base}.gitMinor={minor} -X k8s.io/client-go/pkg/version.gitVersion={version}"
             ),
             cgo: false,
-            about,
+            seconds,
         }
     };
-    let plain = |module: &'static Module, package: &str, about| Recipe {
+    let plain = |module: &'static Module, package: &str, seconds| Recipe {
         module,
         packages: vec![package.to_owned()],
         tags: None,
         ldflags: "-s -w".to_owned(),
         cgo: false,
-        about,
+        seconds,
     };
     match program {
-        Program::KubeApiserver => kubernetes("cmd/kube-apiserver", "2 min 30 s"),
-        Program::KubeControllerManager => kubernetes("cmd/kube-controller-manager", "20 s"),
-        Program::Kubectl => kubernetes("cmd/kubectl", "15 s"),
-        Program::Agnhost => kubernetes("test/images/agnhost", "5 s"),
-        Program::Etcd => plain(&ETCD, "go.etcd.io/etcd/server/v3", "20 s"),
-        Program::Registry => {
-            plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", "1 min")
-        }
+        Program::KubeApiserver => kubernetes("cmd/kube-apiserver", 150),
+        Program::KubeControllerManager => kubernetes("cmd/kube-controller-manager", 20),
+        Program::Kubectl => kubernetes("cmd/kubectl", 15),
+        Program::Agnhost => kubernetes("test/images/agnhost", 5),
+        Program::Etcd => plain(&ETCD, "go.etcd.io/etcd/server/v3", 20),
+        Program::Registry => plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", 60),
         Program::Runc => Recipe {
             // runc joins namespaces in C, so it needs cgo in any case; seccomp needs the headers.
             cgo: true,
             tags: Some(if seccomp_headers() { "seccomp,netgo,osusergo" } else { "netgo,osusergo" }),
             ldflags: format!("-s -w -X main.version={}", RUNC.version().trim_start_matches('v')),
-            ..plain(&RUNC, "github.com/opencontainers/runc", "10 s")
+            ..plain(&RUNC, "github.com/opencontainers/runc", 10)
         },
         Program::CniPlugins => Recipe {
             packages: ["main/bridge", "ipam/host-local", "meta/portmap", "main/loopback"]
                 .iter()
                 .map(|p| format!("github.com/containernetworking/plugins/plugins/{p}"))
                 .collect(),
-            ..plain(&CNI, "", "15 s")
+            ..plain(&CNI, "", 15)
         },
     }
 }
@@ -125,37 +124,51 @@ fn seccomp_headers() -> bool {
     Path::new("/usr/include/seccomp.h").exists()
 }
 
-/// `XDG_CACHE_HOME/podway`, else `HOME/.cache/podway`.
-fn cache_dir() -> Option<PathBuf> {
-    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|h| h.join(".cache")))
-        .map(|c| c.join("podway"))
+/// How long the program's build takes on 2 cores with nothing cached.
+pub(crate) fn seconds(program: Program) -> u32 {
+    recipe(program).seconds
 }
 
-/// The program out of the cache, built into it where it is not there.
-pub(crate) async fn cached_or_built(
-    program: Program,
-    progress: Progress<'_>,
-) -> Result<PathBuf, BinaryError> {
+/// Seconds as people say them: `2 min 30 s`.
+pub(crate) fn duration(seconds: u64) -> String {
+    match (seconds / 60, seconds % 60) {
+        (0, s) => format!("{s} s"),
+        (m, 0) => format!("{m} min"),
+        (m, s) => format!("{m} min {s} s"),
+    }
+}
+
+/// The directory of the module's programs in the cache.
+fn dir(program: Program) -> Result<PathBuf, BinaryError> {
+    let module = recipe(program).module;
+    let cache = cache::dir().ok_or(BinaryError::NoCache { program: program.file() })?;
+    Ok(cache.join("bin").join(format!("{}-{}", module.name, module.version())))
+}
+
+/// The program in the cache, if it is there.
+pub(crate) fn cached(program: Program) -> Result<Option<PathBuf>, BinaryError> {
+    let place = dir(program)?.join(program.file());
+    Ok(Some(place).filter(|p| program.complete(p)))
+}
+
+/// Builds the program into the cache, unless another did meanwhile.
+pub(crate) async fn built(program: Program, progress: Progress<'_>) -> Result<PathBuf, BinaryError> {
     let name = program.file();
     let recipe = recipe(program);
     let module = recipe.module;
-    let cache = cache_dir().ok_or(BinaryError::NoCache { program: name })?;
-    let dir = cache.join("bin").join(format!("{}-{}", module.name, module.version()));
+    let dir = dir(program)?;
     let place = dir.join(name);
-    if program.complete(&place) {
-        return Ok(place);
-    }
     let io = |what: &'static str, path: &Path| {
         let path = path.display().to_string();
         move |source: io::Error| BinaryError::Io { program: name, what, path, source }
     };
     fs::create_dir_all(&dir).map_err(io("create", &dir))?;
-    let _lock = lock(&dir.join("lock"), progress, name).await.map_err(io("lock", &dir))?;
+    let waiting = || progress(&format!("waiting for another podway that builds {name}"));
+    let _lock = cache::lock(&dir.join("lock"), waiting).await.map_err(io("lock", &dir))?;
     if program.complete(&place) {
         return Ok(place);
     }
+    let cache = cache::dir().ok_or(BinaryError::NoCache { program: name })?;
     let sources = cache.join("src").join(format!("{}-{}", module.name, module.version()));
     fs::create_dir_all(&sources).map_err(io("create", &sources))?;
     for (file, text) in [("go.mod", module.go_mod), ("go.sum", module.go_sum), ("tools.go", module.tools_go)]
@@ -164,17 +177,31 @@ pub(crate) async fn cached_or_built(
         fs::write(&path, text).map_err(io("write", &path))?;
     }
     let out = tempfile::tempdir_in(&dir).map_err(io("create a directory in", &dir))?;
-    progress(&format!("building {name} {} (about {} on 2 cores)...", module.version(), recipe.about));
-    build(program, &recipe, &sources, out.path()).await?;
-    let built = match program {
+    let (version, about) = (module.version(), duration(recipe.seconds.into()));
+    progress(&format!("building {name} {version} (about {about})"));
+    let begun = Instant::now();
+    tokio::select! {
+        done = build(program, &recipe, &sources, out.path()) => done?,
+        () = heartbeat(name, begun, progress) => {}
+    }
+    let source = match program {
         Program::CniPlugins => out.path().to_owned(),
         Program::Etcd => out.path().join("server"),
         _ => out.path().join(name),
     };
     // `go build -o DIR/` names a file by its package: for a path that ends in /v3, by what is before.
-    let built = if built.exists() { built } else { out.path().join(name) };
-    fs::rename(&built, &place).map_err(io("move into the cache", &built))?;
+    let source = if source.exists() { source } else { out.path().join(name) };
+    fs::rename(&source, &place).map_err(io("move into the cache", &source))?;
+    progress(&format!("built {name} in {}", duration(begun.elapsed().as_secs())));
     Ok(place)
+}
+
+/// Tells who waits, twice a minute, that the build goes on. Never ends.
+async fn heartbeat(name: &str, begun: Instant, progress: Progress<'_>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        progress(&format!("  still building {name} ({})", duration(begun.elapsed().as_secs())));
+    }
 }
 
 async fn build(program: Program, recipe: &Recipe, sources: &Path, out: &Path) -> Result<(), BinaryError> {
@@ -193,7 +220,7 @@ async fn build(program: Program, recipe: &Recipe, sources: &Path, out: &Path) ->
     }
     command.args(&recipe.packages).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => BinaryError::NoGo { program: name },
+        io::ErrorKind::NotFound => BinaryError::NoTool { programs: name.to_owned(), tool: "go" },
         _ => BinaryError::Io { program: name, what: "run", path: "go".to_owned(), source },
     })?;
     if output.status.success() {
@@ -203,18 +230,6 @@ async fn build(program: Program, recipe: &Recipe, sources: &Path, out: &Path) ->
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(8)..].join("; ");
     Err(BinaryError::Build { program: name, status: output.status, output: tail })
-}
-
-/// Waits for the lock on a thread of its own.
-async fn lock(path: &Path, progress: Progress<'_>, name: &str) -> io::Result<fs::File> {
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    match file.try_lock() {
-        Ok(()) => return Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {}
-        Err(fs::TryLockError::Error(e)) => return Err(e),
-    }
-    progress(&format!("waiting for another podway that builds {name}..."));
-    tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]
@@ -228,6 +243,11 @@ mod tests {
         for module in [&RUNC, &CNI, &REGISTRY] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }
+    }
+
+    #[test]
+    fn durations_are_as_people_say_them() {
+        assert_eq!([20, 60, 150].map(duration), ["20 s", "1 min", "2 min 30 s"]);
     }
 
     #[test]

@@ -20,8 +20,8 @@ use crate::network::{MAX_NODES, Network};
 use crate::nodes::{self, NodesError};
 use crate::parts::{self, NodeParts};
 use crate::process::{self, ProcessError};
+use crate::registered::{self, RegisteredError};
 use crate::state::{State, StateError, StateLock, io_at};
-use crate::up::{UpError, delete_node};
 
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +51,19 @@ pub enum DownError {
         kubeconfig: String,
         /// The cause.
         #[source]
-        source: Box<UpError>,
+        source: Box<LeaveError>,
     },
+}
+
+/// Why the existing cluster keeps them.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// It is not reached.
+    #[error(transparent)]
+    Connect(#[from] connect::ConnectError),
+    /// It refuses.
+    #[error(transparent)]
+    Node(#[from] RegisteredError),
 }
 
 /// How long a daemon may take to end by itself.
@@ -74,11 +85,6 @@ impl Failures {
     fn into_result(self) -> Result<(), DownError> {
         self.0.map_or(Ok(()), Err)
     }
-}
-
-/// The API server's port, where the API server is ours.
-pub(crate) fn api_port(state: &State) -> Option<u16> {
-    state.ports.get("apiserver").copied().filter(|_| state.existing.is_none())
 }
 
 /// Removes the cluster in `state_dir`. Returns false where there is none.
@@ -205,13 +211,13 @@ async fn unnetwork(network: Network, layout: &Layout, state: &State) -> Result<(
 
 /// Deletes our nodes from a cluster that was there before.
 async fn leave(kubeconfig: &Path, nodes: &[NodeParts]) -> Result<(), DownError> {
-    let failed = |source: UpError| DownError::Existing {
+    let failed = |source: LeaveError| DownError::Existing {
         kubeconfig: kubeconfig.display().to_string(),
         source: Box::new(source),
     };
     let client: Client = connect::client(kubeconfig).await.map_err(|e| failed(e.into()))?;
     for node in nodes {
-        delete_node(&client, &node.network.name()).await.map_err(failed)?;
+        registered::delete(&client, &node.network.name()).await.map_err(|e| failed(e.into()))?;
     }
     Ok(())
 }

@@ -84,6 +84,11 @@ impl Layout {
         self.root.join("nodes").join(name)
     }
 
+    /// The directory with links to what a user calls.
+    pub fn bin(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+
     /// The directory of the local registry.
     pub fn registry(&self) -> PathBuf {
         self.root.join("registry")

@@ -101,6 +101,11 @@ impl State {
             .map_err(|source| StateError::Parse { path: path.display().to_string(), source })
     }
 
+    /// The API server's port, where the API server is ours.
+    pub(crate) fn api_port(&self) -> Option<u16> {
+        self.ports.get("apiserver").copied().filter(|_| self.existing.is_none())
+    }
+
     /// Writes the state atomically.
     pub fn save(&self, layout: &Layout) -> Result<(), StateError> {
         let path = layout.state_file();

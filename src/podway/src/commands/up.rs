@@ -82,7 +82,16 @@ async fn up(args: Args) -> anyhow::Result<()> {
     if !args.no_demo && args.nodes > 0 {
         demo(&cluster).await?;
     }
-    print(&format!("export KUBECONFIG={}\n", cluster.kubeconfig.display()))
+    print(&exports(&cluster))
+}
+
+/// What a shell needs to use the cluster; `eval "$(podway up --no-demo)"` is meant to work.
+fn exports(cluster: &Cluster) -> String {
+    let mut lines = format!("export KUBECONFIG={}\n", cluster.kubeconfig.display());
+    if let Some(bin) = &cluster.bin {
+        lines.push_str(&format!("export PATH={}:$PATH\n", bin.display()));
+    }
+    lines
 }
 
 /// Runs the first pod and prints its way.
