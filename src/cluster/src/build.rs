@@ -42,6 +42,7 @@ static CONTROLPLANE: Module = module!("controlplane", "k8s.io/kubernetes");
 static ETCD: Module = module!("etcd", "go.etcd.io/etcd/server/v3");
 static RUNC: Module = module!("runc", "github.com/opencontainers/runc");
 static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
+static CONTAINERD: Module = module!("containerd", "github.com/containerd/containerd/v2");
 static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
 
 impl Module {
@@ -100,6 +101,18 @@ fn recipe(program: Program) -> Recipe {
         Program::KubeControllerManager => kubernetes("cmd/kube-controller-manager", "20 s"),
         Program::Kubectl => kubernetes("cmd/kubectl", "15 s"),
         Program::Agnhost => kubernetes("test/images/agnhost", "5 s"),
+        Program::KubeScheduler => kubernetes("cmd/kube-scheduler", "15 s"),
+        Program::Containerd => Recipe {
+            packages: ["containerd", "containerd-shim-runc-v2"]
+                .iter()
+                .map(|p| format!("github.com/containerd/containerd/v2/cmd/{p}"))
+                .collect(),
+            ldflags: format!(
+                "-s -w -X github.com/containerd/containerd/v2/version.Version={}",
+                CONTAINERD.version().trim_start_matches('v')
+            ),
+            ..plain(&CONTAINERD, "", "1 min")
+        },
         Program::Etcd => plain(&ETCD, "go.etcd.io/etcd/server/v3", "20 s"),
         Program::Registry => {
             plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", "1 min")
@@ -167,7 +180,7 @@ pub(crate) async fn cached_or_built(
     progress(&format!("building {name} {} (about {} on 2 cores)...", module.version(), recipe.about));
     build(program, &recipe, &sources, out.path()).await?;
     let built = match program {
-        Program::CniPlugins => out.path().to_owned(),
+        Program::CniPlugins | Program::Containerd => out.path().to_owned(),
         Program::Etcd => out.path().join("server"),
         _ => out.path().join(name),
     };
@@ -225,7 +238,7 @@ mod tests {
     fn versions_come_from_the_committed_modules() {
         assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
         assert!(ETCD.version().starts_with("v3.6."));
-        for module in [&RUNC, &CNI, &REGISTRY] {
+        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }
     }
