@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use podway_cluster::network::Network;
 use podway_cluster::state::State;
 use podway_cluster::{Layout, Program};
 use std::path::{Path, PathBuf};
@@ -175,6 +176,27 @@ impl Cluster {
             .collect();
         ensure!(!found.is_empty(), "no daemon is called *{part}*");
         Ok(found)
+    }
+
+    /// The command line that a daemon was started with, as the cluster's state tells it.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn argv(&self, daemon: &str) -> anyhow::Result<Vec<String>> {
+        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let record = state.processes.get(daemon).with_context(|| format!("no daemon is called {daemon}"))?;
+        Ok(record.argv.clone())
+    }
+
+    /// Where the network namespace of a node is pinned.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn netns(&self, node: &str) -> anyhow::Result<PathBuf> {
+        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        let found = network.nodes(self.nodes).find(|n| n.name() == node);
+        Ok(found.with_context(|| format!("no node is called {node}"))?.netns_path())
     }
 
     /// `kill -9` of every daemon whose name has `part` in it.

@@ -6,9 +6,12 @@
 
 use crate::cluster::Cluster;
 use crate::leaks::Snapshot;
+use crate::namespace::{STAY, pod, with_temp_ns};
 use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -154,6 +157,8 @@ async fn all(cases: &[Case], tally: &mut Tally) {
 
 async fn on(cluster: Arc<Cluster>, cases: &[Case], tally: &mut Tally) {
     let state_dir = cluster.layout.root().to_owned();
+    let start = Instant::now();
+    tally.add("the_first_pods_of_each_node", start, first_pods(cluster.clone()).await);
     let before = Snapshot::take(&state_dir);
     let together = cases.iter().filter(|c| !c.alone).map(|case| {
         let cluster = cluster.clone();
@@ -174,6 +179,33 @@ async fn on(cluster: Arc<Cluster>, cases: &[Case], tally: &mut Tally) {
     println!("before the cases: {}\nafter them:       {}", before.counts(), after.counts());
     let (before, after) = (without_daemons(before, &state_dir), without_daemons(after, &state_dir));
     tally.add("the_pods_leave_nothing", Instant::now(), nothing_new(&after, &before));
+}
+
+/// Runs a pod of each QoS class on each node. What a node makes for its first one (the bridge, the
+/// classes' cgroups) is the node's own and goes with it in `podway down`: what the cases leave is
+/// counted from here.
+async fn first_pods(cluster: Arc<Cluster>) -> anyhow::Result<()> {
+    let classes = [
+        ("best-effort", json!({})),
+        ("burstable", json!({"requests": {"cpu": "1m"}})),
+        ("guaranteed", json!({"limits": {"cpu": "10m", "memory": "16Mi"}})),
+    ];
+    with_temp_ns(cluster, "first", |ns| async move {
+        let mut names = Vec::new();
+        for node in 0..NODES {
+            for (class, resources) in &classes {
+                let name = format!("{class}-{node}");
+                let spec = json!({"nodeName": format!("podway-{node}"), "main": {"resources": resources}});
+                let _: Pod = ns.create(pod(&name, STAY, spec)).await?;
+                names.push(name);
+            }
+        }
+        for name in &names {
+            ns.ready(name).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn run(case: &Case, cluster: Arc<Cluster>) -> anyhow::Result<()> {

@@ -1,5 +1,7 @@
 //! What podway must show end to end, on a real API server: the cases of `e2e/`, in one cluster.
 
+#[path = "e2e/containerd.rs"]
+mod containerd;
 #[path = "e2e/create.rs"]
 mod create;
 #[path = "e2e/failures.rs"]
@@ -71,6 +73,7 @@ const CASES: &[Case] = &[
     case!(ALONE, restarts::of_the_runtime),
     case!(ALONE, restarts::an_exit_while_nobody_looks),
     case!(ALONE, restarts::a_second_up_finds_all),
+    case!(ALONE, containerd::the_agent_on_it),
 ];
 
 fn main() -> ExitCode {

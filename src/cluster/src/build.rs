@@ -43,6 +43,7 @@ static CONTROLPLANE: Module = module!("controlplane", "k8s.io/kubernetes");
 static ETCD: Module = module!("etcd", "go.etcd.io/etcd/server/v3");
 static RUNC: Module = module!("runc", "github.com/opencontainers/runc");
 static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
+static CONTAINERD: Module = module!("containerd", "github.com/containerd/containerd/v2");
 static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
 
 impl Module {
@@ -101,6 +102,18 @@ fn recipe(program: Program) -> Recipe {
         Program::KubeControllerManager => kubernetes("cmd/kube-controller-manager", 20),
         Program::Kubectl => kubernetes("cmd/kubectl", 15),
         Program::Agnhost => kubernetes("test/images/agnhost", 5),
+        Program::KubeScheduler => kubernetes("cmd/kube-scheduler", 15),
+        Program::Containerd => Recipe {
+            packages: ["containerd", "containerd-shim-runc-v2"]
+                .iter()
+                .map(|p| format!("github.com/containerd/containerd/v2/cmd/{p}"))
+                .collect(),
+            ldflags: format!(
+                "-s -w -X github.com/containerd/containerd/v2/version.Version={}",
+                CONTAINERD.version().trim_start_matches('v')
+            ),
+            ..plain(&CONTAINERD, "", 60)
+        },
         Program::Etcd => plain(&ETCD, "go.etcd.io/etcd/server/v3", 20),
         Program::Registry => plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", 60),
         Program::Runc => Recipe {
@@ -185,7 +198,7 @@ pub(crate) async fn built(program: Program, progress: Progress<'_>) -> Result<Pa
         () = heartbeat(name, begun, progress) => {}
     }
     let source = match program {
-        Program::CniPlugins => out.path().to_owned(),
+        Program::CniPlugins | Program::Containerd => out.path().to_owned(),
         Program::Etcd => out.path().join("server"),
         _ => out.path().join(name),
     };
@@ -240,7 +253,7 @@ mod tests {
     fn versions_come_from_the_committed_modules() {
         assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
         assert!(ETCD.version().starts_with("v3.6."));
-        for module in [&RUNC, &CNI, &REGISTRY] {
+        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }
     }

@@ -21,6 +21,10 @@ pub enum Program {
     Registry,
     /// Kubernetes' test server, for an image of it.
     Agnhost,
+    /// The directory of containerd and its shim, for the test that runs the agent on it.
+    Containerd,
+    /// kube-scheduler 1.36, to compare ours with.
+    KubeScheduler,
 }
 
 /// Why a program is not to be had.
@@ -83,6 +87,8 @@ impl Program {
             Self::CniPlugins => "cni",
             Self::Registry => "registry",
             Self::Agnhost => "agnhost",
+            Self::Containerd => "containerd-bin",
+            Self::KubeScheduler => "kube-scheduler",
         }
     }
 
@@ -92,7 +98,7 @@ impl Program {
             |after: &str| printed.lines().find_map(|l| parse_version(l.trim().strip_prefix(after)?));
         match self {
             Self::Etcd => version("etcd Version:").is_some_and(|v| v.0 == 3 && v.1 == 6),
-            Self::KubeApiserver | Self::KubeControllerManager => {
+            Self::KubeApiserver | Self::KubeControllerManager | Self::KubeScheduler => {
                 version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36)
             }
             // kubectl may be one minor version away from the server.
@@ -101,8 +107,8 @@ impl Program {
             }
             Self::Runc => version("runc version").is_some_and(|v| v >= (1, 3, 6)),
             Self::Registry => printed.contains("distribution/v3"),
-            // Nobody installs agnhost but for this purpose.
-            Self::Agnhost | Self::CniPlugins => true,
+            // Nobody installs agnhost but for this purpose; directories are not in PATH.
+            Self::Agnhost | Self::CniPlugins | Self::Containerd => true,
         }
     }
 
@@ -118,6 +124,7 @@ impl Program {
     pub(crate) fn complete(self, path: &Path) -> bool {
         match self {
             Self::CniPlugins => CNI_PLUGINS.iter().all(|p| path.join(p).is_file()),
+            Self::Containerd => CONTAINERD.iter().all(|p| path.join(p).is_file()),
             _ => path.is_file(),
         }
     }
@@ -125,6 +132,9 @@ impl Program {
 
 /// The plugins of a node's network.
 pub(crate) const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
+
+/// containerd, and what it starts beside each pod.
+const CONTAINERD: [&str; 2] = ["containerd", "containerd-shim-runc-v2"];
 
 /// `1.36.3-beta+x` → (1, 36, 3).
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {

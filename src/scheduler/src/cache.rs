@@ -3,6 +3,7 @@
 //! Owned by one task. A [`Snapshot`] shares structure with the cache and never changes. What a pod
 //! took is kept with it, so that giving back subtracts what was added, however the pod changed since.
 
+use crate::classes::{Alike, Class, ClassId, Classes};
 use crate::model::{HostPort, NodeInfo, PodInfo, Resources};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,10 +21,15 @@ pub struct Usage {
     pub host_ports: BTreeMap<HostPort, usize>,
     /// How many pods of each controller stay, by its UID; one that is being deleted does not.
     pub owned: BTreeMap<String, i64>,
+    /// How many pods of each class.
+    pub alike: BTreeMap<ClassId, Alike>,
 }
 
 impl Usage {
-    fn add(&mut self, pod: &PodInfo) {
+    fn add(&mut self, pod: &PodInfo, class: ClassId) {
+        let alike = self.alike.entry(class).or_default();
+        alike.all += 1;
+        alike.staying += i64::from(!pod.deleting);
         self.requested.add(&pod.requests);
         self.non_zero.add(&pod.non_zero);
         self.pods += 1;
@@ -35,7 +41,14 @@ impl Usage {
         }
     }
 
-    fn remove(&mut self, pod: &PodInfo) {
+    fn remove(&mut self, pod: &PodInfo, class: ClassId) {
+        if let Some(alike) = self.alike.get_mut(&class) {
+            alike.all -= 1;
+            alike.staying -= i64::from(!pod.deleting);
+            if alike.all == 0 {
+                self.alike.remove(&class);
+            }
+        }
         self.requested.subtract(&pod.requests);
         self.non_zero.subtract(&pod.non_zero);
         self.pods -= 1;
@@ -82,10 +95,21 @@ pub struct Snapshot {
     pub generation: u64,
     /// The nodes, by name.
     pub nodes: Arc<Vec<NodeState>>,
+    /// The classes of the pods on them.
+    pub classes: Arc<BTreeMap<ClassId, Arc<Class>>>,
+    namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     images: Arc<HashMap<String, usize>>,
 }
 
+static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+
 impl Snapshot {
+    /// The labels of a namespace; none for one that has not been seen.
+    #[must_use]
+    pub fn namespace_labels(&self, namespace: &str) -> &BTreeMap<String, String> {
+        self.namespaces.get(namespace).unwrap_or(&NO_LABELS)
+    }
+
     /// How many nodes have an image of this name.
     #[must_use]
     pub fn nodes_with_image(&self, name: &str) -> usize {
@@ -103,6 +127,7 @@ struct Entry {
 #[derive(Debug)]
 struct Placed {
     pod: Arc<PodInfo>,
+    class: ClassId,
     node: String,
     assumed: bool,
 }
@@ -113,6 +138,8 @@ pub struct Cache {
     generation: u64,
     nodes: BTreeMap<String, Entry>,
     pods: HashMap<String, Placed>,
+    classes: Classes,
+    namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     images: Arc<HashMap<String, usize>>,
     snapshot: Snapshot,
 }
@@ -132,15 +159,37 @@ impl Cache {
         before
     }
 
-    /// A node went. Its pods stay counted until they go.
-    pub fn remove_node(&mut self, name: &str) {
-        let Some(entry) = self.nodes.get_mut(name) else { return };
+    /// A node went; returns what it was. Its pods stay counted until they go.
+    pub fn remove_node(&mut self, name: &str) -> Option<Arc<NodeInfo>> {
+        let entry = self.nodes.get_mut(name)?;
         let before = entry.info.take();
         if entry.usage.pods == 0 {
             self.nodes.remove(name);
         }
         self.count_images(before.as_deref(), None);
         self.generation += 1;
+        before
+    }
+
+    /// A namespace came or changed.
+    pub fn set_namespace(&mut self, name: &str, labels: BTreeMap<String, String>) {
+        if self.namespaces.get(name) != Some(&labels) {
+            Arc::make_mut(&mut self.namespaces).insert(name.to_owned(), labels);
+            self.generation += 1;
+        }
+    }
+
+    /// A namespace went.
+    pub fn remove_namespace(&mut self, name: &str) {
+        if self.namespaces.contains_key(name) {
+            Arc::make_mut(&mut self.namespaces).remove(name);
+            self.generation += 1;
+        }
+    }
+
+    /// The names of the known namespaces.
+    pub fn namespace_names(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(String::as_str)
     }
 
     fn count_images(&mut self, before: Option<&NodeInfo>, after: Option<&NodeInfo>) {
@@ -163,20 +212,21 @@ impl Cache {
         self.place(pod, node, true);
     }
 
-    /// The API says that the pod is bound. Returns true when this was not known or not so assumed.
-    pub fn confirm(&mut self, pod: Arc<PodInfo>) -> bool {
-        let known = self.pods.get(&pod.uid).is_some_and(|p| p.node == pod.node_name);
+    /// The API says that the pod is bound. Returns what it said before, if it did.
+    pub fn confirm(&mut self, pod: Arc<PodInfo>) -> Option<Arc<PodInfo>> {
+        let known = self.pods.get(&pod.uid).filter(|p| !p.assumed).map(|p| p.pod.clone());
         let node = pod.node_name.clone();
         self.place(pod, &node, false);
-        !known
+        known
     }
 
     /// The pod is gone, or its binding failed. Returns the pod if it was placed.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.pods.remove(uid)?;
         self.generation += 1;
+        self.classes.leave(placed.class);
         if let Some(entry) = self.nodes.get_mut(&placed.node) {
-            Arc::make_mut(&mut entry.usage).remove(&placed.pod);
+            Arc::make_mut(&mut entry.usage).remove(&placed.pod, placed.class);
             if entry.info.is_none() && entry.usage.pods == 0 {
                 self.nodes.remove(&placed.node);
             }
@@ -197,11 +247,13 @@ impl Cache {
     }
 
     fn place(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
+        // The new class first, so that one whose only pod is told again keeps its number.
+        let class = self.classes.enter(&pod);
         self.remove_pod(&pod.uid);
         self.generation += 1;
         let entry = self.nodes.entry(node.to_owned()).or_default();
-        Arc::make_mut(&mut entry.usage).add(&pod);
-        self.pods.insert(pod.uid.clone(), Placed { pod, node: node.to_owned(), assumed });
+        Arc::make_mut(&mut entry.usage).add(&pod, class);
+        self.pods.insert(pod.uid.clone(), Placed { pod, class, node: node.to_owned(), assumed });
     }
 
     /// Nodes, pods and assumed pods, for metrics.
@@ -229,8 +281,13 @@ impl Cache {
                 .values()
                 .filter_map(|e| Some(NodeState { info: e.info.clone()?, usage: e.usage.clone() }))
                 .collect();
-            self.snapshot =
-                Snapshot { generation: self.generation, nodes: Arc::new(nodes), images: self.images.clone() };
+            self.snapshot = Snapshot {
+                generation: self.generation,
+                nodes: Arc::new(nodes),
+                classes: self.classes.by_id(),
+                namespaces: self.namespaces.clone(),
+                images: self.images.clone(),
+            };
         }
         self.snapshot.clone()
     }
@@ -264,7 +321,7 @@ mod tests {
         cache.set_node(node("n", "i"));
         cache.assume(pod("u", "", 100), "n");
         assert!(cache.is_assumed("u"));
-        assert!(!cache.confirm(pod("u", "n", 150)));
+        assert_eq!(cache.confirm(pod("u", "n", 150)), None);
         let snapshot = cache.snapshot();
         assert_eq!((snapshot.nodes[0].usage.pods, snapshot.nodes[0].usage.requested.milli_cpu), (1, 150));
         let leaving = PodInfo { deleting: true, owner: Some("rs".into()), ..(*pod("u", "n", 150)).clone() };
@@ -280,7 +337,7 @@ mod tests {
     #[test]
     fn pods_of_an_unknown_node_count_once_it_comes() {
         let mut cache = Cache::default();
-        assert!(cache.confirm(pod("u", "n", 100)));
+        assert_eq!(cache.confirm(pod("u", "n", 100)), None);
         assert!(cache.snapshot().nodes.is_empty());
         cache.set_node(node("n", "i"));
         assert_eq!(cache.snapshot().nodes[0].usage.pods, 1);

@@ -53,9 +53,6 @@ pub fn records(
 
     let mut span = recorder.begin_at(Phase::NodesScored, None, times.filtered);
     span.attempt(attempt).note("chosen", &decision.node);
-    if !queued.pod.unscored.is_empty() {
-        span.note("notSupported", queued.pod.unscored.join(", "));
-    }
     if let Some(margin) = decision.margin {
         span.note("margin", margin);
     }

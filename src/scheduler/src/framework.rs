@@ -193,6 +193,12 @@ pub enum ClusterEvent {
     NodeAdd(Arc<NodeInfo>),
     /// A node changed: before and after.
     NodeUpdate(Arc<NodeInfo>, Arc<NodeInfo>),
+    /// A node went.
+    NodeDelete(Arc<NodeInfo>),
+    /// A pod is bound.
+    AssignedPodAdd(Arc<PodInfo>),
+    /// A bound pod changed its labels, or is being deleted: before and after.
+    AssignedPodUpdate(Arc<PodInfo>, Arc<PodInfo>),
     /// A bound pod left its node.
     AssignedPodDelete(Arc<PodInfo>),
     /// The waiting pod itself changed.
@@ -206,6 +212,9 @@ impl ClusterEvent {
         match self {
             ClusterEvent::NodeAdd(_) => "NodeAdd",
             ClusterEvent::NodeUpdate(..) => "NodeUpdate",
+            ClusterEvent::NodeDelete(_) => "NodeDelete",
+            ClusterEvent::AssignedPodAdd(_) => "AssignedPodAdd",
+            ClusterEvent::AssignedPodUpdate(..) => "AssignedPodUpdate",
             ClusterEvent::AssignedPodDelete(_) => "AssignedPodDelete",
             ClusterEvent::PodUpdate => "PodUpdate",
         }

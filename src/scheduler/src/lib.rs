@@ -6,11 +6,12 @@
 //! records; `binding` takes a placed pod through Permit, `PreBind` and Bind, where [`bind`] writes it;
 //! [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
 //! shows.
-//! `model`, `framework`, `plugins`, `cycle`, `queue` and `cache` are pure: no clock, no network.
+//! `model`, `classes`, `framework`, `plugins`, `cycle`, `queue` and `cache` are pure: no clock, no network.
 
 pub mod bind;
 mod binding;
 pub mod cache;
+pub mod classes;
 pub mod clients;
 pub mod config;
 pub mod cycle;

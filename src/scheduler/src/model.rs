@@ -4,17 +4,23 @@
 //! `Quantity` or an operator string. Sums follow `component-helpers/resource/helpers.go` and
 //! `framework/types.go` CalculateResource of Kubernetes 1.36.
 
+pub mod affinity;
+pub mod labels;
 pub mod node;
 pub mod pod;
 pub mod quantity;
 pub mod resources;
 pub mod selector;
+pub mod spread;
 
+pub use affinity::{PodAffinity, PodTerm, WeightedPodTerm};
+pub use labels::LabelSelector;
 pub use node::NodeInfo;
 pub use pod::{HostPort, PodInfo, ScheduledCondition, Toleration};
 pub use quantity::QuantityError;
 pub use resources::Resources;
 pub use selector::{NodeTerm, Operator, PreferredTerm, Requirement};
+pub use spread::SpreadConstraint;
 
 /// Why an object from the API server cannot be scheduled with.
 #[derive(Debug, thiserror::Error)]

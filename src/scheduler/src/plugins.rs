@@ -3,6 +3,7 @@
 pub mod balanced_allocation;
 pub mod default_binder;
 pub mod image_locality;
+pub mod inter_pod_affinity;
 pub mod node_affinity;
 pub mod node_name;
 pub mod node_ports;
@@ -24,9 +25,16 @@ pub fn default_framework() -> Framework {
     let ports = Arc::new(node_ports::NodePorts);
     let fit = Arc::new(node_resources_fit::NodeResourcesFit);
     let spread = Arc::new(pod_topology_spread::PodTopologySpread);
+    let near = Arc::new(inter_pod_affinity::InterPodAffinity);
     let balanced = Arc::new(balanced_allocation::BalancedAllocation);
     Framework {
-        pre_filter: vec![Arc::new(unsupported::Unsupported), affinity.clone(), ports.clone()],
+        pre_filter: vec![
+            Arc::new(unsupported::Unsupported),
+            affinity.clone(),
+            ports.clone(),
+            spread.clone(),
+            near.clone(),
+        ],
         filter: vec![
             Arc::new(node_unschedulable::NodeUnschedulable),
             Arc::new(node_name::NodeName),
@@ -34,13 +42,16 @@ pub fn default_framework() -> Framework {
             affinity.clone(),
             ports,
             fit.clone(),
+            spread.clone(),
+            near.clone(),
         ],
-        pre_score: vec![affinity.clone(), spread.clone(), balanced.clone()],
+        pre_score: vec![affinity.clone(), spread.clone(), near.clone(), balanced.clone()],
         score: vec![
             (taints, 3),
             (affinity, 2),
             (fit, 1),
             (spread, 2),
+            (near, 2),
             (balanced, 1),
             (Arc::new(image_locality::ImageLocality), 1),
         ],

@@ -17,7 +17,7 @@ use crate::queue::{Queue, QueuedPod};
 use crate::server::{self, Probe, ServeError};
 use crate::status::{self, Notice};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use podway_api::reasons::{SCHEDULER_ERROR, UNSCHEDULABLE};
@@ -43,8 +43,23 @@ pub enum RunError {
 enum Input {
     Node(Box<watcher::Event<Node>>),
     Pod(Box<watcher::Event<Pod>>),
+    Namespace(Box<watcher::Event<Namespace>>),
     Bound(Box<Bound>),
     Ended(&'static str),
+}
+
+/// Which lists are complete.
+#[derive(Clone, Copy, Debug, Default)]
+struct Synced {
+    nodes: bool,
+    pods: bool,
+    namespaces: bool,
+}
+
+impl Synced {
+    fn all(self) -> bool {
+        self.nodes && self.pods && self.namespaces
+    }
 }
 
 /// A binding cycle that has ended.
@@ -68,7 +83,8 @@ struct Scheduler {
     notices: mpsc::UnboundedSender<Notice>,
     listed_nodes: Option<HashSet<String>>,
     listed_pods: Option<HashSet<String>>,
-    synced: (bool, bool),
+    listed_namespaces: Option<HashSet<String>>,
+    synced: Synced,
 }
 
 /// Runs the default profile until `shutdown`. Bindings that are under way then are written to
@@ -117,6 +133,13 @@ pub async fn run_with(
         Input::Node,
         inputs.clone(),
     ));
+    tasks.spawn(watch(
+        Api::<Namespace>::all(clients.watch.clone()),
+        watcher::Config::default(),
+        "namespaces",
+        Input::Namespace,
+        inputs.clone(),
+    ));
     tasks.spawn(watch(Api::<Pod>::all(clients.watch), live, "pods", Input::Pod, inputs.clone()));
     let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
     let binder = Binder {
@@ -136,7 +159,8 @@ pub async fn run_with(
         notices,
         listed_nodes: None,
         listed_pods: None,
-        synced: (false, false),
+        listed_namespaces: None,
+        synced: Synced::default(),
     };
     let result = scheduler.run(&mut received, &mut probed, &shutdown).await;
     scheduler.finish(&mut received).await;
@@ -194,7 +218,7 @@ impl Scheduler {
                 return Ok(());
             }
             let now = self.binder.clock.now();
-            if self.synced == (true, true)
+            if self.synced.all()
                 && let Some(queued) = self.queue.pop(now)
             {
                 self.schedule(queued);
@@ -202,7 +226,7 @@ impl Scheduler {
                 continue;
             }
             self.binder.metrics.incoming(self.queue.take_incoming());
-            let until = self.queue.next_expiry().filter(|_| self.synced == (true, true));
+            let until = self.queue.next_expiry().filter(|_| self.synced.all());
             let wait = until.map(|at| Duration::from_micros(at.since(now)));
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -229,8 +253,8 @@ impl Scheduler {
     fn answer(&mut self, probe: Probe) {
         self.binder.metrics.incoming(self.queue.take_incoming());
         let health = Health {
-            nodes_synced: self.synced.0,
-            pods_synced: self.synced.1,
+            nodes_synced: self.synced.nodes,
+            pods_synced: self.synced.pods && self.synced.namespaces,
             status_lane: !self.notices.is_closed(),
             lengths: self.queue.lengths(),
             sizes: self.cache.sizes(),
@@ -244,6 +268,7 @@ impl Scheduler {
         match input {
             Input::Node(event) => self.on_node(*event),
             Input::Pod(event) => self.on_pod(*event),
+            Input::Namespace(event) => self.on_namespace(*event),
             Input::Bound(bound) => self.on_bound(*bound),
             Input::Ended(what) => return Err(RunError::WatchEnded(what)),
         }
@@ -263,13 +288,53 @@ impl Scheduler {
                 let seen = self.listed_nodes.take().unwrap_or_default();
                 let gone: Vec<String> =
                     self.cache.node_names().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
-                gone.iter().for_each(|name| self.cache.remove_node(name));
-                self.synced.0 = true;
+                gone.iter().for_each(|name| self.remove_node(name));
+                self.synced.nodes = true;
             }
             watcher::Event::Apply(node) => self.set_node(&node),
             watcher::Event::Delete(node) => {
-                self.cache.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+                self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
             }
+        }
+    }
+
+    fn remove_node(&mut self, name: &str) {
+        if let Some(before) = self.cache.remove_node(name) {
+            self.happened(&ClusterEvent::NodeDelete(before));
+        }
+    }
+
+    fn happened(&mut self, event: &ClusterEvent) {
+        self.queue.event(&self.binder.framework, event, self.binder.clock.now());
+    }
+
+    /// Namespaces are known by their labels, which affinity terms may select by.
+    fn on_namespace(&mut self, event: watcher::Event<Namespace>) {
+        match event {
+            watcher::Event::Init => self.listed_namespaces = Some(HashSet::new()),
+            watcher::Event::InitApply(namespace) => {
+                if let (Some(seen), Some(name)) = (&mut self.listed_namespaces, &namespace.metadata.name) {
+                    seen.insert(name.clone());
+                }
+                self.set_namespace(namespace);
+            }
+            watcher::Event::InitDone => {
+                let seen = self.listed_namespaces.take().unwrap_or_default();
+                let gone: Vec<String> =
+                    self.cache.namespace_names().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
+                gone.iter().for_each(|name| self.cache.remove_namespace(name));
+                self.synced.namespaces = true;
+            }
+            watcher::Event::Apply(namespace) => self.set_namespace(namespace),
+            watcher::Event::Delete(namespace) => {
+                self.cache.remove_namespace(namespace.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+    }
+
+    fn set_namespace(&mut self, namespace: Namespace) {
+        if let Some(name) = namespace.metadata.name {
+            self.cache.set_namespace(&name, namespace.metadata.labels.unwrap_or_default());
         }
     }
 
@@ -278,7 +343,7 @@ impl Scheduler {
             Ok(info) => Arc::new(info),
             Err(error) => {
                 tracing::warn!(%error, node = node.metadata.name, "a node is left out");
-                return self.cache.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+                return self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
             }
         };
         let event = match self.cache.set_node(info.clone()) {
@@ -286,7 +351,7 @@ impl Scheduler {
             Some(old) if old == info => return,
             Some(old) => ClusterEvent::NodeUpdate(old, info),
         };
-        self.queue.event(&self.binder.framework, &event, self.binder.clock.now());
+        self.happened(&event);
     }
 
     fn on_pod(&mut self, event: watcher::Event<Pod>) {
@@ -308,7 +373,7 @@ impl Scheduler {
                     .map(str::to_owned)
                     .collect();
                 gone.iter().for_each(|uid| self.remove_pod(uid));
-                self.synced.1 = true;
+                self.synced.pods = true;
             }
             watcher::Event::Apply(pod) => self.set_pod(&pod),
             watcher::Event::Delete(pod) => self.remove_pod(pod.metadata.uid.as_deref().unwrap_or_default()),
@@ -325,7 +390,12 @@ impl Scheduler {
         };
         if !info.node_name.is_empty() {
             self.queue.remove(&info.uid);
-            self.cache.confirm(info);
+            let event = match self.cache.confirm(info.clone()) {
+                None => ClusterEvent::AssignedPodAdd(info),
+                Some(old) if (&old.labels, old.deleting) == (&info.labels, info.deleting) => return,
+                Some(old) => ClusterEvent::AssignedPodUpdate(old, info),
+            };
+            self.happened(&event);
         } else if self.cache.is_placed(&info.uid) {
             // Assumed: its binding is under way and decides what comes next, on what is known then.
             if let Some(latest) = self.binding.get_mut(&info.uid) {
@@ -341,8 +411,7 @@ impl Scheduler {
     fn remove_pod(&mut self, uid: &str) {
         self.queue.remove(uid);
         if let Some(pod) = self.cache.remove_pod(uid) {
-            let event = ClusterEvent::AssignedPodDelete(pod);
-            self.queue.event(&self.binder.framework, &event, self.binder.clock.now());
+            self.happened(&ClusterEvent::AssignedPodDelete(pod));
         }
     }
 

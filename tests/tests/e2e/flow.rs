@@ -22,7 +22,7 @@ const EVIDENCE: &[(Phase, &[&str])] = &[
     (Phase::NetworkConfigured, &["ips"]),
     (Phase::ImagesPulled, &["image", "digest"]),
     (Phase::RootfsPrepared, &["layers"]),
-    (Phase::SpecGenerated, &["digest"]),
+    (Phase::SpecGenerated, &["sha256", "path"]),
     (Phase::ContainersCreated, &["argv", "runcVersion", "pid", "cgroup"]),
     (Phase::ContainersStarted, &["pid"]),
     (Phase::StatusReported, &["resourceVersion"]),

@@ -2,7 +2,7 @@
 
 use super::node::{Effect, Taint};
 use super::resources::{CPU, MEMORY};
-use super::{ModelError, NodeTerm, PreferredTerm, Resources};
+use super::{ModelError, NodeTerm, PodAffinity, PreferredTerm, Resources, SpreadConstraint};
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeMap;
 
@@ -89,8 +89,10 @@ pub struct PodInfo {
     /// UID of the ReplicaSet, ReplicationController or StatefulSet that controls it: what upstream's
     /// default spreading goes by. `None` for any other controller.
     pub owner: Option<String>,
-    /// True when it has topologySpreadConstraints of its own, which take the place of the defaults.
-    pub spreads_itself: bool,
+    /// topologySpreadConstraints of its own, which take the place of the defaults.
+    pub spread: Vec<SpreadConstraint>,
+    /// Affinity to other pods.
+    pub affinity: PodAffinity,
     /// `spec.schedulerName`.
     pub scheduler_name: String,
     /// `spec.nodeName`; empty while it is not bound.
@@ -121,8 +123,6 @@ pub struct PodInfo {
     pub tolerations: Vec<Toleration>,
     /// What of the spec this scheduler does not honour yet, by field name; such a pod is refused.
     pub unsupported: Vec<&'static str>,
-    /// Wishes of the spec that no plugin scores yet; the pod is placed and its record says so.
-    pub unscored: Vec<&'static str>,
     /// PodScheduled as last seen.
     pub condition: Option<ScheduledCondition>,
 }
@@ -160,7 +160,16 @@ impl PodInfo {
             version: meta.resource_version.clone(),
             labels: meta.labels.clone().unwrap_or_default(),
             owner: owner(pod),
-            spreads_itself: spec.topology_spread_constraints.iter().flatten().count() > 0,
+            spread: spec
+                .topology_spread_constraints
+                .iter()
+                .flatten()
+                .map(|c| SpreadConstraint::parse(c, meta.labels.as_ref().unwrap_or(&BTreeMap::new())))
+                .collect(),
+            affinity: PodAffinity::parse(
+                spec.affinity.as_ref(),
+                meta.namespace.as_deref().unwrap_or_default(),
+            ),
             scheduler_name: spec.scheduler_name.clone().unwrap_or_else(|| "default-scheduler".into()),
             node_name: spec.node_name.clone().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
@@ -176,7 +185,6 @@ impl PodInfo {
             preferred_terms,
             tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
             unsupported: unsupported(spec),
-            unscored: unscored(spec),
             condition: condition(pod),
         })
     }
@@ -226,49 +234,11 @@ fn toleration(t: &v1::Toleration) -> Option<Toleration> {
 /// would be a wrong answer; it is told so instead.
 fn unsupported(spec: &v1::PodSpec) -> Vec<&'static str> {
     let mut out = Vec::new();
-    let affinity = spec.affinity.as_ref();
-    if affinity
-        .and_then(|a| a.pod_affinity.as_ref())
-        .is_some_and(|a| a.required_during_scheduling_ignored_during_execution.iter().flatten().count() > 0)
-    {
-        out.push("podAffinity.requiredDuringSchedulingIgnoredDuringExecution");
-    }
-    if affinity
-        .and_then(|a| a.pod_anti_affinity.as_ref())
-        .is_some_and(|a| a.required_during_scheduling_ignored_during_execution.iter().flatten().count() > 0)
-    {
-        out.push("podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution");
-    }
-    if spec.topology_spread_constraints.iter().flatten().any(|c| c.when_unsatisfiable == "DoNotSchedule") {
-        out.push("topologySpreadConstraints with DoNotSchedule");
-    }
     if spec.resource_claims.iter().flatten().count() > 0 {
         out.push("resourceClaims");
     }
     if spec.volumes.iter().flatten().any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some()) {
         out.push("volumes.persistentVolumeClaim");
-    }
-    out
-}
-
-/// Wishes whose scoring is not built yet. They may not hold a pod back, and may not vanish either.
-fn unscored(spec: &v1::PodSpec) -> Vec<&'static str> {
-    let mut out = Vec::new();
-    let affinity = spec.affinity.as_ref();
-    if affinity
-        .and_then(|a| a.pod_affinity.as_ref())
-        .is_some_and(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten().count() > 0)
-    {
-        out.push("podAffinity.preferredDuringSchedulingIgnoredDuringExecution");
-    }
-    if affinity
-        .and_then(|a| a.pod_anti_affinity.as_ref())
-        .is_some_and(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten().count() > 0)
-    {
-        out.push("podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution");
-    }
-    if spec.topology_spread_constraints.iter().flatten().any(|c| c.when_unsatisfiable == "ScheduleAnyway") {
-        out.push("topologySpreadConstraints with ScheduleAnyway");
     }
     out
 }
@@ -461,8 +431,7 @@ mod tests {
 
     #[test]
     fn a_constraint_that_is_not_built_is_named() {
-        let p = pod(serde_json::json!({"containers": [], "topologySpreadConstraints": [
-            {"maxSkew": 1, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule"}]}));
-        assert_eq!(p.unsupported, ["topologySpreadConstraints with DoNotSchedule"]);
+        let p = pod(serde_json::json!({"containers": [], "resourceClaims": [{"name": "gpu"}]}));
+        assert_eq!(p.unsupported, ["resourceClaims"]);
     }
 }

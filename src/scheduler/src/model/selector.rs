@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1;
 use std::collections::BTreeMap;
 
 /// A requirement's operator with its operands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operator {
     /// The value is one of these.
     In(Vec<String>),
@@ -22,7 +22,7 @@ pub enum Operator {
 }
 
 /// One expression on a label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Requirement {
     /// The label's key.
     pub key: String,

@@ -32,8 +32,8 @@ impl Plugin for NodeAffinity {
         match event {
             ClusterEvent::NodeAdd(new) => accepts(pod, new),
             ClusterEvent::NodeUpdate(old, new) => accepts(pod, new) && !accepts(pod, old),
-            ClusterEvent::AssignedPodDelete(_) => false,
             ClusterEvent::PodUpdate => true,
+            _ => false,
         }
     }
 }

@@ -21,8 +21,8 @@ impl Plugin for NodePorts {
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::NodeAdd(_) | ClusterEvent::PodUpdate => true,
-            ClusterEvent::NodeUpdate(..) => false,
             ClusterEvent::AssignedPodDelete(gone) => conflict(&pod.host_ports, gone.host_ports.iter()),
+            _ => false,
         }
     }
 }

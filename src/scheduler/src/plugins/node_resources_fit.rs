@@ -28,6 +28,7 @@ impl Plugin for NodeResourcesFit {
             }
             // A pod that leaves always gives back its place in the count of pods.
             ClusterEvent::AssignedPodDelete(_) | ClusterEvent::PodUpdate => true,
+            _ => false,
         }
     }
 }

@@ -34,8 +34,8 @@ impl Plugin for NodeUnschedulable {
         match event {
             ClusterEvent::NodeAdd(new) => open(pod, new),
             ClusterEvent::NodeUpdate(old, new) => open(pod, new) && !open(pod, old),
-            ClusterEvent::AssignedPodDelete(_) => false,
             ClusterEvent::PodUpdate => true,
+            _ => false,
         }
     }
 }

@@ -10,7 +10,8 @@ pub struct TaintToleration;
 
 const REASON: &str = "node(s) had untolerated taint(s)";
 
-fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
+/// True when the pod tolerates all taints that keep pods off.
+pub(crate) fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
     node.taints
         .iter()
         .filter(|t| t.effect != Effect::PreferNoSchedule)
@@ -26,8 +27,8 @@ impl Plugin for TaintToleration {
         match event {
             ClusterEvent::NodeAdd(new) => accepts(pod, new),
             ClusterEvent::NodeUpdate(old, new) => accepts(pod, new) && !accepts(pod, old),
-            ClusterEvent::AssignedPodDelete(_) => false,
             ClusterEvent::PodUpdate => true,
+            _ => false,
         }
     }
 }

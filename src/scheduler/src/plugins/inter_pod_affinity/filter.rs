@@ -1,0 +1,224 @@
+//! Required terms: of the incoming pod, and of those that are there against it.
+
+use super::{InterPodAffinity, Topology, over_nodes, selects, takes};
+use crate::cache::{NodeState, Snapshot};
+use crate::classes::ClassId;
+use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Status};
+use crate::model::PodInfo;
+use std::collections::BTreeMap;
+
+const AFFINITY: &str = "node(s) didn't match pod affinity rules";
+const ANTI_AFFINITY: &str = "node(s) didn't match pod anti-affinity rules";
+const EXISTING: &str = "node(s) didn't satisfy existing pods anti-affinity rules";
+
+/// What is counted, by topology.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Pods that match all of the incoming pod's affinity terms.
+    near: Topology,
+    /// Pods that match one of its anti-affinity terms.
+    apart: Topology,
+    /// Pods with an anti-affinity term that matches it.
+    existing: Topology,
+    /// It matches its own affinity terms, and so may be the first.
+    matches_itself: bool,
+}
+
+/// The topology keys under which a class counts.
+#[derive(Default)]
+struct Keys {
+    near: Vec<String>,
+    apart: Vec<String>,
+    existing: Vec<String>,
+}
+
+impl Counts {
+    fn of(pod: &PodInfo, snapshot: &Snapshot) -> Self {
+        let of_namespace = snapshot.namespace_labels(&pod.namespace);
+        let own = &pod.affinity;
+        let mut marked: BTreeMap<ClassId, Keys> = BTreeMap::new();
+        for (id, class) in snapshot.classes.iter() {
+            let mut keys = Keys::default();
+            let key = |t: &crate::model::PodTerm| t.topology_key.clone();
+            if own.required.iter().all(|t| selects(t, class, snapshot)) {
+                keys.near = own.required.iter().map(key).collect();
+            }
+            keys.apart = own.anti_required.iter().filter(|t| selects(t, class, snapshot)).map(key).collect();
+            let against = class.affinity.anti_required.iter();
+            keys.existing = against.filter(|t| takes(t, pod, of_namespace)).map(key).collect();
+            if !(keys.near.is_empty() && keys.apart.is_empty() && keys.existing.is_empty()) {
+                marked.insert(*id, keys);
+            }
+        }
+        let mut counts = Counts {
+            matches_itself: own.required.iter().all(|t| takes(t, pod, of_namespace)),
+            ..Counts::default()
+        };
+        over_nodes(snapshot, &marked, |node, pods, keys| {
+            keys.near.iter().for_each(|key| counts.near.add(node, key, pods));
+            keys.apart.iter().for_each(|key| counts.apart.add(node, key, pods));
+            keys.existing.iter().for_each(|key| counts.existing.add(node, key, pods));
+        });
+        counts
+    }
+
+    /// A pod that matches its own terms may be the first where nobody matches them, if the node has the labels.
+    fn affinity_holds(&self, pod: &PodInfo, node: &NodeState) -> bool {
+        let terms = &pod.affinity.required;
+        terms.iter().all(|t| node.info.labels.contains_key(&t.topology_key))
+            && (terms.iter().all(|t| self.near.at(&node.info, &t.topology_key) > 0)
+                || (self.near.is_empty() && self.matches_itself))
+    }
+}
+
+impl PreFilter for InterPodAffinity {
+    fn pre_filter(
+        &self,
+        state: &mut CycleState,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+    ) -> Result<PreFilterResult, Status> {
+        let counts = Counts::of(pod, snapshot);
+        let own = &pod.affinity;
+        if counts.existing.is_empty() && own.required.is_empty() && own.anti_required.is_empty() {
+            return Ok(PreFilterResult::Skip);
+        }
+        state.put(counts);
+        Ok(PreFilterResult::All)
+    }
+}
+
+impl Filter for InterPodAffinity {
+    fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+        let Some(counts) = state.get::<Counts>() else { return Ok(()) };
+        if !counts.affinity_holds(pod, node) {
+            return Err(Status::unresolvable(self.name(), AFFINITY));
+        }
+        let anti = &pod.affinity.anti_required;
+        if anti.iter().any(|t| counts.apart.at(&node.info, &t.topology_key) > 0) {
+            return Err(Status::unschedulable(self.name(), ANTI_AFFINITY));
+        }
+        if counts.existing.0.keys().any(|key| counts.existing.at(&node.info, key) > 0) {
+            return Err(Status::unschedulable(self.name(), EXISTING));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{apart, near, node, pod, snapshot, term};
+    use super::*;
+    use crate::cache::Cache;
+    use crate::framework::Code;
+    use crate::model::NodeInfo;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    fn nodes() -> Vec<NodeInfo> {
+        vec![
+            node("a", &[("zone", "x"), ("host", "a")]),
+            node("b", &[("zone", "x"), ("host", "b")]),
+            node("c", &[("zone", "y"), ("host", "c")]),
+            node("bare", &[]),
+        ]
+    }
+
+    /// For each node by name (a, b, bare, c) whether it passes, by a letter: `.` passes, `A` affinity,
+    /// `N` anti-affinity, `E` existing pods' anti-affinity.
+    fn verdicts(pod: &PodInfo, snapshot: &Snapshot) -> String {
+        let mut state = CycleState::default();
+        let found = InterPodAffinity.pre_filter(&mut state, pod, snapshot).unwrap();
+        if found == PreFilterResult::Skip {
+            return "skip".to_owned();
+        }
+        let one = |node: &NodeState| match InterPodAffinity.filter(&state, pod, node) {
+            Ok(()) => '.',
+            Err(status) => {
+                let (letter, code) = match status.reasons[0].as_str() {
+                    AFFINITY => ('A', Code::UnschedulableAndUnresolvable),
+                    ANTI_AFFINITY => ('N', Code::Unschedulable),
+                    _ => ('E', Code::Unschedulable),
+                };
+                assert_eq!(status.code, code);
+                letter
+            }
+        };
+        snapshot.nodes.iter().map(one).collect()
+    }
+
+    #[test]
+    fn what_upstream_says_of_each_node() {
+        let app = |app: &str| pod(app, json!({"app": app}), Value::Null);
+        let on_a = [(0, app("web"))];
+        let both = [(0, app("web")), (2, pod("second", json!({"app": "web"}), Value::Null))];
+        let hater = |key| [(0, pod("h", json!({"app": "h"}), apart(&[term("w", key)])))];
+        let w = |affinity| pod("w", json!({"app": "w"}), affinity);
+        for (what, incoming, there, want) in [
+            ("no terms anywhere", w(Value::Null), &on_a[..], "skip"),
+            ("near, in the zone", w(near(&[term("web", "zone")])), &on_a, "..AA"),
+            ("near, on the host", w(near(&[term("web", "host")])), &on_a, ".AAA"),
+            ("near, nobody there", w(near(&[term("none", "zone")])), &on_a, "AAAA"),
+            ("the first of its kind", w(near(&[term("w", "zone")])), &on_a, "..A."),
+            (
+                "two terms, one pod matches both",
+                w(near(&[term("web", "zone"), term("web", "host")])),
+                &on_a,
+                ".AAA",
+            ),
+            (
+                "two terms, no pod matches both",
+                w(near(&[term("web", "zone"), term("w", "zone")])),
+                &on_a,
+                "AAAA",
+            ),
+            ("apart, in the zone", w(apart(&[term("web", "zone")])), &on_a, "NN.."),
+            ("apart, on the host", w(apart(&[term("web", "host")])), &on_a, "N..."),
+            (
+                "apart, one of two terms",
+                w(apart(&[term("none", "zone"), term("web", "host")])),
+                &both,
+                "N..N",
+            ),
+            ("another's anti-affinity, zone", w(Value::Null), &hater("zone"), "EE.."),
+            ("another's anti-affinity, host", w(Value::Null), &hater("host"), "E..."),
+            ("another's, on a label nobody has", w(Value::Null), &hater("rack"), "skip"),
+        ] {
+            assert_eq!(verdicts(&incoming, &snapshot(&nodes(), there)), want, "{what}");
+        }
+    }
+
+    #[test]
+    fn own_affinity_is_told_before_others() {
+        let mut both = near(&[term("web", "zone")]);
+        both["podAntiAffinity"] = apart(&[term("web", "host")])["podAntiAffinity"].clone();
+        let there = [(0, pod("web", json!({"app": "web"}), Value::Null))];
+        let incoming = pod("w", json!({"app": "w"}), both);
+        assert_eq!(verdicts(&incoming, &snapshot(&nodes(), &there)), "N.AA");
+    }
+
+    #[test]
+    fn namespaces_are_selected_by_their_labels() {
+        let mut other = pod("web", json!({"app": "web"}), Value::Null);
+        other.namespace = "other".into();
+        let mut cache = Cache::default();
+        nodes().into_iter().for_each(|n| drop(cache.set_node(Arc::new(n))));
+        cache.assume(Arc::new(other), "a");
+        let team = |team: &str| {
+            let mut term = term("web", "host");
+            term["namespaceSelector"] = json!({"matchLabels": {"team": team}});
+            pod("w", json!({}), apart(&[term]))
+        };
+        cache.set_namespace("other", BTreeMap::from([("team".to_owned(), "red".to_owned())]));
+        assert_eq!(verdicts(&team("red"), &cache.snapshot()), "N...");
+        assert_eq!(verdicts(&team("blue"), &cache.snapshot()), "....");
+        assert_eq!(verdicts(&pod("w", json!({}), apart(&[term("web", "host")])), &cache.snapshot()), "....");
+    }
+
+    #[test]
+    fn a_pod_that_is_being_deleted_still_counts() {
+        let leaving = PodInfo { deleting: true, ..pod("web", json!({"app": "web"}), Value::Null) };
+        let incoming = pod("w", json!({}), apart(&[term("web", "host")]));
+        assert_eq!(verdicts(&incoming, &snapshot(&nodes(), &[(0, leaving)])), "N...");
+    }
+}

@@ -1,0 +1,216 @@
+//! ScheduleAnyway: the fewer pods a node's domains have, the better.
+
+use super::{Counted, HOST, PodTopologySpread, defaults, has_keys, includes};
+use crate::cache::{NodeState, Snapshot};
+use crate::framework::{CycleState, MAX_NODE_SCORE, PreScore, Score};
+use crate::model::{PodInfo, SpreadConstraint};
+use std::collections::BTreeMap;
+
+/// The raw score of a node that lacks a label of the pod's own constraints: it gets 0 in the end.
+const IGNORED: i64 = -1;
+
+/// A constraint, and what one cycle's scores go by.
+struct Scored {
+    constraint: SpreadConstraint,
+    counted: Counted,
+    /// The fewer domains, the less a pod in one of them weighs.
+    weight: f64,
+    /// The counts of the domains that feasible nodes are in. Not for the hostname, which is counted
+    /// where it is scored.
+    domains: BTreeMap<String, i64>,
+}
+
+struct All {
+    scored: Vec<Scored>,
+    /// A node must have all labels; not so for the defaults.
+    require_all: bool,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "upstream computes in float64")]
+fn weight(domains: usize) -> f64 {
+    (domains as f64 + 2.0).ln()
+}
+
+fn value<'a>(constraint: &SpreadConstraint, node: &'a NodeState) -> &'a str {
+    node.info.labels.get(&constraint.topology_key).map_or("", String::as_str)
+}
+
+impl All {
+    /// The pod's own soft constraints, or the defaults if it has none and a controller.
+    fn constraints(pod: &PodInfo, snapshot: &Snapshot) -> Vec<(SpreadConstraint, Counted)> {
+        if let (true, Some(owner)) = (pod.spread.is_empty(), &pod.owner) {
+            return defaults().map(|c| (c, Counted::Owner(owner.clone()))).into();
+        }
+        let soft = pod.spread.iter().filter(|c| !c.hard);
+        soft.map(|c| (c.clone(), Counted::by(&c.selector, pod, snapshot))).collect()
+    }
+
+    fn of(pod: &PodInfo, feasible: &[NodeState], snapshot: &Snapshot) -> Self {
+        let constraints = All::constraints(pod, snapshot);
+        let require_all = !pod.spread.is_empty();
+        let all: Vec<&SpreadConstraint> = constraints.iter().map(|(c, _)| c).collect();
+        let counts = |node: &&NodeState| !require_all || has_keys(all.iter().copied(), &node.info);
+        let candidates: Vec<&NodeState> = feasible.iter().filter(counts).collect();
+        let counting: Vec<&NodeState> = snapshot.nodes.iter().filter(counts).collect();
+        let mut per_constraint = Vec::new();
+        for constraint in &all {
+            let domains: BTreeMap<String, i64> = match constraint.topology_key.as_str() {
+                HOST => BTreeMap::new(),
+                _ => candidates.iter().map(|n| (value(constraint, n).to_owned(), 0)).collect(),
+            };
+            let size = if constraint.topology_key == HOST { candidates.len() } else { domains.len() };
+            per_constraint.push((domains, weight(size)));
+        }
+        let mut scored: Vec<Scored> = constraints
+            .into_iter()
+            .zip(per_constraint)
+            .map(|((constraint, counted), (domains, weight))| Scored { constraint, counted, weight, domains })
+            .collect();
+        for scored in &mut scored {
+            // A node that is full counts too, one that the policies leave out does not.
+            for node in &counting {
+                if includes(&scored.constraint, pod, &node.info)
+                    && let Some(count) = scored.domains.get_mut(value(&scored.constraint, node))
+                {
+                    *count += scored.counted.on(node);
+                }
+            }
+        }
+        All { scored, require_all }
+    }
+}
+
+impl PreScore for PodTopologySpread {
+    fn pre_score(
+        &self,
+        state: &mut CycleState,
+        pod: &PodInfo,
+        nodes: &[NodeState],
+        snapshot: &Snapshot,
+    ) -> bool {
+        let all = All::of(pod, nodes, snapshot);
+        let any = !all.scored.is_empty();
+        state.put(all);
+        any
+    }
+}
+
+impl Score for PodTopologySpread {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "upstream computes in float64 and rounds into an int64"
+    )]
+    fn score(&self, state: &CycleState, _: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
+        let Some(All { scored, require_all }) = state.get::<All>() else { return 0 };
+        if *require_all && !has_keys(scored.iter().map(|s| &s.constraint), &node.info) {
+            return IGNORED;
+        }
+        let mut sum = 0.0;
+        for Scored { constraint, counted, weight, domains } in scored {
+            let Some(value) = node.info.labels.get(&constraint.topology_key) else { continue };
+            let count = match constraint.topology_key.as_str() {
+                HOST => counted.on(node),
+                _ => domains.get(value).copied().unwrap_or(0),
+            };
+            // maxSkew waters down small differences.
+            sum += count as f64 * weight + (constraint.max_skew - 1) as f64;
+        }
+        sum.round() as i64
+    }
+
+    fn normalize(&self, scores: &mut [i64]) {
+        let taken = scores.iter().filter(|&&s| s != IGNORED);
+        let (min, max) = taken.fold((i64::MAX, 0), |(min, max), &s| (s.min(min), s.max(max)));
+        for score in scores {
+            *score = match *score {
+                IGNORED => 0,
+                _ if max == 0 => MAX_NODE_SCORE,
+                s => MAX_NODE_SCORE * (max + min - s) / max,
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ZONE;
+    use super::super::tests::{constraint, node, pod, snapshot};
+    use super::*;
+    use crate::model::NodeInfo;
+    use serde_json::json;
+
+    fn replica() -> PodInfo {
+        PodInfo { owner: Some("rs".into()), ..pod(json!([])) }
+    }
+
+    /// Raw and normalised scores of the first `feasible` of `nodes`.
+    fn scores(pod: &PodInfo, nodes: &[NodeInfo], counts: &[usize], feasible: usize) -> (Vec<i64>, Vec<i64>) {
+        let (mut state, snapshot) = (CycleState::default(), snapshot(nodes, counts));
+        let nodes = &snapshot.nodes[..feasible];
+        assert!(PodTopologySpread.pre_score(&mut state, pod, nodes, &snapshot));
+        let raw: Vec<i64> =
+            nodes.iter().map(|n| PodTopologySpread.score(&state, pod, n, &snapshot)).collect();
+        let mut normal = raw.clone();
+        PodTopologySpread.normalize(&mut normal);
+        (raw, normal)
+    }
+
+    // ln(4) = 1.386: two nodes in one nameless zone.
+    #[test]
+    fn by_default_by_node() {
+        let nodes = [node("a", ""), node("b", "")];
+        assert_eq!(scores(&replica(), &nodes, &[0, 0], 2), (vec![2, 2], vec![100, 100]));
+        assert_eq!(scores(&replica(), &nodes, &[1, 0], 2), (vec![3, 2], vec![66, 100]));
+        assert_eq!(scores(&replica(), &nodes, &[5, 1], 2), (vec![9, 3], vec![33, 100]));
+    }
+
+    // Three nodes in two zones: ln(5) a pod of the node, ln(4) a pod of the zone, 2 + 4 of slack.
+    #[test]
+    fn by_default_by_zone_too_and_a_full_node_counts_in_its_zone() {
+        let nodes = [node("a", "x"), node("b", "x"), node("c", "y")];
+        assert_eq!(scores(&replica(), &nodes, &[0, 2, 0], 3), (vec![9, 12, 6], vec![75, 50, 100]));
+        let nodes = [node("a", "x"), node("c", "y"), node("full", "x")];
+        // Two feasible nodes: ln(4) for both topologies.
+        assert_eq!(scores(&replica(), &nodes, &[0, 0, 3], 2), (vec![10, 6], vec![60, 100]));
+    }
+
+    #[test]
+    fn a_node_that_the_pods_affinity_excludes_does_not_count() {
+        let nodes = [node("a", "x"), node("out", "x")];
+        let mut pod = replica();
+        pod.node_selector.insert(HOST.into(), "a".into());
+        assert_eq!(scores(&pod, &nodes, &[0, 3], 1).0, [6]);
+    }
+
+    #[test]
+    fn own_constraints_take_the_place_of_the_defaults() {
+        let soft = |key: &str| constraint(key, 1, "ScheduleAnyway", json!({}));
+        let nodes = [node("a", "x"), node("b", "x"), node("c", "y"), node("d", "")];
+        // Two zones: ln(4); d has no zone and is worth nothing.
+        let by_zone = PodInfo { owner: Some("rs".into()), ..pod(json!([soft(ZONE)])) };
+        let want = (vec![3, 3, 1, -1], vec![33, 33, 100, 0]);
+        assert_eq!(scores(&by_zone, &nodes, &[2, 0, 1, 9], 4), want);
+        // By host too: a, b and c are candidates, ln(5) a pod. a: 2·ln4 + 2·ln5 = 5.99.
+        let both = pod(json!([soft(ZONE), soft(HOST)]));
+        let want = (vec![6, 3, 3, -1], vec![50, 100, 100, 0]);
+        assert_eq!(scores(&both, &nodes, &[2, 0, 1, 9], 4), want);
+    }
+
+    #[test]
+    fn a_pod_without_controller_or_soft_constraints_is_not_scored() {
+        let snapshot = snapshot(&[node("a", "")], &[0]);
+        for pod in [pod(json!([])), pod(json!([constraint(HOST, 1, "DoNotSchedule", json!({}))]))] {
+            let says =
+                PodTopologySpread.pre_score(&mut CycleState::default(), &pod, &snapshot.nodes, &snapshot);
+            assert!(!says);
+        }
+    }
+
+    #[test]
+    fn nothing_to_tell_apart_is_all_good() {
+        let mut zeros = [0, 0];
+        PodTopologySpread.normalize(&mut zeros);
+        assert_eq!(zeros, [100, 100]);
+    }
+}
