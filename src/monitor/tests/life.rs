@@ -85,10 +85,16 @@ fn a_container_lives_is_asked_and_dies_on_record() {
         }
         other => panic!("{other:?}"),
     }
-    let Reply::Created { pid: init, micros, argv } = client.call(&Request::Create(Box::new(create))).unwrap()
+    let Reply::Created { pid: init, micros, argv } =
+        client.call(&Request::Create(Box::new(create.clone()))).unwrap()
     else {
         panic!("not created")
     };
+    // Asked again by a runtime that had not heard: the same one.
+    match client.call(&Request::Create(Box::new(create))).unwrap() {
+        Reply::Created { pid, .. } => assert_eq!(pid, init),
+        other => panic!("{other:?}"),
+    }
     assert!(init > 1 && micros > 0 && argv.contains(&"create".to_owned()));
     client.call(&Request::Start { id: id.clone() }).unwrap();
 

@@ -16,22 +16,31 @@ use std::sync::Arc;
 /// The exit code of a container that runc did not start, as containerd has it.
 pub const START_ERROR: i32 = 128;
 
-/// Sees to it that the sandbox has a monitor that is followed. Serial per sandbox.
+/// Sees to it that the sandbox has a monitor that is followed; gives what it knows. Serial per
+/// sandbox.
 ///
 /// # Errors
 /// [`OpError`] when none can be started.
-pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
+pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<Vec<ListedContainer>, OpError> {
     let lock = runtime.monitors.of(sandbox);
     let _alone = lock.write().await;
     let socket = runtime.monitor_socket(sandbox);
     match supervisor::call(&socket, Request::List).await {
-        Ok(_) => return Ok(()),
+        Ok(Reply::List(all)) => return Ok(all),
+        Ok(_) => return Err(supervisor::SupervisorError::Unexpected.into()),
         Err(error) if !supervisor::is_gone(&error) => return Err(error.into()),
         Err(_) => {}
     }
     let dir = runtime.sandbox_dir(sandbox).join("monitor");
     supervisor::start(runtime.config.monitor.path.clone(), socket, dir).await?;
-    watch(runtime, sandbox).await
+    watch(runtime, sandbox).await?;
+    Ok(Vec::new())
+}
+
+/// Whether runc was told of a container: `runc create` was at least begun.
+#[must_use]
+pub fn runc_knows(runtime: &Runtime, id: &Id) -> bool {
+    runtime.config.state.join("runc").join(id.as_str()).exists()
 }
 
 /// Follows the monitor until it ends.
@@ -101,10 +110,19 @@ async fn lost(runtime: &Arc<Runtime>, sandbox: &Id) {
         tracing::warn!(%sandbox, "the pod's monitor has ended; its containers are waited for by pidfd and their output is lost");
     }
     for (id, c) in containers {
-        // One in creation is seen to by the call that creates it.
-        if matches!(c.stage, Stage::Created | Stage::Running) {
+        if lives(runtime, &id, c.stage) {
             adopt(runtime, &id);
         }
+    }
+}
+
+/// Whether there may be a process of it. One in creation is seen to by the call that creates it; one
+/// that was made has no process until its start had runc create it.
+fn lives(runtime: &Runtime, id: &Id, stage: Stage) -> bool {
+    match stage {
+        Stage::Running => true,
+        Stage::Created => runc_knows(runtime, id),
+        Stage::Creating | Stage::Exited => false,
     }
 }
 
@@ -156,7 +174,7 @@ pub async fn resume(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError>
         Err(error) => return Err(error),
     }
     for (id, c) in runtime.containers_of(sandbox) {
-        if !matches!(c.stage, Stage::Created | Stage::Running) {
+        if !lives(runtime, &id, c.stage) {
             continue;
         }
         match listed.get(id.as_str()).map(|l| (l.state, l.exit_code)) {

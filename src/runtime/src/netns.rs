@@ -145,6 +145,14 @@ fn loopback_up() -> io::Result<()> {
     })
 }
 
+/// Whether a namespace is held at `pin`. The file alone does not say so: it is there before the mount
+/// and after the unmount, and a runtime may have been killed in between.
+#[must_use]
+pub fn pinned(pin: &Path) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    rustix::fs::statfs(pin).is_ok_and(|s| s.f_type == NSFS_MAGIC)
+}
+
 /// Unpins the namespaces in `dir`; what is not there is unpinned already.
 ///
 /// # Errors
@@ -203,8 +211,9 @@ mod tests {
         };
         create(wanted).await.unwrap();
         use std::os::unix::fs::MetadataExt as _;
-        let pinned = std::fs::metadata(dir.join("net")).unwrap().ino();
-        assert_ne!(pinned, std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+        assert!(pinned(&dir.join("net")) && !pinned(tmp.path()));
+        let inode = std::fs::metadata(dir.join("net")).unwrap().ino();
+        assert_ne!(inode, std::fs::metadata("/proc/self/ns/net").unwrap().ino());
         remove(&dir).unwrap();
         remove(&dir).unwrap();
         assert!(!dir.exists());

@@ -1,4 +1,5 @@
-//! A sandbox' life: journalled → namespaces pinned → network configured → monitor runs → ready.
+//! A sandbox' life: journalled → namespaces pinned → network configured, beside it the monitor
+//! started → ready.
 //!
 //! Creation is a chain of structs, each consuming the last; what fails undoes what stands before
 //! it. Stop and Remove may be repeated and work with any part missing, the monitor included.
@@ -80,9 +81,12 @@ async fn make(
     let _alone = lock.write().await;
     let result = async {
         let journalled = Journalled::begin(Arc::clone(&runtime), id.clone(), name, config, handler).await?;
-        let pinned = journalled.pin(&recorder).await?;
-        let networked = pinned.connect(&recorder).await?;
-        networked.supervise(&recorder, &uid).await
+        // The monitor waits for nothing of the pod's. Both end, also badly, before anything is undone.
+        let network = async { journalled.pin(&recorder).await?.connect(&recorder).await };
+        let (networked, monitor) = tokio::join!(network, follow::ensure(&runtime, &id));
+        let networked = networked?;
+        monitor?;
+        networked.ready(&recorder, &uid).await
     }
     .await;
     if let Err(error) = result {
@@ -267,9 +271,8 @@ impl Pinned {
 }
 
 impl Networked {
-    async fn supervise(self, recorder: &Recorder, uid: &str) -> Result<(), OpError> {
+    async fn ready(self, recorder: &Recorder, uid: &str) -> Result<(), OpError> {
         let Networked(mut step) = self;
-        follow::ensure(&step.runtime, &step.id).await?;
         step.entry.life = Life::Ready;
         step.entry.records = step.runtime.take_failed(uid);
         step.entry.records.extend(recorder.snapshot());
@@ -293,7 +296,7 @@ fn attachment(runtime: &Runtime, id: &Id, config: &PodSandboxConfig) -> Attachme
     });
     Attachment {
         container_id: id.to_string(),
-        netns: pin.exists().then_some(pin),
+        netns: netns::pinned(&pin).then_some(pin),
         pod: (meta.name, meta.namespace, meta.uid),
         port_mappings: ports.collect(),
     }

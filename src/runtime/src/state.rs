@@ -99,10 +99,8 @@ pub struct Sandbox {
 pub enum Stage {
     /// Intent only.
     Creating,
-    /// runc create succeeded.
+    /// Its files stand; runc does not know it yet, or a start broke off before `runc start`.
     Created,
-    /// runc create failed; the start will tell.
-    Refused,
     /// runc start succeeded.
     Running,
     /// Ended.

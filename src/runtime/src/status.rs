@@ -57,7 +57,7 @@ pub fn sandbox_status(id: &Id, entry: &Sandbox) -> v1::PodSandboxStatus {
 
 fn state(stage: Stage) -> v1::ContainerState {
     match stage {
-        Stage::Creating | Stage::Created | Stage::Refused => v1::ContainerState::ContainerCreated,
+        Stage::Creating | Stage::Created => v1::ContainerState::ContainerCreated,
         Stage::Running => v1::ContainerState::ContainerRunning,
         Stage::Exited => v1::ContainerState::ContainerExited,
     }

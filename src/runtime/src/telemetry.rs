@@ -19,7 +19,6 @@ fn count(runtime: &Runtime) {
     let containers = [
         ("creating", Stage::Creating),
         ("created", Stage::Created),
-        ("refused", Stage::Refused),
         ("running", Stage::Running),
         ("exited", Stage::Exited),
     ]

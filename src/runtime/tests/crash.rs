@@ -210,6 +210,39 @@ async fn a_workload_its_log_and_its_exit_code_survive_the_runtime() {
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }
 
+/// What was created and not started has no process: neither a runtime nor a monitor can take it along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_created_container_is_started_once_whoever_died_since() {
+    let Some(node) = node::node() else { return };
+    for (n, monitor_too) in [false, true].into_iter().enumerate() {
+        let mut process = Process::start(&node);
+        let mut cri = process.connect(&node).await;
+        let pod = node.sandbox(&format!("c{n}"), 0);
+        let (sandbox, _) = cri.run_sandbox(pod.clone()).await.unwrap();
+        let command = format!("sleep {}", 7200 + n);
+        let app = node.container("app", &format!("exec {command}"));
+        let (id, _) = cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap();
+        drop(process);
+        if monitor_too {
+            let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
+            kill(monitor);
+        }
+        process = Process::start(&node);
+        cri = process.connect(&node).await;
+        assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerCreated as i32);
+        assert_eq!(cri.create(&sandbox, app, pod).await.unwrap().0, id, "found");
+        cri.start(&id).await.unwrap();
+        cri.start(&id).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while processes(&command).is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(processes(&command).len(), 1);
+        cri.remove_pod(&sandbox).await;
+        assert_eq!(node.leftovers(), Vec::<String>::new());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_monitor_is_not_a_dead_container() {
     let Some(node) = node::node() else { return };

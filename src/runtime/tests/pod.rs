@@ -265,13 +265,15 @@ async fn calls_are_idempotent_and_failures_tell_their_records() {
     let again = cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap_err();
     assert_eq!(again.code(), tonic::Code::AlreadyExists);
 
-    // A command that does not exist fails in runc create, and is told at the start.
+    // A command that does not exist is told at the start, in runc's words.
     let mut bad = node.container("bad", "");
     bad.command = vec!["/no/such/program".to_owned()];
-    let (refused, records) = cri.create(&sandbox, bad, pod.clone()).await.unwrap();
-    let last = records.last().unwrap();
-    assert_eq!((last.phase, last.outcome), (Phase::ContainersCreated, Outcome::Failed));
+    let (refused, _) = cri.create(&sandbox, bad, pod.clone()).await.unwrap();
     assert_eq!(cri.status(&refused).await.state, v1::ContainerState::ContainerCreated as i32);
+    let error = cri.start(&refused).await.unwrap_err();
+    let told = podway_cri::metadata::take(error.metadata());
+    let last = told.last().unwrap();
+    assert_eq!((last.phase, last.outcome), (Phase::ContainersCreated, Outcome::Failed));
     for _ in 0..2 {
         let error = cri.start(&refused).await.unwrap_err();
         assert!(error.message().starts_with("OCI runtime create failed: "), "{error:?}");
@@ -288,6 +290,15 @@ async fn calls_are_idempotent_and_failures_tell_their_records() {
     let kept = podway_flow::wire::decode(info.info["flow"].as_bytes()).unwrap();
     assert!(kept.iter().any(|r| r.phase == Phase::NetworkConfigured && r.outcome == Outcome::Failed));
     cri.remove(&refused).await;
+
+    // One that is stopped before its start has no process to signal, and is not started any more.
+    let (early, _) = cri.create(&sandbox, node.container("early", "sleep 1000"), pod.clone()).await.unwrap();
+    cri.stop(&early, 10).await;
+    let status = cri.status(&early).await;
+    assert_eq!((status.state, status.exit_code), (v1::ContainerState::ContainerExited as i32, 128));
+    assert_eq!(status.message, "the container was stopped before it was started");
+    assert!(cri.start(&early).await.is_err());
+    cri.remove(&early).await;
 
     // The configuration on disk is gone: DEL is given what ADD was given.
     std::fs::remove_file(&conf).unwrap();

@@ -42,8 +42,8 @@ struct Container {
     delete: Vec<Asker>,
     /// `runc start` runs.
     starting: bool,
-    /// Who else asked for the start.
-    start_waiters: Vec<Asker>,
+    /// Who else asked for the create or start that runs.
+    waiters: Vec<Asker>,
 }
 
 enum JobKind {
@@ -170,8 +170,18 @@ impl Pod {
         if !good_name(&create.id) {
             return Err(refused(ErrorCode::Invalid, "id must be [A-Za-z0-9_.-], 1 to 128 bytes"));
         }
-        if self.containers.contains_key(&create.id) {
-            return Err(refused(ErrorCode::Exists, &format!("container {} exists", create.id)));
+        // A runtime that died before it heard asks again: the container is created once.
+        match self.containers.get_mut(&create.id) {
+            None => {}
+            Some(c) if c.state == State::Creating => {
+                c.waiters.push(asker);
+                return Ok(None);
+            }
+            Some(c) if c.state != State::Exited => {
+                let created = Reply::Created { pid: c.pid, micros: 0, argv: vec![] };
+                return Ok(Some((created, vec![])));
+            }
+            Some(_) => return Err(refused(ErrorCode::Exists, &format!("container {} exists", create.id))),
         }
         if create.terminal {
             return Err(refused(ErrorCode::NotSupported, "not supported: tty"));
@@ -214,7 +224,7 @@ impl Pod {
             record: None,
             delete: vec![],
             starting: false,
-            start_waiters: vec![],
+            waiters: vec![],
         };
         self.containers.insert(create.id, container);
         Ok(None)
@@ -243,7 +253,7 @@ impl Pod {
         match container.state {
             // A runtime that died before it heard asks again: the container is started once.
             State::Created if container.starting => {
-                container.start_waiters.push(asker);
+                container.waiters.push(asker);
                 return Ok(None);
             }
             State::Created => container.starting = true,
@@ -371,11 +381,11 @@ impl Pod {
                 match result {
                     Ok(pid) => {
                         let attached = self.created(wires, &id, pid, ours);
-                        wires.reply(
-                            job.asker,
-                            attached.err().unwrap_or(Reply::Created { pid, micros, argv }),
-                            vec![],
-                        );
+                        let reply = attached.err().unwrap_or(Reply::Created { pid, micros, argv });
+                        let waiters = self.containers.get_mut(&id).map(|c| std::mem::take(&mut c.waiters));
+                        for asker in waiters.into_iter().flatten().chain([job.asker]) {
+                            wires.reply(asker, reply.clone(), vec![]);
+                        }
                         if let Some(ended) = self.orphans.remove(&pid) {
                             self.exited(wires, id, ended);
                         } else if self.containers.get(&id).is_some_and(|c| !c.delete.is_empty())
@@ -386,7 +396,12 @@ impl Pod {
                         return;
                     }
                     Err(failure) => {
-                        for asker in self.containers.remove(&id).map(|c| c.delete).unwrap_or_default() {
+                        let (waiters, delete) =
+                            self.containers.remove(&id).map(|c| (c.waiters, c.delete)).unwrap_or_default();
+                        for asker in waiters {
+                            wires.reply(asker, failure.clone(), vec![]);
+                        }
+                        for asker in delete {
                             wires.reply(asker, Reply::Ok, vec![]);
                         }
                         failure
@@ -401,7 +416,7 @@ impl Pod {
                     if matches!(reply, Reply::Started { .. }) && c.state == State::Created {
                         c.state = State::Running;
                     }
-                    for waiter in std::mem::take(&mut c.start_waiters) {
+                    for waiter in std::mem::take(&mut c.waiters) {
                         wires.reply(waiter, reply.clone(), vec![]);
                     }
                 }

@@ -1,4 +1,6 @@
-//! Creation: journal entry, root filesystem, config.json, `runc create`.
+//! Creation: journal entry, root filesystem, config.json. No process: `runc create` is the start's
+//! (see [`super::start`]), as it is in containerd, so that what runc refuses is told where clients
+//! look for it.
 
 use super::life::remove_alone;
 use crate::error::{Failure, OpError, blocking};
@@ -6,13 +8,12 @@ use crate::ids::Id;
 use crate::names::{Made, Name};
 use crate::state::{Container, Life, ResolvedImage, Runtime, Sandbox, Stage};
 use crate::status::sandbox_config;
-use crate::{follow, rootfs, spec, supervisor};
+use crate::{rootfs, spec};
 use podway_cri::Message as _;
 use podway_cri::v1::{ContainerConfig, Mount, Signal};
 use podway_flow::{Phase, Recorder, Span, Writer};
-use podway_monitor::{Create, Reply, Request};
 use sha2::{Digest as _, Sha256};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 use std::str::FromStr as _;
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> u8 {
         .unwrap_or(15)
 }
 
-/// Makes a container up to `runc create`, or joins its making, or finds it made.
+/// Makes a container up to its config.json, or joins its making, or finds it made.
 ///
 /// # Errors
 /// [`Failure`]; everything that was made for it is undone.
@@ -58,7 +59,7 @@ pub async fn create(
     let existing = || {
         let (id, entry) = runtime.container_named(&name)?;
         Some(match entry.stage {
-            Stage::Created | Stage::Refused => Ok(Made { id, records: entry.records }),
+            Stage::Created => Ok(Made { id, records: entry.records }),
             other => Err(Failure::exists(format!(
                 "container {id} has this name and attempt and is {other:?}: raise metadata.attempt"
             ))),
@@ -99,12 +100,6 @@ async fn make(
     Err(failure)
 }
 
-/// What `runc create` needs, all of it on disk.
-struct Prepared {
-    request: Create,
-    cgroup: String,
-}
-
 async fn build(
     runtime: &Arc<Runtime>,
     sandbox_id: &Id,
@@ -118,62 +113,11 @@ async fn build(
     if pod.life != Life::Ready {
         return Err(OpError::Precondition(format!("sandbox {sandbox_id} is not ready")));
     }
-    let meta = config.metadata.clone().unwrap_or_default();
     let (state, of, in_pod, record) = (Arc::clone(runtime), id.clone(), sandbox_id.clone(), recorder.clone());
-    let prepared = blocking(move || prepare(&state, &in_pod, &pod, &of, name, &config, &record)).await?;
-    let Prepared { request, cgroup } = prepared;
-
-    let mut span = recorder.begin_for(Phase::ContainersCreated, &meta.name);
-    span.attempt(meta.attempt.saturating_add(1));
-    span.note("containerId", id).note("runcVersion", &runtime.runc_version);
-    let asked = async {
-        // A monitor that died since the last container is replaced before it is needed.
-        follow::ensure(runtime, sandbox_id).await?;
-        let socket = runtime.monitor_socket(sandbox_id);
-        match supervisor::call(&socket, Request::Create(Box::new(request))).await {
-            Ok(Reply::Created { pid, micros, argv }) => Ok((pid, micros, argv)),
-            Err(error) => Err(OpError::of_runc("create", error)),
-            Ok(_) => Err(OpError::from(supervisor::SupervisorError::Unexpected)),
-        }
-    };
-    let (pid, micros, argv) = match asked.await {
-        Ok(created) => created,
-        // Made all the same: its start is what fails, see the module above.
-        Err(OpError::Runc(refusal)) => {
-            span.fail("StartError", &refusal);
-            let (state, of, record) = (Arc::clone(runtime), id.clone(), recorder.clone());
-            return blocking(move || {
-                state.update_container(&of, |c| {
-                    c.stage = Stage::Refused;
-                    c.refusal = Some(refusal);
-                    c.records = record.snapshot();
-                })?;
-                Ok(())
-            })
-            .await;
-        }
-        Err(error) => {
-            span.fail("CreateContainerError", &error.chain());
-            return Err(error);
-        }
-    };
-    span.note("pid", pid).note("runcMicros", micros).note("argv", argv.join(" ")).note("cgroup", &cgroup);
-    let (state, of, record) = (Arc::clone(runtime), id.clone(), recorder.clone());
     blocking(move || {
-        for kind in ["net", "ipc", "uts", "mnt", "pid"] {
-            if let Ok(link) = std::fs::read_link(format!("/proc/{pid}/ns/{kind}")) {
-                span.note(&format!("ns.{kind}"), link.display());
-            }
-        }
-        for (file, value) in state.cgroups.limits(&cgroup) {
-            span.note(file, value);
-        }
-        span.succeed("Created");
+        prepare(&state, &in_pod, &pod, &of, name, &config, &record)?;
         state.update_container(&of, |c| {
-            // It may have died before we heard that it was created.
-            if c.stage == Stage::Creating {
-                c.stage = Stage::Created;
-            }
+            c.stage = Stage::Created;
             c.records = record.snapshot();
         })?;
         Ok(())
@@ -190,7 +134,7 @@ fn prepare(
     name: Name,
     config: &ContainerConfig,
     recorder: &Recorder,
-) -> Result<Prepared, OpError> {
+) -> Result<(), OpError> {
     let pod_config = sandbox_config(pod)?;
     let meta = config.metadata.clone().unwrap_or_default();
     let begin = |phase| -> Span {
@@ -260,20 +204,7 @@ fn prepare(
     if let Some(dir) = Path::new(&log).parent().filter(|_| !log.is_empty()) {
         std::fs::create_dir_all(dir).map_err(|e| OpError::Io("make the log directory", e))?;
     }
-    let request = Create {
-        id: id.to_string(),
-        runc: runtime.config.runc.path.clone(),
-        runc_root: runtime.config.state.join("runc"),
-        runc_log: bundle.join("runc.log"),
-        bundle,
-        log_path: (!log.is_empty()).then(|| PathBuf::from(&log)),
-        exit_file: data.join("exit"),
-        memory_cgroup: Some(runtime.cgroups.dir("memory", &cgroup)),
-        stdin: config.stdin,
-        terminal: config.tty,
-        extra_args: Vec::new(),
-    };
-    Ok(Prepared { request, cgroup })
+    Ok(())
 }
 
 /// config.json, with the sandbox' files bound in.
