@@ -174,6 +174,28 @@ impl Cri {
         self.answer("remove_container", begun, result, |_| ())
     }
 
+    /// Runs a command in a container to its end, for at most `timeout` (whole seconds) if there is one.
+    ///
+    /// # Errors
+    /// [`CallError`], with `DeadlineExceeded` for one that did not end in time.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Option<Duration>,
+    ) -> Result<v1::ExecSyncResponse, CallError> {
+        let begun = Instant::now();
+        let seconds = timeout.map_or(0, |t| i64::try_from(t.as_secs().max(1)).unwrap_or(i64::MAX));
+        let message =
+            v1::ExecSyncRequest { container_id: id.to_owned(), cmd: command.to_vec(), timeout: seconds };
+        let mut request = Request::new(message);
+        if let Some(timeout) = timeout {
+            request.set_timeout(TIMEOUT + timeout);
+        }
+        let result = self.runtime.clone().exec_sync(request).await;
+        self.answer("exec_sync", begun, result, |r| r).result
+    }
+
     /// The image of a reference, if it is there.
     pub async fn image_status(&self, image: &str) -> Answer<Option<v1::Image>> {
         let begun = Instant::now();

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod node;
 pub mod pod;
 pub mod pods;
+pub mod probe;
 pub mod run;
 pub mod server;
 pub mod source;

@@ -7,6 +7,7 @@ pub mod cri_config;
 pub mod image_name;
 pub mod model;
 pub mod observe;
+pub mod pull_secrets;
 pub mod resources;
 pub mod start;
 pub mod status;

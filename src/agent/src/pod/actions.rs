@@ -1,13 +1,15 @@
 //! The effects of one pod: each a task that ends in data for its worker. Nothing here decides.
 
-use crate::cri::{Answer, CallError, Cri};
+pub mod pull;
+pub mod stop;
+
+use crate::cri::Answer;
 use crate::env::fields::Addresses;
 use crate::env::{EnvContext, environment};
 use crate::pod::context::Context;
 use crate::pod::core::{Instance, Sandbox};
 use crate::pod::cri_config::{self, ContainerInput, SandboxInput};
-use crate::pod::image_name;
-use crate::pod::model::{Container, Pod, PullPolicy};
+use crate::pod::model::{Container, Pod};
 use crate::pod::start::record;
 use crate::volumes::{self, MountedVolume, VolumeError};
 use crate::{cgroups, dns, hosts};
@@ -17,8 +19,6 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tonic::Code;
 
 /// An error with its sources, on one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
@@ -111,8 +111,7 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
     };
     // A node without cluster DNS says so once, when it starts, and not with every pod.
     for (reason, message) in warnings.into_iter().filter(|(reason, _)| *reason != "MissingClusterDNS") {
-        let (api, object) = (context.api.clone(), pod.object.clone());
-        tokio::spawn(async move { api.warn(&object, reason, &message).await });
+        context.tell(&pod, reason, &message);
     }
     let limits = pod.object.spec.as_ref().map(cgroups::limits).unwrap_or_default();
     // A handful of directories on local file systems: another thread would cost more than they do.
@@ -135,64 +134,6 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
             context.metrics.started_pods_errors.inc();
             Err(failed("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", e.message)))
         }
-    };
-    Outcomes { result, records }
-}
-
-/// Makes a container's image present by its policy.
-pub async fn pull(context: Context, container: Container) -> Outcomes<v1::Image> {
-    let image = container.image.as_str();
-    let begun = context.clock.now();
-    if let Err(message) = image_name::check(image) {
-        let mut invalid = record(Phase::ImagesPulled, Some(image), begun, Some(begun), "InvalidImageName");
-        invalid.outcome = Outcome::Failed;
-        invalid.message = podway_flow::record::bounded(&message, Record::MESSAGE_LIMIT);
-        return Outcomes { result: Err(failed("InvalidImageName", message)), records: vec![invalid] };
-    }
-    let ask = || async {
-        let found = context.cri.image_status(image).await.result;
-        found.map_err(|e| match e.code {
-            Code::InvalidArgument => failed("InvalidImageName", e.message),
-            _ => failed("ImageInspectError", format!("Failed to inspect image {image:?}: {}", e.message)),
-        })
-    };
-    if container.pull != PullPolicy::Always {
-        match ask().await {
-            Err(e) => return Outcomes { result: Err(e), records: Vec::new() },
-            Ok(Some(found)) => {
-                let now = context.clock.now();
-                let mut present = record(Phase::ImagesPulled, Some(image), begun, Some(now), "Present");
-                present.outcome = Outcome::Skipped;
-                present.evidence.insert("imageId".to_owned(), found.id.clone());
-                return Outcomes { result: Ok(found), records: vec![present] };
-            }
-            Ok(None) if container.pull == PullPolicy::Never => {
-                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
-                let mut never = record(
-                    Phase::ImagesPulled,
-                    Some(image),
-                    begun,
-                    Some(context.clock.now()),
-                    "ErrImageNeverPull",
-                );
-                never.outcome = Outcome::Failed;
-                never.message.clone_from(&message);
-                return Outcomes { result: Err(failed("ErrImageNeverPull", message)), records: vec![never] };
-            }
-            Ok(None) => {}
-        }
-    }
-    let mut answer = context.cri.pull_image(image, None).await;
-    let now = context.clock.now();
-    let records =
-        recorded(&mut answer, Phase::ImagesPulled, Some(image), begun, now, ("Pulled", "ErrImagePull"));
-    let result = match answer.result {
-        Err(CallError { code: Code::InvalidArgument, message }) => Err(failed("InvalidImageName", message)),
-        Err(e) => Err(failed("ErrImagePull", e.message)),
-        Ok(id) => match ask().await {
-            Err(e) => Err(e),
-            Ok(found) => Ok(found.unwrap_or(v1::Image { id, ..Default::default() })),
-        },
     };
     Outcomes { result, records }
 }
@@ -294,8 +235,7 @@ async fn container_config(
     if !env.invalid_names.is_empty() {
         let message =
             format!("Keys [{}] were skipped since they are no variable names", env.invalid_names.join(", "));
-        let (api, object) = (context.api.clone(), pod.object.clone());
-        tokio::spawn(async move { api.warn(&object, "InvalidEnvironmentVariableNames", &message).await });
+        context.tell(pod, "InvalidEnvironmentVariableNames", &message);
     }
     let dir = context.volumes.pod_dir(&pod.uid).map_err(|e| wrong(&e))?;
     let hostname = hosts::hostname(&pod.object, &context.dns.cluster_domain, &context.hostname)
@@ -357,53 +297,6 @@ fn own_file(path: &Path, container_path: &str, text: &[u8], mode: u32) -> Result
         host_path: path.display().to_string(),
         ..Default::default()
     })
-}
-
-/// What taking a part of a pod down came to.
-#[derive(Debug)]
-pub enum Took {
-    /// A container was stopped: as the runtime then reports it, or `None` where it must be asked.
-    Stopped(Option<Instance>),
-    /// A sandbox was stopped.
-    SandboxStopped(String),
-    /// A sandbox is gone, and what was in it.
-    SandboxRemoved(String),
-    /// A container is gone.
-    Removed(String),
-}
-
-fn taken(answer: Answer<()>) -> Result<(), CallError> {
-    match answer.result {
-        // What is not there is taken down.
-        Err(e) if e.code == Code::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Stops a container of `sandbox`.
-pub async fn stop_container(
-    cri: Cri,
-    id: String,
-    sandbox: String,
-    grace: Duration,
-) -> Result<Took, CallError> {
-    taken(cri.stop_container(&id, grace).await)?;
-    Ok(Took::Stopped(cri.instance(&id, &sandbox).await.ok().flatten()))
-}
-
-/// Stops a sandbox.
-pub async fn stop_sandbox(cri: Cri, id: String) -> Result<Took, CallError> {
-    taken(cri.stop_sandbox(&id).await).map(|()| Took::SandboxStopped(id))
-}
-
-/// Removes a sandbox.
-pub async fn remove_sandbox(cri: Cri, id: String) -> Result<Took, CallError> {
-    taken(cri.remove_sandbox(&id).await).map(|()| Took::SandboxRemoved(id))
-}
-
-/// Removes a container.
-pub async fn remove_container(cri: Cri, id: String) -> Result<Took, CallError> {
-    taken(cri.remove_container(&id).await).map(|()| Took::Removed(id))
 }
 
 /// Removes what the agent made for a pod: volumes, cgroup, and with `logs` its logs. May be repeated.

@@ -7,6 +7,7 @@ use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::Objects;
 use crate::metrics::Metrics;
+use crate::pod::model::Pod;
 use crate::pod::status;
 use crate::volumes::VolumeManager;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -48,4 +49,13 @@ pub struct Context {
     pub allocatable: BTreeMap<String, Quantity>,
     /// The machine's memory in bytes.
     pub memory_capacity: i64,
+}
+
+impl Context {
+    /// Tells people of a pod, on its own: news must not hold the pod up.
+    pub fn tell(&self, pod: &Pod, reason: &str, message: &str) {
+        let (api, object) = (Arc::clone(&self.api), Arc::clone(&pod.object));
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        tokio::spawn(async move { api.warn(&object, &reason, &message).await });
+    }
 }

@@ -1,5 +1,6 @@
 //! A pod as the core sees it: read once from the API object, narrow and checked.
 
+use crate::probe::spec::Care;
 use k8s_openapi::api::core::v1 as api;
 use podway_flow::Micros;
 use std::sync::Arc;
@@ -75,10 +76,8 @@ pub struct Container {
     pub role: Role,
     /// fnv32a of name and image: a change means a new container.
     pub hash: u32,
-    /// Whether a startup or readiness probe stands between running and ready.
-    pub has_startup_probe: bool,
-    /// Whether a readiness probe is there.
-    pub has_readiness_probe: bool,
+    /// Its probes and hooks.
+    pub care: Care,
 }
 
 /// That the pod is being deleted.
@@ -218,8 +217,7 @@ fn container(c: &api::Container, init: bool) -> Result<Container, ModelError> {
         image,
         pull,
         role,
-        has_startup_probe: c.startup_probe.is_some(),
-        has_readiness_probe: c.readiness_probe.is_some(),
+        care: Care::of(c),
     })
 }
 

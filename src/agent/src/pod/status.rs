@@ -80,7 +80,13 @@ pub fn phase(pod: &Pod, observed: &Observed, journal: &Journal) -> &'static str 
         (_, Some(t)) if !observed.anything_live() => return if t.failed { "Failed" } else { "Succeeded" },
         _ => {}
     }
-    let started = |c: &Container| observed.newest(&c.name).is_some_and(|i| i.state != State::Created);
+    let started = |c: &Container| {
+        observed.newest(&c.name).is_some_and(|i| match i.state {
+            State::Created => false,
+            State::Running => journal.of(&c.name).is_up(c, &i.id),
+            State::Exited { .. } | State::Unknown => true,
+        })
+    };
     if pod.apps.iter().all(started) { "Running" } else { "Pending" }
 }
 
@@ -103,7 +109,9 @@ fn container(
     let id = |i: &Instance| format!("{}://{}", node.runtime, i.id);
     let former = |i: Option<&&Instance>| i.and_then(|i| terminated(i, id(i)));
     let (state, last) = match newest {
-        Some(i) if i.state == State::Running => (running(i), former(history.get(1))),
+        Some(i) if i.state == State::Running && memory.is_up(c, &i.id) => {
+            (running(i), former(history.get(1)))
+        }
         Some(i) if matches!(i.state, State::Exited { .. } | State::Unknown) => {
             let waits = journal.terminal.is_none() && pod.deletion.is_none();
             match restart_wait(pod, c, i, &memory, now).filter(|_| waits) {
@@ -116,8 +124,9 @@ fn container(
             (waiting(&reason, &message), former(history.get(usize::from(other.is_some()))))
         }
     };
-    let runs = state.running.is_some();
-    let started = runs && !c.has_startup_probe;
+    let runs = newest.filter(|_| state.running.is_some()).map(|i| i.id.as_str());
+    let started = runs.is_some_and(|id| journal.probes.started(c, id));
+    let ready = runs.is_some_and(|id| journal.probes.ready(c, id));
     let completed = c.role == Role::Init && state.terminated.as_ref().is_some_and(|t| t.exit_code == 0);
     api::ContainerStatus {
         name: c.name.clone(),
@@ -126,7 +135,7 @@ fn container(
         container_id: newest.map(id),
         restart_count: i32::try_from(newest.map_or(0, |i| i.restarts).max(memory.restarts))
             .unwrap_or(i32::MAX),
-        ready: completed || (started && !c.has_readiness_probe),
+        ready: completed || ready,
         started: Some(started),
         state: Some(state),
         last_state: last,

@@ -7,7 +7,8 @@
 
 use crate::api::ApiError;
 use crate::cri::{CallError, Told};
-use crate::pod::actions::{self, Failed, Making, Outcomes, Took, chain};
+use crate::pod::actions::stop::{self, Took};
+use crate::pod::actions::{self, Failed, Making, Outcomes, chain};
 use crate::pod::context::Context;
 use crate::pod::core::{
     self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, Sandbox, State, Terminal, add,
@@ -16,6 +17,8 @@ use crate::pod::core::{
 use crate::pod::cri_config;
 use crate::pod::model::{Deletion, Pod, Role};
 use crate::pod::start::{Start, record};
+use crate::probe::schedule::{Answer, Probes};
+use crate::probe::spec::Kind;
 use crate::source::PodView;
 use crate::status::writer::Writer;
 use crate::volumes::{MountedVolume, VolumeError};
@@ -79,6 +82,9 @@ enum Key {
     StopSandbox(String),
     Remove(String),
     Unmount,
+    Probe(String, Kind),
+    /// By instance.
+    PostStart(String),
     /// Whether logs go as well.
     Clean(bool),
     Delete,
@@ -94,7 +100,7 @@ impl Key {
 
     /// Whether it is of the pod itself and not of what is written about it.
     fn acts(&self) -> bool {
-        !matches!(self, Key::Patch | Key::Flow)
+        !matches!(self, Key::Patch | Key::Flow | Key::Probe(..))
     }
 }
 
@@ -106,6 +112,8 @@ enum Done {
     Took(Result<Took, CallError>),
     Unmounted(Result<(), VolumeError>),
     Clean(bool, Result<(), String>),
+    Probe { container: String, id: String, kind: Kind, answer: Answer },
+    PostStart { container: String, id: String, result: Result<Option<String>, String> },
     Deleted(Result<(), ApiError>),
     Patched(Result<Box<api::Pod>, ApiError>),
     Flow { whole: bool, audit: Vec<Record>, result: Result<(), ApiError> },
@@ -148,6 +156,8 @@ struct Worker {
     images: HashMap<String, v1::Image>,
     volumes: BTreeMap<String, MountedVolume>,
     warned: HashSet<(String, u32)>,
+    /// Instances whose `preStop` was begun.
+    pre_stopped: HashSet<String>,
     /// When the status first had the pod Ready.
     told_ready: Option<Micros>,
     /// The flow behind the status that was written last: what people are told in the pod's conditions
@@ -191,6 +201,11 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
     for known in base.container_statuses.iter().chain(&base.init_container_statuses).flatten() {
         journal.of_mut(&known.name).restarts = u32::try_from(known.restart_count).unwrap_or(0);
     }
+    let known = base.container_statuses.iter().chain(&base.init_container_statuses).flatten();
+    journal.probes = Probes::recalling(known.filter_map(|s| {
+        let id = s.container_id.as_ref()?.rsplit('/').next()?;
+        Some((id.to_owned(), s.started == Some(true), s.ready))
+    }));
     let view =
         PodView { object: Arc::clone(&pod.object), containers: Vec::new(), flow: Arc::new(start.flow([])) };
     let (view, receiver) = watch::channel(Arc::new(view));
@@ -210,6 +225,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         images: HashMap::new(),
         volumes: BTreeMap::new(),
         warned: HashSet::new(),
+        pre_stopped: HashSet::new(),
         told_ready: None,
         told: None,
         flow_told: false,
@@ -251,6 +267,7 @@ impl Worker {
                 if self.finished {
                     continue;
                 }
+                wake = earlier(wake, self.probe(now));
                 wake = earlier(wake, self.report(now));
                 wake = earlier(wake, self.tell_flow(now));
                 self.publish();
@@ -342,6 +359,10 @@ impl Worker {
 
     /// After a restart of the agent: what runs is taken over, and its start is told by the runtime.
     async fn adopt(&mut self) {
+        // A hook that may have been done is not done twice.
+        for instance in self.observed.containers.iter().filter(|c| c.state == State::Running) {
+            self.journal.of_mut(&instance.name).post_started = Some(instance.id.clone());
+        }
         let conditions = self.pod.object.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let ready = conditions.clone().any(|c| c.type_ == "Ready" && c.status == "True");
         let terminal = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
@@ -373,400 +394,6 @@ impl Worker {
         let abort = self.tasks.spawn(work);
         self.running.insert(abort.id(), Running { key, open, abort, deadline: Micros(i64::MAX) });
     }
-
-    /// Begins what is to be done. Returns when to ask again if nothing happens.
-    fn advance(&mut self, now: Micros) -> Option<Micros> {
-        let mut wake = None;
-        let plan = loop {
-            let plan = core::next(&self.pod, &self.observed, &self.journal, now);
-            let end = plan.iter().find_map(|a| match a {
-                Action::ReportTerminal(terminal) => Some(terminal.clone()),
-                _ => None,
-            });
-            match end {
-                Some(terminal) => self.journal.terminal = Some(terminal),
-                None => break plan,
-            }
-        };
-        let ending = self.pod.deletion.is_some() || self.journal.terminal.is_some();
-        if ending {
-            for pull in self.running.values().filter(|r| matches!(r.key, Key::Image(_))) {
-                pull.abort.abort();
-            }
-            if self.running.values().any(|r| r.key.makes()) {
-                self.settled = false;
-                return None;
-            }
-        } else {
-            wake = earlier(wake, self.want_volumes(now));
-        }
-        let dead = self.observed.containers.iter().all(|c| matches!(c.state, State::Exited { .. }));
-        if self.pod.deletion.is_some() && dead {
-            wake = earlier(wake, self.unmount(now));
-        }
-        let idle = plan.is_empty();
-        for action in plan {
-            wake = earlier(wake, self.act(action, now));
-        }
-        if ending && idle && self.pod.deletion.is_none() && !self.cleaned && !self.observed.anything_live() {
-            wake = earlier(wake, self.clean(now, false));
-        }
-        self.settled = self.running.values().all(|r| !r.key.acts());
-        wake
-    }
-
-    fn want_volumes(&mut self, now: Micros) -> Option<Micros> {
-        if self.journal.volumes_ready || self.runs(&Key::Volumes) {
-            return None;
-        }
-        if let Some(at) = self.waits(&Key::Volumes, now) {
-            return Some(at);
-        }
-        let open = vec![record(Phase::VolumesMounted, None, now, None, "Running")];
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        self.spawn(Key::Volumes, open, async move {
-            let (result, records) = actions::mount(context, pod).await;
-            Done::Volumes(result, records)
-        });
-        None
-    }
-
-    fn act(&mut self, action: Action, now: Micros) -> Option<Micros> {
-        let cri = self.context.cri.clone();
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        let (key, open) = match &action {
-            Action::WaitUntil(at) => return Some(*at),
-            Action::ReportTerminal(_) => return None,
-            Action::CreateSandbox { .. } => {
-                (Key::Sandbox, vec![record(Phase::SandboxCreated, None, now, None, "Running")])
-            }
-            Action::PullImage { container } => {
-                let image = self.pod.container(container).map_or("", |c| c.image.as_str());
-                let open = record(Phase::ImagesPulled, Some(image), now, None, "Running");
-                (Key::Image(container.clone()), vec![open])
-            }
-            Action::CreateContainer { container, .. } => {
-                let open = record(Phase::ContainersCreated, Some(container), now, None, "Running");
-                (Key::Container(container.clone()), vec![open])
-            }
-            Action::StartContainer { container, .. } => {
-                let open = record(Phase::ContainersStarted, Some(container), now, None, "Running");
-                (Key::Container(container.clone()), vec![open])
-            }
-            Action::StopContainer { id, .. } => (Key::Stop(id.clone()), Vec::new()),
-            Action::StopSandbox { id } => (Key::StopSandbox(id.clone()), Vec::new()),
-            Action::RemoveSandbox { id } | Action::RemoveContainer { id } => {
-                (Key::Remove(id.clone()), Vec::new())
-            }
-            Action::DeleteFromApi => return self.end(now),
-        };
-        if let Some(at) = self.waits(&key, now) {
-            return Some(at);
-        }
-        // A shorter grace goes beside the longer one that is running; anything else runs once.
-        let deadline = match &action {
-            Action::StopContainer { grace, .. } => add(now, *grace),
-            _ => Micros(i64::MAX),
-        };
-        let shorter = |r: &Running| add(deadline, Duration::from_millis(500)) >= r.deadline;
-        if self.running.values().any(|r| r.key == key && shorter(r)) {
-            return None;
-        }
-        let begun = match action {
-            Action::CreateSandbox { attempt } => self
-                .tasks
-                .spawn(async move { Done::Sandbox(actions::create_sandbox(context, pod, attempt).await) }),
-            Action::PullImage { container } => {
-                let model = pod.container(&container).cloned()?;
-                self.tasks.spawn(async move {
-                    Done::Image(container, Box::new(actions::pull(context, model).await))
-                })
-            }
-            Action::CreateContainer { container, sandbox, restarts } => {
-                let making = self.making(&container, sandbox, restarts)?;
-                self.tasks.spawn(async move {
-                    Done::Container(container, actions::create_container(context, pod, making).await)
-                })
-            }
-            Action::StartContainer { container, id } => {
-                let sandbox = self.sandbox_of(&id);
-                self.tasks.spawn(async move {
-                    let started = actions::start_container(context, container.clone(), id, sandbox).await;
-                    Done::Container(container, started)
-                })
-            }
-            Action::StopContainer { id, grace } => {
-                self.journal.stopping_since.get_or_insert(now);
-                let sandbox = self.sandbox_of(&id);
-                self.tasks
-                    .spawn(async move { Done::Took(actions::stop_container(cri, id, sandbox, grace).await) })
-            }
-            Action::StopSandbox { id } => {
-                self.tasks.spawn(async move { Done::Took(actions::stop_sandbox(cri, id).await) })
-            }
-            Action::RemoveSandbox { id } => {
-                self.tasks.spawn(async move { Done::Took(actions::remove_sandbox(cri, id).await) })
-            }
-            Action::RemoveContainer { id } => {
-                self.tasks.spawn(async move { Done::Took(actions::remove_container(cri, id).await) })
-            }
-            Action::WaitUntil(_) | Action::ReportTerminal(_) | Action::DeleteFromApi => return None,
-        };
-        self.running.insert(begun.id(), Running { key, open, abort: begun, deadline });
-        None
-    }
-
-    fn sandbox_of(&self, id: &str) -> String {
-        let found = self.observed.containers.iter().find(|c| c.id == id);
-        found.map(|c| c.sandbox.clone()).unwrap_or_default()
-    }
-
-    fn making(&self, container: &str, sandbox: String, restarts: u32) -> Option<Making> {
-        let placed = self.observed.sandboxes.iter().find(|s| s.id == sandbox)?;
-        Some(Making {
-            container: self.pod.container(container)?.clone(),
-            attempt: placed.attempt,
-            ips: placed.ips.clone(),
-            sandbox,
-            restarts,
-            volumes: self.volumes.clone(),
-            image: self.images.get(container).cloned().unwrap_or_default(),
-        })
-    }
-
-    /// Nothing of the pod runs: what was made for it goes, then the object.
-    fn end(&mut self, now: Micros) -> Option<Micros> {
-        if !self.removed {
-            return self.clean(now, true);
-        }
-        // Our own deletion is let end, also when the watch was faster than its answer.
-        if self.gone && !self.runs(&Key::Delete) {
-            self.finished = true;
-            return None;
-        }
-        // The status of the end is on its way: the object is not taken from under it.
-        if self.runs(&Key::Delete) || self.runs(&Key::Patch) {
-            return None;
-        }
-        if let Some(at) = self.waits(&Key::Delete, now) {
-            return Some(at);
-        }
-        let context = self.context.clone();
-        let (namespace, name, uid) =
-            (self.pod.namespace.clone(), self.pod.name.clone(), self.pod.uid.clone());
-        self.spawn(Key::Delete, Vec::new(), async move {
-            Done::Deleted(context.api.delete(&namespace, &name, &uid).await)
-        });
-        None
-    }
-
-    /// Takes the volumes of a pod that is going down, beside what else goes down.
-    fn unmount(&mut self, now: Micros) -> Option<Micros> {
-        if self.unmounted || self.runs(&Key::Unmount) {
-            return None;
-        }
-        if let Some(at) = self.waits(&Key::Unmount, now) {
-            return Some(at);
-        }
-        let (context, uid) = (self.context.clone(), self.pod.uid.clone());
-        self.spawn(
-            Key::Unmount,
-            Vec::new(),
-            async move { Done::Unmounted(context.volumes.teardown(&uid).await) },
-        );
-        None
-    }
-
-    fn clean(&mut self, now: Micros, logs: bool) -> Option<Micros> {
-        if [Key::Clean(true), Key::Clean(false), Key::Unmount].iter().any(|key| self.runs(key)) {
-            return None;
-        }
-        let key = Key::Clean(logs);
-        if let Some(at) = self.waits(&key, now) {
-            return Some(at);
-        }
-        let path = logs.then(|| cri_config::log_directory(&self.context.pod_logs_dir, &self.pod));
-        let (context, uid) = (self.context.clone(), self.pod.uid.clone());
-        self.spawn(
-            key,
-            Vec::new(),
-            async move { Done::Clean(logs, actions::clean(context, uid, path).await) },
-        );
-        None
-    }
-
-    fn done(&mut self, done: Result<(Id, Done), JoinError>) {
-        let now = self.now();
-        let (id, done) = match done {
-            Ok((id, done)) => (id, Some(done)),
-            Err(error) => {
-                if error.is_panic() {
-                    tracing::error!(pod = %self.pod.uid, %error, "a step of a pod broke: a defect of the agent");
-                }
-                (error.id(), None)
-            }
-        };
-        let Some(Running { key, .. }) = self.running.remove(&id) else { return };
-        let ok = match done {
-            // What it came to is not known.
-            None => {
-                self.stale |= key.acts();
-                false
-            }
-            Some(done) => self.result(done, now),
-        };
-        if ok {
-            self.retries.remove(&key);
-        } else {
-            let limits = if key == Key::Volumes { MOUNT_RETRY } else { EFFECT_RETRY };
-            let retry = later(self.retries.get(&key).copied(), now, limits);
-            // Failures of these have their own delays, kept in the journal for people to see.
-            if !matches!(key, Key::Sandbox | Key::Image(_) | Key::Container(_) | Key::Patch) {
-                self.retries.insert(key, retry);
-            }
-        }
-    }
-
-    /// Takes a result over; false when it is to be tried again.
-    fn result(&mut self, done: Done, now: Micros) -> bool {
-        match done {
-            Done::Sandbox(Outcomes { result, records }) => {
-                self.start.absorb(records);
-                match result {
-                    Ok(made) => {
-                        self.journal.sandbox_failure = None;
-                        self.stale |= made.is_none();
-                        made.into_iter().for_each(|s| self.observed.learn_sandbox(s));
-                    }
-                    Err(e) => {
-                        self.stale = true;
-                        self.warn(&e.reason, &e.message);
-                        self.journal.sandbox_failure = Some(later_failure(e, BACKOFF_FIRST, now));
-                    }
-                }
-                true
-            }
-            Done::Volumes(result, records) => {
-                self.start.absorb(records);
-                match result {
-                    Ok(volumes) => {
-                        self.volumes = volumes;
-                        self.journal.volumes_ready = true;
-                        true
-                    }
-                    Err(error) => {
-                        let text = format!("MountVolume.SetUp failed: {}", chain(&error));
-                        self.warn("FailedMount", &text);
-                        false
-                    }
-                }
-            }
-            Done::Image(container, outcomes) => {
-                let Outcomes { result, records } = *outcomes;
-                self.start.absorb(records);
-                let memory = self.journal.of_mut(&container);
-                match result {
-                    Ok(image) => {
-                        (memory.image_ready, memory.image_failure) = (true, None);
-                        self.images.insert(container, image);
-                    }
-                    Err(e) => {
-                        let delay = failure_delay(memory.image_failure.as_ref());
-                        memory.image_failure = Some(later_failure(e.clone(), delay, now));
-                        let image = self.pod.container(&container).map_or("", |c| c.image.as_str());
-                        let failed = format!("Failed to pull image \"{image}\": {}", e.message);
-                        match e.reason.as_str() {
-                            "InvalidImageName" => self.warn("InspectFailed", &e.message),
-                            "ErrImageNeverPull" => self.warn("ErrImageNeverPull", &e.message),
-                            _ => self.warn("Failed", &failed),
-                        }
-                    }
-                }
-                true
-            }
-            Done::Container(container, Outcomes { result, records }) => {
-                self.start.absorb(records);
-                let init = self.pod.container(&container).is_some_and(|c| c.role != Role::App);
-                self.context.metrics.container(init, result.as_ref().err().map(|e| e.reason.as_str()));
-                let memory = self.journal.of_mut(&container);
-                match result {
-                    Ok(started) => {
-                        memory.start_failure = None;
-                        self.stale |= started.is_none();
-                        started.into_iter().for_each(|i| self.learn(i));
-                    }
-                    Err(e) => {
-                        self.stale = true;
-                        memory.start_failure = Some(later_failure(e.clone(), BACKOFF_FIRST, now));
-                        self.warn("Failed", &format!("Error: {}", e.message));
-                    }
-                }
-                true
-            }
-            Done::Took(result) => {
-                match &result {
-                    Err(_) | Ok(Took::Stopped(None)) => self.stale = true,
-                    Ok(Took::Stopped(Some(instance))) => self.learn(instance.clone()),
-                    Ok(Took::SandboxStopped(id)) => {
-                        self.observed
-                            .sandboxes
-                            .iter_mut()
-                            .filter(|s| s.id == *id)
-                            .for_each(|s| s.ready = false);
-                        // What ran in it was stopped with it.
-                        self.stale |= self
-                            .observed
-                            .containers
-                            .iter()
-                            .any(|c| c.sandbox == *id && !matches!(c.state, State::Exited { .. }));
-                    }
-                    Ok(Took::SandboxRemoved(id)) => {
-                        self.observed.sandboxes.retain(|s| s.id != *id);
-                        self.observed.containers.retain(|c| c.sandbox != *id);
-                    }
-                    Ok(Took::Removed(id)) => self.observed.containers.retain(|c| c.id != *id),
-                }
-                self.logged(result.map(drop).map_err(|e| e.message), "take a part of it down")
-            }
-            Done::Unmounted(result) => {
-                self.unmounted = result.is_ok();
-                self.logged(result.map_err(|e| chain(&e)), "unmount its volumes")
-            }
-            Done::Clean(logs, result) => {
-                let ok = self.logged(result, "remove what was made for it");
-                self.cleaned |= ok;
-                self.removed |= ok && logs;
-                ok
-            }
-            Done::Deleted(result) => {
-                self.finished = result.is_ok();
-                let ok = self.logged(result.map_err(|e| chain(&e)), "delete it from the API server");
-                self.gone |= ok;
-                ok
-            }
-            Done::Patched(result) => self.patched(result, now),
-            Done::Flow { whole, audit, result } => {
-                self.flow_made |= result.is_ok();
-                if result.is_err() {
-                    self.flow_failures += 1;
-                    self.flow_due = Some(whole || self.flow_due == Some(true));
-                }
-                if whole && result.is_ok() {
-                    self.start.audit(audit);
-                    self.context.metrics.flow(&self.start.flow([]));
-                    self.flow_told = true;
-                }
-                self.logged(result.map_err(|e| chain(&e)), "write its flow")
-            }
-        }
-    }
-
-    fn logged(&self, result: Result<(), String>, what: &str) -> bool {
-        if let Err(error) = &result {
-            tracing::warn!(pod = %self.pod.uid, namespace = %self.pod.namespace, name = %self.pod.name, error, "cannot {what}");
-        }
-        result.is_ok()
-    }
 }
 
 fn later_failure(e: Failed, delay: Duration, now: Micros) -> Failure {
@@ -785,6 +412,9 @@ fn earlier(a: Option<Micros>, b: Option<Micros>) -> Option<Micros> {
     }
 }
 
+mod act;
+mod care;
 mod report;
+mod results;
 #[cfg(test)]
 mod tests;

@@ -16,8 +16,12 @@ pub struct ApiSource(pub kube::Client);
 /// The first delay after a refusal of the Node authorizer, and how long it is asked in all.
 const REFUSED: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(300));
 
-/// The Node authorizer learns of a pod's binding by a watch of its own. For a moment it may refuse
-/// what it is about to allow, and the next attempt at the volume would come only after 500 ms.
+/// What the Node authorizer and the NodeRestriction admission say of a pod that they know unbound.
+const NOT_YET: [&str; 2] = ["no relationship found", "token bound to a pod scheduled on a different node"];
+
+/// The Node authorizer and NodeRestriction learn of a pod's binding by watches of their own. For a
+/// moment they may refuse what they are about to allow, and the next attempt at the volume would
+/// come only after 500 ms.
 async fn allowed<T, F>(ask: impl Fn() -> F) -> Result<T, kube::Error>
 where
     F: Future<Output = Result<T, kube::Error>>,
@@ -27,7 +31,7 @@ where
         match ask().await {
             Err(kube::Error::Api(status))
                 if status.code == 403
-                    && status.message.contains("no relationship found")
+                    && NOT_YET.iter().any(|words| status.message.contains(words))
                     && delay < REFUSED.1 =>
             {
                 tokio::time::sleep(delay).await;
@@ -99,6 +103,7 @@ mod tests {
     async fn a_refusal_of_the_node_authorizer_is_asked_again_for_a_moment_and_another_is_not() {
         for (message, allowed_after, asked) in [
             ("no relationship found between node 'n' and this object", 3, Some(4)),
+            ("node requested token bound to a pod scheduled on a different node", 2, Some(3)),
             ("no relationship found between node 'n' and this object", 99, None),
             ("forbidden", 1, None),
         ] {

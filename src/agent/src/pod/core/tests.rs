@@ -1,8 +1,8 @@
 //! Tables for each rule, and a simulated runtime that the core must never lead astray.
 
 use super::*;
-use crate::pod::model::Deletion;
 use crate::pod::model::tests::pod;
+use crate::pod::model::{Deletion, RestartPolicy};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -290,6 +290,46 @@ fn a_container_that_did_not_start_is_not_started_again_at_once() {
     assert!(matches!(&next(&p, &observed, &journal, at(10))[..], [Action::StartContainer { .. }]));
 }
 
+#[test]
+fn what_a_probe_killed_is_stopped_with_its_grace_and_starts_again_unless_the_policy_says_never() {
+    for (policy, again) in [("Always", true), ("OnFailure", true), ("Never", false)] {
+        let p = simple(policy);
+        let mut journal = ready_journal(&p);
+        let mut observed =
+            Observed { sandboxes: vec![sandbox()], containers: vec![instance(&p, "c", 0, State::Running)] };
+        assert_eq!(next(&p, &observed, &journal, at(9)), vec![]);
+        let grace = Some(Duration::from_secs(7));
+        journal.of_mut("c").killed = Some(Killed { id: "c-0".into(), grace });
+        assert_eq!(
+            next(&p, &observed, &journal, at(9)),
+            vec![Action::StopContainer { id: "c-0".into(), grace: Duration::from_secs(7) }]
+        );
+        observed.containers[0].state = exited(0, at(9));
+        let plan = next(&p, &observed, &journal, at(9));
+        let starts = matches!(&plan[..], [Action::CreateContainer { restarts: 1, .. }]);
+        assert_eq!(starts, again, "{policy}: {plan:?}");
+    }
+}
+
+#[test]
+fn the_containers_after_one_with_a_post_start_wait_for_it() {
+    let p = pod(json!({"containers": [{"name": "a", "image": "i:1",
+        "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}, {"name": "b", "image": "i:1"}]}));
+    let mut journal = ready_journal(&p);
+    let mut observed = Observed { sandboxes: vec![sandbox()], containers: vec![] };
+    let made = |container: &str| Action::CreateContainer {
+        container: container.into(),
+        sandbox: "s".into(),
+        restarts: 0,
+    };
+    assert_eq!(next(&p, &observed, &journal, T0), vec![made("a")]);
+    observed.containers.push(instance(&p, "a", 0, State::Running));
+    let hook = Action::PostStart { container: "a".into(), id: "a-0".into() };
+    assert_eq!(next(&p, &observed, &journal, T0), vec![hook]);
+    journal.of_mut("a").post_started = Some("a-0".into());
+    assert_eq!(next(&p, &observed, &journal, T0), vec![made("b")]);
+}
+
 /// A runtime in miniature: carries out an action, or lets a container end.
 fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Action, now: Micros) {
     match action {
@@ -317,6 +357,9 @@ fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Act
                 c.state = State::Running;
                 c.started = now;
             }
+        }
+        Action::PostStart { container, id } => {
+            journal.of_mut(container).post_started = Some(id.clone());
         }
         Action::StopContainer { id, .. } => {
             for c in observed.containers.iter_mut().filter(|c| c.id == *id) {

@@ -25,10 +25,7 @@ const FLOW_ATTEMPTS: u32 = 8;
 
 impl Worker {
     pub(super) fn warn(&self, reason: &str, message: &str) {
-        let (api, object) = (Arc::clone(&self.context.api), Arc::clone(&self.pod.object));
-        let (reason, message) = (reason.to_owned(), message.to_owned());
-        // On its own: people's news must not hold the pod up.
-        tokio::spawn(async move { api.warn(&object, &reason, &message).await });
+        self.context.tell(&self.pod, reason, message);
     }
 
     pub(super) fn patched(&mut self, result: Result<Box<api::Pod>, ApiError>, now: Micros) -> bool {
@@ -162,7 +159,8 @@ impl Worker {
             "Succeeded" | "Failed" => Urgency::Now,
             // Its end is what people wait for; what changes on the way there goes along with it.
             _ if self.pod.deletion.is_some() => Urgency::Rest,
-            _ if self.settled => Urgency::Now,
+            // The first answer of a probe may be about to change it again.
+            _ if self.settled && !self.journal.probes.may_turn() => Urgency::Now,
             // Until what was begun is done the pod is on its way, also when its processes run already.
             _ if !failed && (phase == "Pending" || self.running.values().any(|r| r.key.makes())) => {
                 Urgency::Later

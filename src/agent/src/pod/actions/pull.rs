@@ -1,0 +1,110 @@
+//! Making an image present.
+
+use super::{Outcomes, failed, recorded};
+use crate::cri::{Answer, CallError};
+use crate::pod::context::Context;
+use crate::pod::model::{Container, Pod, PullPolicy};
+use crate::pod::start::record;
+use crate::pod::{image_name, pull_secrets};
+use k8s_openapi::api::core::v1::Secret;
+use podway_cri::v1;
+use podway_flow::{Outcome, Phase, Record};
+use tonic::Code;
+
+/// Makes a container's image present by its policy.
+pub async fn pull(context: Context, pod: Pod, container: Container) -> Outcomes<v1::Image> {
+    let image = container.image.as_str();
+    let begun = context.clock.now();
+    if let Err(message) = image_name::check(image) {
+        let mut invalid = record(Phase::ImagesPulled, Some(image), begun, Some(begun), "InvalidImageName");
+        invalid.outcome = Outcome::Failed;
+        invalid.message = podway_flow::record::bounded(&message, Record::MESSAGE_LIMIT);
+        return Outcomes { result: Err(failed("InvalidImageName", message)), records: vec![invalid] };
+    }
+    let ask = || async {
+        let found = context.cri.image_status(image).await.result;
+        found.map_err(|e| match e.code {
+            Code::InvalidArgument => failed("InvalidImageName", e.message),
+            _ => failed("ImageInspectError", format!("Failed to inspect image {image:?}: {}", e.message)),
+        })
+    };
+    if container.pull != PullPolicy::Always {
+        match ask().await {
+            Err(e) => return Outcomes { result: Err(e), records: Vec::new() },
+            Ok(Some(found)) => {
+                let now = context.clock.now();
+                let mut present = record(Phase::ImagesPulled, Some(image), begun, Some(now), "Present");
+                present.outcome = Outcome::Skipped;
+                present.evidence.insert("imageId".to_owned(), found.id.clone());
+                return Outcomes { result: Ok(found), records: vec![present] };
+            }
+            Ok(None) if container.pull == PullPolicy::Never => {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                let mut never = record(
+                    Phase::ImagesPulled,
+                    Some(image),
+                    begun,
+                    Some(context.clock.now()),
+                    "ErrImageNeverPull",
+                );
+                never.outcome = Outcome::Failed;
+                never.message.clone_from(&message);
+                return Outcomes { result: Err(failed("ErrImageNeverPull", message)), records: vec![never] };
+            }
+            Ok(None) => {}
+        }
+    }
+    let mut answer = fetch(&context, &pod, image).await;
+    let now = context.clock.now();
+    let records =
+        recorded(&mut answer, Phase::ImagesPulled, Some(image), begun, now, ("Pulled", "ErrImagePull"));
+    let result = match answer.result {
+        Err(CallError { code: Code::InvalidArgument, message }) => Err(failed("InvalidImageName", message)),
+        Err(e) => Err(failed("ErrImagePull", e.message)),
+        Ok(id) => match ask().await {
+            Err(e) => Err(e),
+            Ok(found) => Ok(found.unwrap_or(v1::Image { id, ..Default::default() })),
+        },
+    };
+    Outcomes { result, records }
+}
+
+/// Pulls with the first of the pod's credentials that the registry takes, or with none.
+async fn fetch(context: &Context, pod: &Pod, image: &str) -> Answer<String> {
+    let secrets = secrets(context, pod).await;
+    let mut last = None;
+    for auth in pull_secrets::for_image(&secrets, image) {
+        let answer = context.cri.pull_image(image, Some(auth)).await;
+        if answer.result.is_ok() {
+            return answer;
+        }
+        last = Some(answer);
+    }
+    match last {
+        Some(refused) => refused,
+        None => context.cri.pull_image(image, None).await,
+    }
+}
+
+/// The pod's `imagePullSecrets`; those of its ServiceAccount were put there when it was created. One
+/// that cannot be had is told of, and may not be needed.
+async fn secrets(context: &Context, pod: &Pod) -> Vec<Secret> {
+    let named = pod.object.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
+    let names: Vec<&str> = named.map(|r| r.name.as_str()).filter(|n| !n.is_empty()).collect();
+    let all = names.iter().map(|name| context.objects.secret(&pod.namespace, name));
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for (name, result) in names.iter().zip(futures::future::join_all(all).await) {
+        match result {
+            Ok(Some(secret)) => found.push(secret),
+            Ok(None) | Err(_) => missing.push(*name),
+        }
+    }
+    if !missing.is_empty() {
+        let text = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+            missing.join(", ")
+        );
+        context.tell(pod, "FailedToRetrieveImagePullSecret", &text);
+    }
+    found
+}

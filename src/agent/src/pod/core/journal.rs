@@ -1,0 +1,120 @@
+//! What is remembered of a pod between two runs of the core.
+
+use crate::pod::core::restart::{add, micros};
+use crate::pod::model::Container;
+use crate::probe::schedule::Probes;
+use podway_flow::Micros;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A failure that will be tried again, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The waiting reason, e.g. `ErrImagePull`, `CreateContainerConfigError`.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// Not before.
+    pub retry: Micros,
+    /// The delay that leads to `retry`.
+    pub delay: Duration,
+}
+
+impl Failure {
+    /// When a failed pull is no longer shown as such but as waiting for the next: after 1 s.
+    #[must_use]
+    pub fn turns(&self) -> Micros {
+        if self.reason == "ErrImagePull" {
+            add(Micros(self.retry.0.saturating_sub(micros(self.delay))), Duration::from_secs(1))
+        } else {
+            Micros(0)
+        }
+    }
+}
+
+/// What is remembered of one container between two runs of the core.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Set once the image is present for the next start.
+    pub image_ready: bool,
+    /// The last failure to pull, kept until a pull succeeds.
+    pub image_failure: Option<Failure>,
+    /// The last failure to create or start, kept until one succeeds.
+    pub start_failure: Option<Failure>,
+    /// The restart delay that applies to the instance that exited at `.1`.
+    pub restart: Option<(Duration, Micros)>,
+    /// Restarts that the runtime no longer knows of.
+    pub restarts: u32,
+    /// The instance whose `postStart` is done.
+    pub post_started: Option<String>,
+    /// The instance that must go, for a probe or hook of it failed.
+    pub killed: Option<Killed>,
+}
+
+/// An instance that must go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Killed {
+    /// Its id.
+    pub id: String,
+    /// The probe's own grace; the pod's where there is none.
+    pub grace: Option<Duration>,
+}
+
+impl Memory {
+    /// Whether an instance was told to go for a probe or hook that failed.
+    #[must_use]
+    pub fn kills(&self, id: &str) -> bool {
+        self.killed.as_ref().is_some_and(|k| k.id == id)
+    }
+
+    /// Whether nothing of `container`'s start is left to do for a running instance.
+    #[must_use]
+    pub fn is_up(&self, container: &Container, id: &str) -> bool {
+        container.care.post_start.is_none() || self.post_started.as_deref() == Some(id)
+    }
+}
+
+/// A pod's end, once decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terminal {
+    /// Whether the pod failed; else it succeeded.
+    pub failed: bool,
+    /// The pod-level reason, e.g. `DeadlineExceeded`; empty for a pod that simply ended.
+    pub reason: String,
+    /// The pod-level message.
+    pub message: String,
+}
+
+/// What is remembered of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Journal {
+    /// When the agent took the pod on (`status.startTime`).
+    pub started: Micros,
+    /// Whether the volumes are in place.
+    pub volumes_ready: bool,
+    /// The last failure to make a sandbox.
+    pub sandbox_failure: Option<Failure>,
+    /// Per container.
+    pub containers: BTreeMap<String, Memory>,
+    /// The decided end: final.
+    pub terminal: Option<Terminal>,
+    /// Whether the terminal status is in the API.
+    pub terminal_reported: bool,
+    /// What the probes found.
+    pub probes: Probes,
+    /// When SIGTERM was first asked for, so that the grace only shrinks.
+    pub stopping_since: Option<Micros>,
+}
+
+impl Journal {
+    /// The memory of a container, empty where there is none.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Memory {
+        self.containers.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The memory of a container, for writing.
+    pub fn of_mut(&mut self, name: &str) -> &mut Memory {
+        self.containers.entry(name.to_owned()).or_default()
+    }
+}
