@@ -135,9 +135,18 @@ fn cgroups() -> BTreeSet<String> {
             below(&path, found);
         }
     }
+    let root = Path::new("/sys/fs/cgroup");
     let mut found = BTreeSet::new();
-    below(Path::new("/sys/fs/cgroup"), &mut found);
+    below(root, &mut found);
+    found.retain(|path| may_be_ours(path.trim_start_matches("/sys/fs/cgroup/")));
     found
+}
+
+/// Below a top-level cgroup of another (a service manager's, the one that this runs in) others make and
+/// remove cgroups while the cases run. Ours would be top-level ones, or bear a name that is given to them.
+fn may_be_ours(below_root: &str) -> bool {
+    let mut parts = below_root.split('/');
+    parts.clone().count() <= 2 || parts.any(|p| p.starts_with("podway") || p.starts_with("kubepods"))
 }
 
 /// host-local keeps one file per address, named by it, in a directory per network.
@@ -181,6 +190,18 @@ mod tests {
         let ours = all.ours(Path::new("/s"));
         assert_eq!(ours.mounts, set(&["/run/podway/x", "/s/nodes/a"]));
         assert_eq!(ours.cgroups, set(&["/sys/fs/cgroup/cpu/podway/podway-node-0"]));
+    }
+
+    #[test]
+    fn cgroups_that_others_make_below_their_own_do_not_count() {
+        for (path, ours) in [
+            ("memory/unexpected", true),
+            ("memory/podway/podway-node-0/kubepods/burstable", true),
+            ("cpu/elsewhere/kubepods/pod1", true),
+            ("memory/process_api/070edae4", false),
+        ] {
+            assert_eq!(may_be_ours(path), ours, "{path}");
+        }
     }
 
     #[test]
