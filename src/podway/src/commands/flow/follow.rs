@@ -7,7 +7,7 @@ use std::pin::pin;
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -67,9 +67,10 @@ pub(super) async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
                 match verdict(what, &error) {
                     Verdict::Routine => {}
                     Verdict::Again => note(one_line(&format!("watching {what}: {error}; trying again"))),
-                    Verdict::Refused => {
+                    Verdict::Refused(said) => {
                         let hint = format!("kubectl auth can-i watch {what} -n {}", source.namespace);
-                        return Err(error).context(Hinted::new(format!("watching {what}"), hint));
+                        let message = one_line(&format!("watching {what}: {said}"));
+                        return Err(Hinted::new(message, hint).into());
                     }
                 }
                 continue;
@@ -153,7 +154,7 @@ impl Followed {
 enum Ending {
     Ready,
     Succeeded,
-    /// With `: reason: message`, as far as there are any.
+    /// With what the status says of it, each part after `: `.
     Failed(String),
 }
 
@@ -175,11 +176,7 @@ fn standing(pod: &Pod, flow: &Flow) -> Standing {
     let over = summary(Phase::StatusReported).is_some_and(|outcome| outcome != Outcome::Running);
     match status.phase.as_deref() {
         Some("Succeeded") => Standing::Settled { ending: Ending::Succeeded, whole: over },
-        Some("Failed") => {
-            let said = [&status.reason, &status.message].into_iter().flatten().filter(|s| !s.is_empty());
-            let why = said.map(|s| format!(": {s}")).collect();
-            Standing::Settled { ending: Ending::Failed(why), whole: over }
-        }
+        Some("Failed") => Standing::Settled { ending: Ending::Failed(why(status)), whole: over },
         _ => {
             let conditions = status.conditions.iter().flatten();
             let ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
@@ -192,6 +189,22 @@ fn standing(pod: &Pod, flow: &Flow) -> Standing {
     }
 }
 
+/// What a failed pod's status says of it: its own reason, else how its containers ended.
+fn why(status: &PodStatus) -> String {
+    let own = [&status.reason, &status.message].into_iter().flatten().filter(|s| !s.is_empty());
+    let own: String = own.map(|s| format!(": {s}")).collect();
+    if !own.is_empty() {
+        return own;
+    }
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let ended = all.filter_map(|c| {
+        let end = c.state.as_ref()?.terminated.as_ref().filter(|end| end.exit_code != 0)?;
+        let reason = end.reason.as_deref().unwrap_or("Error");
+        Some(format!(": container {} ended with {} ({reason})", c.name, end.exit_code))
+    });
+    ended.collect()
+}
+
 const FLOWS: &str = "podflows.podway.dev";
 
 /// What a broken watch means.
@@ -201,25 +214,25 @@ enum Verdict {
     Routine,
     /// It is begun again by the watcher, and the user is told.
     Again,
-    /// The API server said no: trying again is of no use.
-    Refused,
+    /// The API server said no, and why: trying again is of no use.
+    Refused(String),
 }
 
 fn verdict(what: &str, error: &watcher::Error) -> Verdict {
     use kube::Error::Api;
-    let code = match error {
+    let status = match error {
         watcher::Error::InitialListFailed(Api(status))
         | watcher::Error::WatchStartFailed(Api(status))
         | watcher::Error::WatchFailed(Api(status))
-        | watcher::Error::WatchError(status) => status.code,
-        _ => 0,
+        | watcher::Error::WatchError(status) => status,
+        _ => return Verdict::Again,
     };
-    match code {
+    match status.code {
         // The history that was asked for is gone: listed anew.
         410 => Verdict::Routine,
         // A cluster without the CRD still has the pod's own watch.
         404 if what == FLOWS => Verdict::Routine,
-        400..=404 => Verdict::Refused,
+        400..=404 => Verdict::Refused(status.message.clone()),
         _ => Verdict::Again,
     }
 }
@@ -250,6 +263,10 @@ mod tests {
         let ready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
         let not = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]});
         let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "no memory"});
+        let crashed = json!({"phase": "Failed", "containerStatuses": [
+            {"name": "a", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}},
+            {"name": "b", "state": {"terminated": {"exitCode": 3, "reason": "Error"}}},
+        ]});
         let settled = |ending, whole| Standing::Settled { ending, whole };
         let failed = |why: &str| Ending::Failed(why.to_owned());
         let told: &[Phase] = &[Phase::StatusReported, Phase::Ready];
@@ -264,6 +281,7 @@ mod tests {
             (json!({"phase": "Succeeded"}), &[], settled(Ending::Succeeded, false)),
             (json!({"phase": "Succeeded"}), over, settled(Ending::Succeeded, true)),
             (json!({"phase": "Failed"}), over, settled(failed(""), true)),
+            (crashed, over, settled(failed(": container b ended with 3 (Error)"), true)),
             (evicted, &[], settled(failed(": Evicted: no memory"), false)),
         ] {
             assert_eq!(standing(&pod("u", status.clone()), &flow(done)), wanted, "{status} {done:?}");
@@ -301,14 +319,15 @@ mod tests {
     #[test]
     fn a_refusal_ends_the_watch_and_all_else_is_told() {
         let said = |code| {
-            let status = Status { code, ..Status::default() };
+            let status = Status { code, message: "no".to_owned(), ..Status::default() };
             watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
         };
+        let refused = || Verdict::Refused("no".to_owned());
         for (what, code, wanted) in [
-            ("pods", 401, Verdict::Refused),
-            ("pods", 403, Verdict::Refused),
-            ("pods", 404, Verdict::Refused),
-            (FLOWS, 403, Verdict::Refused),
+            ("pods", 401, refused()),
+            ("pods", 403, refused()),
+            ("pods", 404, refused()),
+            (FLOWS, 403, refused()),
             (FLOWS, 404, Verdict::Routine),
             ("pods", 410, Verdict::Routine),
             ("pods", 429, Verdict::Again),
