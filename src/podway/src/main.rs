@@ -6,6 +6,7 @@ mod commands;
 mod daemon;
 mod kubelet_config;
 mod kubernetes;
+mod scheduler_config;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,13 +1,13 @@
 //! `podway flow POD`: the waterfall. From the pod's `PodFlow`; where there is none, from the pod and
 //! its events, with times of a second marked as such.
 
+mod follow;
+
 use super::{Hinted, print};
 use anyhow::Context as _;
 use clap::ValueEnum;
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, ListParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use podway_api::{PodFlow, stock};
 use podway_flow::audit::{self, Collector};
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Its namespace; the kubeconfig's if not given.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Follow until the pod is Ready; Ctrl-C ends it.
+    /// Follow until the pod is Ready, has Succeeded or Failed, or is deleted; Ctrl-C ends it.
     #[arg(short, long)]
     watch: bool,
     /// The form.
@@ -68,41 +68,9 @@ async fn show(args: Args) -> anyhow::Result<()> {
         client,
     };
     if args.watch {
-        return follow(&source, &args).await;
+        return follow::follow(&source, &args).await;
     }
     print(&render(&source.flow().await?, &args)?)
-}
-
-/// Draws anew whenever the pod or its `PodFlow` changes.
-async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
-    let only = watcher::Config::default().fields(&format!("metadata.name={}", source.name));
-    let pods = watcher(Api::<Pod>::namespaced(source.client.clone(), &source.namespace), only.clone())
-        .default_backoff()
-        .touched_objects()
-        .map(|change| change.map(|_| ()));
-    let flows = watcher(Api::<PodFlow>::namespaced(source.client.clone(), &source.namespace), only)
-        .default_backoff()
-        .touched_objects()
-        .map(|change| change.map(|_| ()));
-    let mut changes = Box::pin(futures::stream::select(pods, flows));
-    let mut shown = String::new();
-    while let Some(change) = changes.next().await {
-        // The watcher tries again by itself; a cluster without the CRD still has the pod's own watch.
-        if change.is_err() {
-            continue;
-        }
-        let flow = source.flow().await?;
-        let text = render(&flow, args)?;
-        if text != shown {
-            let clear = matches!(args.output, Output::Text) && std::io::stdout().is_terminal();
-            print(&format!("{}{text}", if clear { "\u{1b}[H\u{1b}[2J" } else { "" }))?;
-            shown = text;
-        }
-        if flow.summary(Phase::Ready).is_some_and(|s| s.outcome == Outcome::Succeeded) {
-            return Ok(());
-        }
-    }
-    Ok(())
 }
 
 fn render(flow: &Flow, args: &Args) -> anyhow::Result<String> {
@@ -130,7 +98,7 @@ pub(crate) struct Source {
     audit_log: Option<PathBuf>,
 }
 
-/// How long a `PodFlow` may come after its pod is Ready: it is written after the status.
+/// How long a `PodFlow` may come after what it tells of: it is written after the status.
 const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Source {
@@ -165,9 +133,14 @@ impl Source {
             let hint = "kubectl get pods -A shows where it is; -n NS sets the namespace";
             anyhow::Error::new(Hinted::new(format!("pod {}/{name} does not exist", self.namespace), hint))
         })?;
-        let mut flow = match self.recorded(&pod).await? {
+        self.flow_of(&pod).await
+    }
+
+    /// The flow of a pod whose object is at hand.
+    async fn flow_of(&self, pod: &Pod) -> anyhow::Result<Flow> {
+        let mut flow = match self.recorded(pod).await? {
             Some(flow) => flow,
-            None => stock::flow(&pod, &self.events(&pod).await?),
+            None => stock::flow(pod, &self.events(pod).await?),
         };
         if let Some(path) = &self.audit_log {
             self.add_audit(&mut flow, path)?;

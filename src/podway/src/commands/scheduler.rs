@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::Hinted;
+use crate::scheduler_config::Settings;
 
 /// Choose nodes for pods, beside kube-scheduler or instead of it.
 #[derive(clap::Args)]
@@ -12,31 +12,19 @@ use super::Hinted;
     after_help = "Example:\n  podway scheduler --kubeconfig scheduler.kubeconfig --scheduler-name podway"
 )]
 pub(crate) struct Args {
-    /// The kubeconfig; as kubectl finds it if not given (in a pod: its service account).
+    /// A SchedulerConfiguration of which config/scheduler.yaml has the fields; flags go before it.
     #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Pods with this schedulerName are ours; may be given more than once, and be default-scheduler.
-    #[arg(long = "scheduler-name", value_name = "NAME")]
-    scheduler_names: Vec<String>,
-    /// Where /livez, /readyz and /metrics are served, without authentication; 0 for nowhere.
-    #[arg(long, value_name = "IP:PORT", default_value_t = podway_scheduler::config::DEFAULT_SERVE.to_string())]
-    metrics_bind_address: String,
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let serve = match args.metrics_bind_address.as_str() {
-        "0" => None,
-        text => Some(text.parse().with_context(|| {
-            Hinted::new(format!("--metrics-bind-address {text:?}"), "give IP:PORT, or 0 for nowhere")
-        })?),
-    };
+    let settings = args.settings.over(args.config.as_deref())?;
+    let config = settings.config()?;
     crate::daemon::run(|shutdown| async move {
-        let (client, _) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
-        let mut config = podway_scheduler::Config { serve, ..podway_scheduler::Config::default() };
-        if !args.scheduler_names.is_empty() {
-            config.scheduler_names = args.scheduler_names;
-        }
+        let (client, _) = crate::kubernetes::client(settings.kubeconfig.as_deref()).await?;
         tracing::info!(names = ?config.scheduler_names, "scheduler starts");
         podway_scheduler::run(client, config, shutdown).await.context("the scheduler ended")
     })
