@@ -203,25 +203,20 @@ impl PodFlowStatus {
         status
     }
 
-    /// Cuts what is longest until the status fits; times and outcomes stay.
+    /// Cuts what is longest until the status fits; times and outcomes stay. Texts (command lines, paths,
+    /// sentences) go first: a digest or an id that is cut proves nothing any more.
     fn shrink(&mut self) {
-        for limit in [512, 256, 160, 96, 64, 32, 0] {
+        for limit in [512, 256, 160, 96, 64, 48, 40, 32, 24, 16] {
             if self.size() <= STATUS_LIMIT {
                 return;
             }
-            self.truncated = true;
-            for record in &mut self.records {
-                if limit == 0 {
-                    record.evidence.clear();
-                    record.message.clear();
-                } else {
-                    record.evidence.values_mut().for_each(|value| *value = bounded(value, limit));
-                    record.message = bounded(&record.message, limit);
-                }
+            self.cut(limit, |value| !is_identifier(value));
+        }
+        for limit in [32, 0] {
+            if self.size() <= STATUS_LIMIT {
+                return;
             }
-            for condition in &mut self.conditions {
-                condition.message = bounded(&condition.message, limit.max(32));
-            }
+            self.cut(limit, |_| true);
         }
         // Still too long: a pod with very many parts. The last parts go; the conditions tell the rest.
         let mut size = self.size();
@@ -232,9 +227,32 @@ impl PodFlowStatus {
         }
     }
 
+    fn cut(&mut self, limit: usize, may: impl Fn(&str) -> bool) {
+        self.truncated = true;
+        for record in &mut self.records {
+            if limit == 0 {
+                record.evidence.clear();
+                record.message.clear();
+                continue;
+            }
+            for value in record.evidence.values_mut().filter(|value| may(value)) {
+                *value = bounded(value, limit);
+            }
+            record.message = bounded(&record.message, limit.max(32));
+        }
+        for condition in &mut self.conditions {
+            condition.message = bounded(&condition.message, limit.max(32));
+        }
+    }
+
     fn size(&self) -> usize {
         serde_json::to_vec(self).map_or(usize::MAX, |json| json.len())
     }
+}
+
+/// A digest, a UID, an address: one word that is of use only as a whole.
+fn is_identifier(value: &str) -> bool {
+    value.len() <= "sha512:".len() + 128 && !value.contains(|c: char| c == '/' || c.is_whitespace())
 }
 
 /// The PHASE column.
@@ -368,12 +386,19 @@ mod tests {
         let mut records: Vec<Record> =
             Phase::ALL.iter().map(|&p| record(p, Some("part"), 5, Some(60))).collect();
         for record in &mut records {
-            record.evidence = [("argv".to_owned(), "x".repeat(4000))].into();
+            record.evidence = [("argv".to_owned(), "/x ".repeat(1300))].into();
         }
         let whole = flow(records.clone());
         let status = PodFlowStatus::from_flow(&whole, &[], Some(1));
         assert!(status.size() <= STATUS_LIMIT && status.truncated, "{}", status.size());
         assert_eq!(status.records.len(), whole.records.len());
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for record in &mut records {
+            record.evidence.insert("digest".to_owned(), digest.clone());
+        }
+        let texts = PodFlowStatus::from_flow(&flow(records.clone()), &[], Some(1));
+        assert!(texts.size() <= STATUS_LIMIT && texts.truncated, "{}", texts.size());
+        assert!(texts.records.iter().all(|r| r.evidence["digest"] == digest), "a digest is cut last");
         let many = flow(records.iter().cycle().take(2000).cloned().collect());
         assert!(PodFlowStatus::from_flow(&many, &[], None).size() <= STATUS_LIMIT);
     }

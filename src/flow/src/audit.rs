@@ -131,7 +131,12 @@ impl<'a> Collector<'a> {
                 self.records.clear();
                 self.records
                     .insert(Phase::Requested, make(Phase::Requested, received, received, "Authorized"));
-                self.records.insert(Phase::Persisted, make(Phase::Persisted, received, end, "Created"));
+                let mut persisted = make(Phase::Persisted, received, end, "Created");
+                // Who asked and why it was let stands on the request.
+                persisted
+                    .evidence
+                    .retain(|key, _| ["code", "uid", "resourceVersion"].contains(&key.as_str()));
+                self.records.insert(Phase::Persisted, persisted);
             }
             // A refused request (the name is taken, forbidden) says nothing of a pod that exists.
             "" => {
