@@ -97,6 +97,9 @@ pub fn admit(spec: &api::PodSpec, others: &[&Ask], offer: &Offer) -> Result<(), 
             return Err(Refusal { reason: "SysctlForbidden".to_owned(), message });
         }
     }
+    if let Some(refusal) = unsupported(spec) {
+        return Err(refusal);
+    }
     let own = ask(spec);
     let amount = |name: &str| offer.allocatable.get(name).map(|q| q.0.as_str());
     if others.len() >= offer.max_pods {
@@ -123,6 +126,26 @@ pub fn admit(spec: &api::PodSpec, others: &[&Ask], offer: &Offer) -> Result<(), 
         return Err(predicate("NodeName", "node(s) didn't match the requested node name"));
     }
     Ok(())
+}
+
+/// What would weaken the pod if it were run without: it is refused and not ignored.
+fn unsupported(spec: &api::PodSpec) -> Option<Refusal> {
+    let rejected = |reason: &str, what: &str| {
+        Some(Refusal { reason: reason.to_owned(), message: format!("Pod was rejected: {what}") })
+    };
+    if spec.host_users == Some(false) {
+        let what = "not supported: user namespaces; leave spec.hostUsers out";
+        return rejected("PodFeatureUnsupported", what);
+    }
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref());
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let of_containers =
+        containers.filter_map(|c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()));
+    if of_pod.into_iter().chain(of_containers).any(|profile| profile.type_ != "Unconfined") {
+        let what = "Cannot enforce AppArmor: not supported: AppArmor profiles; only Unconfined is";
+        return rejected("AppArmor", what);
+    }
+    None
 }
 
 /// What is allowed without the node's consent (pkg/kubelet/sysctl/safe_sysctls.go).
@@ -181,6 +204,11 @@ mod tests {
         assert_eq!(one(json!({}), port), refused("NodePorts"));
         let sysctl = json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}});
         assert_eq!(one(sysctl, json!({})), refused("SysctlForbidden"));
+        assert_eq!(one(json!({"hostUsers": false}), json!({})), refused("PodFeatureUnsupported"));
+        let profile = |kind| json!({"securityContext": {"appArmorProfile": {"type": kind}}});
+        assert_eq!(one(profile("RuntimeDefault"), json!({})), refused("AppArmor"));
+        assert_eq!(one(json!({}), profile("RuntimeDefault")), refused("AppArmor"));
+        assert_eq!(one(profile("Unconfined"), profile("Unconfined")), Ok(()));
         let spec: api::PodSpec = serde_json::from_value(json!({"containers": []})).unwrap();
         let full = admit(&spec, &[&busy, &busy], &offer).unwrap_err();
         assert_eq!(full.reason, "OutOfpods");

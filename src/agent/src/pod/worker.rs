@@ -155,6 +155,7 @@ struct Worker {
     retries: HashMap<Key, Retry>,
     images: HashMap<String, v1::Image>,
     volumes: BTreeMap<String, MountedVolume>,
+    /// Of which container, at which restart, people were warned.
     warned: HashSet<(String, u32)>,
     /// Instances whose `preStop` was begun.
     pre_stopped: HashSet<String>,
@@ -333,6 +334,7 @@ impl Worker {
                 if watched {
                     self.writer.seen(object.status.clone().unwrap_or_default());
                 }
+                self.warn_of_ephemeral();
             }
             // It was valid when it was taken on: what it became is ignored, the old one holds.
             Err(error) => tracing::error!(pod = %self.pod.uid, %error, "a change of a pod is not taken"),
