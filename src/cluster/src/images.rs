@@ -3,6 +3,9 @@
 //! An image is reproducible: the same programs give the same bytes (times are 0, entries are in a
 //! fixed order), so that a second `up` finds them there and pushes nothing.
 
+mod podway;
+mod recipe;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
@@ -14,6 +17,9 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
+
+pub use self::podway::{PODWAY, podway};
+pub use self::recipe::Recipe;
 
 /// The images' names, as pods name them.
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
@@ -42,6 +48,24 @@ pub enum ImageError {
     Applets {
         /// The program.
         path: String,
+    },
+    /// The loader does not tell what a program is linked to.
+    #[error("{loader} --list {program} failed: {said}")]
+    Loader {
+        /// The dynamic loader that the program names.
+        loader: String,
+        /// The program.
+        program: String,
+        /// What it said.
+        said: String,
+    },
+    /// A program is linked to a library that this machine does not have.
+    #[error("{program} needs {library}, which is not found; install it")]
+    Library {
+        /// The program.
+        program: String,
+        /// The library's name.
+        library: String,
     },
 }
 
@@ -90,6 +114,8 @@ pub struct Image {
 struct Run {
     entrypoint: &'static [&'static str],
     cmd: &'static [&'static str],
+    /// User and group, by number; root where it is empty.
+    user: &'static str,
 }
 
 /// A layer, uncompressed digest and all.
@@ -168,6 +194,7 @@ fn image(name: &str, layers: &[Layer], run: &Run) -> Result<Image, ImageError> {
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "Entrypoint": run.entrypoint,
             "Cmd": run.cmd,
+            "User": run.user,
         },
         "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|l| l.diff.as_str()).collect::<Vec<_>>()},
     });
@@ -256,21 +283,7 @@ pub fn agnhost(program: &Path, busybox: &Layer) -> Result<Image, ImageError> {
     layer.file("agnhost", 0o755, &fs::read(program).map_err(read)?)?;
     layer.link("bin/bash", "sh")?;
     let layers = [busybox.clone(), layer.finish()?];
-    image(AGNHOST, &layers, &Run { entrypoint: &["/agnhost"], cmd: &["pause"] })
-}
-
-/// What the images are built from: when this text is the same, they are. Files by path, length and
-/// time, and this program's version for how it builds.
-pub fn sources(programs: &[&Path]) -> Result<String, ImageError> {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut text = format!("podway {} layout 2", env!("CARGO_PKG_VERSION"));
-    for program in programs {
-        let path = program.display().to_string();
-        let found =
-            fs::metadata(program).map_err(|source| ImageError::Read { path: path.clone(), source })?;
-        text.push_str(&format!("; {path} {} {}.{:09}", found.len(), found.mtime(), found.mtime_nsec()));
-    }
-    Ok(text)
+    image(AGNHOST, &layers, &Run { entrypoint: &["/agnhost"], cmd: &["pause"], ..Run::default() })
 }
 
 #[cfg(test)]

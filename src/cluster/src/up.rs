@@ -201,7 +201,7 @@ impl Work<'_> {
         let layout = self.layout;
         let images = match &options.registry {
             Some(_) => None,
-            None => Some(self.build_images().await?),
+            None => Some(self.build_images(options.podway.as_deref()).await?),
         };
         let network = self.network(options.nodes).await?;
         let gateway = network.gateway();

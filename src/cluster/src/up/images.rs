@@ -4,52 +4,63 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use super::{UpError, Work};
-use crate::images::{self, Image, ImageError};
+use crate::images::{Image, ImageError, Recipe};
 use crate::program::Program;
 use crate::push::Registry;
 use crate::state::write_private;
 use crate::{busybox, pause, registry};
 
+/// One image that the registry has not got yet: its recipe's line, and what became of it.
+struct Built {
+    recipe: Recipe,
+    sources: String,
+    image: Result<Image, ImageError>,
+}
+
 /// The local registry's images.
-pub(super) enum Images {
-    /// They are in it.
-    Pushed,
-    /// They are being built.
-    Built { built: tokio::task::JoinHandle<Result<Vec<Image>, ImageError>>, sources: String },
+pub(super) struct Images {
+    /// The lines of those that are in it.
+    pushed: Vec<String>,
+    /// Those that are being built.
+    built: tokio::task::JoinHandle<Vec<Built>>,
 }
 
 impl Work<'_> {
     /// Builds the registry's images on a thread, while the control plane starts; not those that an
-    /// `up` before has pushed already.
-    pub(super) async fn build_images(&self) -> Result<Images, UpError> {
+    /// `up` before has pushed already. `podway` is the program that runs in the nodes.
+    pub(super) async fn build_images(&self, podway: Option<&Path>) -> Result<Images, UpError> {
         let busybox = busybox::locate(self.progress).await?;
         let pause = pause::locate().await?;
-        let agnhost = match Program::Agnhost.locate(self.progress).await {
-            Ok(path) => Some(path),
-            Err(error) => {
-                // A pod that names it says that there is no such image; all else goes on.
-                (self.progress)(&format!("no image of agnhost: {error}"));
-                None
+        let mut recipes = vec![Recipe::Busybox { busybox: busybox.clone() }, Recipe::Pause { pause }];
+        match Program::Agnhost.locate(self.progress).await {
+            Ok(agnhost) => recipes.push(Recipe::Agnhost { agnhost, busybox }),
+            // A pod that names it says that there is no such image; all else goes on.
+            Err(error) => (self.progress)(&format!("no image of agnhost: {error}")),
+        }
+        if let Some(podway) = podway {
+            // Last: nothing of a demonstration waits for it.
+            let monitor = podway.with_file_name("podway-monitor");
+            recipes.push(Recipe::Podway { podway: podway.to_owned(), monitor });
+        }
+        let before = std::fs::read_to_string(self.pushed()).unwrap_or_default();
+        let (mut pushed, mut wanted) = (Vec::new(), Vec::new());
+        for recipe in recipes {
+            let sources = recipe.sources()?;
+            if before.lines().any(|line| line == sources) {
+                pushed.push(sources);
+            } else {
+                wanted.push((recipe, sources));
             }
-        };
-        let programs: Vec<&Path> = [Some(&busybox), Some(&pause), agnhost.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(PathBuf::as_path)
-            .collect();
-        let sources = images::sources(&programs)?;
-        if std::fs::read_to_string(self.pushed()).is_ok_and(|text| text == sources) {
-            return Ok(Images::Pushed);
         }
         let built = tokio::task::spawn_blocking(move || {
-            let layer = images::busybox_layer(&busybox)?;
-            let mut built = vec![images::busybox(&layer)?, images::pause(&pause)?];
-            if let Some(program) = agnhost {
-                built.push(images::agnhost(&program, &layer)?);
-            }
-            Ok(built)
+            let mut shell = None;
+            let mut build = |(recipe, sources): (Recipe, String)| {
+                let image = recipe.build(&mut shell);
+                Built { recipe, sources, image }
+            };
+            wanted.into_iter().map(&mut build).collect()
         });
-        Ok(Images::Built { built, sources })
+        Ok(Images { pushed, built })
     }
 
     /// The file that says what the images in the registry were built from.
@@ -68,13 +79,27 @@ impl Work<'_> {
         let daemon = registry::daemon(self.program(Program::Registry)?, self.layout, address, port)?;
         let client = Registry::new(&endpoint);
         self.ensure(&daemon, || client.answers()).await?;
-        let Images::Built { built, sources } = images else { return Ok(endpoint) };
-        for image in built.await.map_err(|e| ImageError::Layer(std::io::Error::other(e)))?? {
-            if client.push(&image).await? {
-                (self.progress)(&format!("pushed {}:{}", image.repository, image.tag));
+        let mut pushed = images.pushed;
+        for Built { recipe, sources, image } in images.built.await.map_err(defect)? {
+            match image {
+                Ok(image) => {
+                    if client.push(&image).await? {
+                        (self.progress)(&format!("pushed {}:{}", image.repository, image.tag));
+                    }
+                    pushed.push(sources);
+                }
+                // As without agnhost: only the manifests' pods name it.
+                Err(error) if matches!(recipe, Recipe::Podway { .. }) => {
+                    (self.progress)(&format!("no image of podway: {error}"));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
-        write_private(&self.pushed(), sources.as_bytes())?;
+        write_private(&self.pushed(), pushed.join("\n").as_bytes())?;
         Ok(endpoint)
     }
+}
+
+fn defect(error: tokio::task::JoinError) -> ImageError {
+    ImageError::Layer(std::io::Error::other(error))
 }

@@ -1,0 +1,162 @@
+//! The image of podway itself, which the Deployment and the DaemonSet of `manifests/` name: the very
+//! programs that `up` runs, with the libraries that they are linked to.
+//!
+//! The libraries are those that this machine's loader gives them (`ld.so --list`, which is what ldd
+//! asks), each at its own path. Those of a distribution are where the loader looks without being
+//! told; one that only /etc/ld.so.conf names is not found in the image.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{Image, ImageError, LayerBuilder, Run, image};
+use crate::elf;
+
+/// The image of podway, as the manifests name it.
+pub const PODWAY: &str = concat!("podway.dev/podway:", env!("CARGO_PKG_VERSION"));
+
+/// The user that it runs as where the pod does not say: nobody.
+const USER: &str = "65534:65534";
+
+/// Builds [`PODWAY`].
+pub fn podway(podway: &Path, monitor: &Path) -> Result<Image, ImageError> {
+    let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
+    for (program, place) in [(podway, "/usr/bin/podway"), (monitor, "/usr/bin/podway-monitor")] {
+        let bytes = read(program)?;
+        if let Some(loader) = elf::interpreter(&bytes) {
+            for library in libraries(&loader, program)? {
+                if let Entry::Vacant(place) = files.entry(library) {
+                    let bytes = read(place.key())?;
+                    place.insert(bytes);
+                }
+            }
+        }
+        files.insert(PathBuf::from(place), bytes);
+    }
+    let passwd = b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+    files.insert(PathBuf::from("/etc/passwd"), passwd.to_vec());
+    files.insert(PathBuf::from("/etc/group"), b"root:x:0:\nnobody:x:65534:\n".to_vec());
+
+    let mut layer = LayerBuilder::new();
+    layer.dir("tmp", 0o1777)?;
+    for dir in directories(files.keys()) {
+        layer.dir(&dir, 0o755)?;
+    }
+    for (path, bytes) in &files {
+        let program = !path.starts_with("/etc");
+        layer.file(&within(path), if program { 0o755 } else { 0o644 }, bytes)?;
+    }
+    let run = Run { entrypoint: &["/usr/bin/podway"], user: USER, ..Run::default() };
+    image(PODWAY, &[layer.finish()?], &run)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
+    fs::read(path).map_err(|source| ImageError::Read { path: path.display().to_string(), source })
+}
+
+/// A path as a layer has it.
+fn within(path: &Path) -> String {
+    path.display().to_string().trim_start_matches('/').to_owned()
+}
+
+/// The directories of `files`, each before what is in it.
+fn directories<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<String> {
+    let above = files.flat_map(|f| f.ancestors().skip(1));
+    above.map(within).filter(|dir| !dir.is_empty()).collect()
+}
+
+/// What `loader` maps for `program`: itself, and every library.
+fn libraries(loader: &str, program: &Path) -> Result<BTreeSet<PathBuf>, ImageError> {
+    // Not what this environment adds or replaces: the image has another.
+    let output = Command::new(loader).arg("--list").arg(program).env_clear().stdin(Stdio::null()).output();
+    let output = output.map_err(|source| ImageError::Read { path: loader.to_owned(), source })?;
+    let name = program.display().to_string();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(ImageError::Loader { loader: loader.to_owned(), program: name, said });
+    }
+    let mut found = listed(&String::from_utf8_lossy(&output.stdout))
+        .map_err(|library| ImageError::Library { program: name, library })?;
+    found.insert(PathBuf::from(loader));
+    Ok(found)
+}
+
+/// The paths in the answer to `--list`; the name of a library that is not found is the error.
+/// The kernel's vdso has a name and no path.
+fn listed(answer: &str) -> Result<BTreeSet<PathBuf>, String> {
+    let mut paths = BTreeSet::new();
+    for line in answer.lines() {
+        let (name, rest) = line.trim().split_once(" => ").unwrap_or(("", line.trim()));
+        if rest == "not found" {
+            return Err(name.to_owned());
+        }
+        // The address that it is mapped at is last.
+        let path = rest.rsplit_once(" (").map_or(rest, |(path, _)| path);
+        if path.starts_with('/') {
+            paths.insert(PathBuf::from(path));
+        }
+    }
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn the_loaders_answer_is_read() {
+        let answer = "\tlinux-vdso.so.1 (0x00007f61)\n\tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 \
+                      (0x00007f62)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f63)\n\tstatically linked\n";
+        let paths = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/ld-linux-x86-64.so.2"];
+        assert_eq!(listed(answer), Ok(paths.map(PathBuf::from).into()));
+        assert_eq!(listed("\tlibssl.so.3 => not found\n"), Err("libssl.so.3".to_owned()));
+    }
+
+    #[test]
+    fn a_directory_comes_before_what_is_in_it() {
+        let files = ["/usr/bin/podway", "/lib64/ld.so"].map(PathBuf::from);
+        let found: Vec<String> = directories(files.iter()).into_iter().collect();
+        assert_eq!(found, ["lib64", "usr", "usr/bin"]);
+    }
+
+    /// A small program of this machine in podway's place: a debug build takes minutes to pack.
+    #[test]
+    fn the_image_has_all_that_its_program_needs() {
+        let own = Path::new("/bin/sh");
+        let bytes = fs::read(own).unwrap();
+        let image = podway(own, own).unwrap();
+        assert_eq!((image.repository.as_str(), image.tag.as_str()), ("podway", env!("CARGO_PKG_VERSION")));
+        let config: Value = serde_json::from_slice(&image.blobs[1].bytes).unwrap();
+        assert_eq!(config["config"]["User"], USER);
+        let dir = tempfile::tempdir().unwrap();
+        tar::Archive::new(flate2::read::GzDecoder::new(&image.blobs[0].bytes[..]))
+            .unpack(dir.path())
+            .unwrap();
+        for place in ["usr/bin/podway", "usr/bin/podway-monitor"] {
+            assert_eq!(fs::read(dir.path().join(place)).unwrap(), bytes);
+        }
+        let Some(loader) = elf::interpreter(&bytes) else {
+            eprintln!("skipped: /bin/sh is static");
+            return;
+        };
+        let libraries = libraries(&loader, own).unwrap();
+        assert!(libraries.contains(Path::new(&loader)) && libraries.len() > 1, "{libraries:?}");
+        for library in libraries {
+            assert!(dir.path().join(within(&library)).is_file(), "{} is not there", library.display());
+        }
+    }
+
+    #[test]
+    fn the_manifests_name_this_image() {
+        for text in [
+            include_str!("../../../../manifests/scheduler.yaml"),
+            include_str!("../../../../manifests/agent.yaml"),
+        ] {
+            let named: Vec<&str> = text.lines().filter_map(|l| l.trim().strip_prefix("image: ")).collect();
+            assert!(!named.is_empty() && named.iter().all(|n| *n == PODWAY), "{named:?}");
+        }
+    }
+}
