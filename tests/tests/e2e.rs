@@ -10,6 +10,8 @@ mod failures;
 mod flow;
 #[path = "e2e/kubectl.rs"]
 mod kubectl;
+#[path = "e2e/manifests.rs"]
+mod manifests;
 #[path = "e2e/metrics.rs"]
 mod metrics;
 #[path = "e2e/network.rs"]
@@ -68,6 +70,8 @@ const CASES: &[Case] = &[
     case!(TOGETHER, network::across_nodes),
     case!(TOGETHER, schedule::deployment_of_5_over_2_nodes),
     case!(ALONE, schedule::uncordoned),
+    // Alone since `create::examples_and_manifests` has the same objects.
+    case!(ALONE, manifests::the_scheduler_in_a_pod),
     case!(ALONE, restarts::of_the_scheduler),
     case!(ALONE, restarts::of_the_agent),
     case!(ALONE, restarts::of_the_runtime),
