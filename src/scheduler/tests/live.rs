@@ -269,7 +269,6 @@ async fn all(live: &Live) {
     a_refusal_has_upstreams_words_and_an_uncordon_wakes(live).await;
     a_conflict_is_survived(live, &scheduler).await;
     a_pod_of_the_same_name_is_another_pod(live, &scheduler).await;
-    wishes_that_nobody_scores_are_told(live).await;
     health_and_metrics(&scheduler).await;
     let scheduler = a_restart_loses_nothing(live, scheduler).await;
     fifty_at_once(live).await;
@@ -362,20 +361,6 @@ async fn a_pod_of_the_same_name_is_another_pod(live: &Live, scheduler: &Schedule
     assert_eq!(bound.uid(), second.uid());
     assert_eq!(live.event(&second, "Scheduled").await.reason.as_deref(), Some("Scheduled"));
     live.delete("twin").await;
-}
-
-async fn wishes_that_nobody_scores_are_told(live: &Live) {
-    let spec = json!({"spec": {"affinity": {"podAntiAffinity": {
-        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {
-            "topologyKey": "kubernetes.io/hostname", "labelSelector": {}}}]}}}});
-    live.pod("wish", "100m", spec).await;
-    let pod = live.bound("wish").await;
-    let scored = records(&pod).into_iter().find(|r| r.phase == Phase::NodesScored).unwrap();
-    assert_eq!(
-        scored.evidence["notSupported"],
-        "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution"
-    );
-    live.delete("wish").await;
 }
 
 async fn health_and_metrics(scheduler: &Scheduler) {

@@ -86,6 +86,7 @@ async fn api_server_by_its_service(ns: &Ns) -> anyhow::Result<()> {
     for node in ["podway-0", "podway-1"] {
         let name = format!("asks-on-{node}");
         let _: Pod = ns.create(pod(&name, script, json!({"nodeName": node}))).await?;
+        ns.ready(&name).await?;
         ns.until_log(&name, "main", "10.96.0.1:443").await?;
         ns.until_log(&name, "main", "answered").await?;
     }

@@ -67,9 +67,10 @@ async fn start_alone(runtime: &Arc<Runtime>, id: &Id, recorder: &Recorder) -> Re
         span
     };
     let span = begin(Phase::ContainersCreated);
-    create(runtime, id, &entry, &config, span).await?;
+    let pid = create(runtime, id, &entry, &config, span).await?;
 
     let mut span = begin(Phase::ContainersStarted);
+    span.note("pid", pid);
     match run(runtime, id, &entry).await {
         Ok(micros) => span.note("runcMicros", micros),
         Err(error) => {
@@ -99,14 +100,14 @@ async fn start_alone(runtime: &Arc<Runtime>, id: &Id, recorder: &Recorder) -> Re
     .await
 }
 
-/// `runc create`, and what the kernel says of what it made.
+/// `runc create`, and what the kernel says of what it made: gives the pid of the container's init.
 async fn create(
     runtime: &Arc<Runtime>,
     id: &Id,
     entry: &Container,
     config: &ContainerConfig,
     mut span: Span,
-) -> Result<(), OpError> {
+) -> Result<u32, OpError> {
     span.note("runcVersion", &runtime.runc_version);
     let asked = async {
         // A monitor that died since the last container is replaced before it is needed.
@@ -146,7 +147,7 @@ async fn create(
         span.note(file, value);
     }
     span.succeed("Created");
-    Ok(())
+    Ok(pid)
 }
 
 fn request(runtime: &Runtime, id: &Id, entry: &Container, config: &ContainerConfig) -> Create {
