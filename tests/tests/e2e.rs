@@ -4,6 +4,8 @@
 mod containerd;
 #[path = "e2e/create.rs"]
 mod create;
+#[path = "e2e/existing.rs"]
+mod existing;
 #[path = "e2e/failures.rs"]
 mod failures;
 #[path = "e2e/flow.rs"]
@@ -77,6 +79,8 @@ const CASES: &[Case] = &[
     case!(ALONE, restarts::of_the_runtime),
     case!(ALONE, restarts::an_exit_while_nobody_looks),
     case!(ALONE, restarts::a_second_up_finds_all),
+    case!(ALONE, existing::nodes_of_another_are_not_taken_over),
+    case!(ALONE, existing::a_node_joins_and_leaves),
     case!(ALONE, containerd::the_agent_on_it),
 ];
 
