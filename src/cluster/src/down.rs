@@ -123,7 +123,7 @@ pub async fn down(state_dir: &Path, progress: impl Fn(&str) + Send + Sync) -> Re
     }
     if let Some(kubeconfig) = &state.existing {
         progress("deleting the nodes in the existing cluster; its definitions and rights of podway stay");
-        failures.keep(leave(kubeconfig, &nodes).await);
+        failures.keep(leave(kubeconfig, &layout, &nodes).await);
     }
     for node in &nodes {
         progress(&format!("removing {}", node.network.name()));
@@ -210,14 +210,15 @@ async fn unnetwork(network: Network, layout: &Layout, state: &State) -> Result<(
 }
 
 /// Deletes our nodes from a cluster that was there before.
-async fn leave(kubeconfig: &Path, nodes: &[NodeParts]) -> Result<(), DownError> {
+async fn leave(kubeconfig: &Path, layout: &Layout, nodes: &[NodeParts]) -> Result<(), DownError> {
     let failed = |source: LeaveError| DownError::Existing {
         kubeconfig: kubeconfig.display().to_string(),
         source: Box::new(source),
     };
     let client: Client = connect::client(kubeconfig).await.map_err(|e| failed(e.into()))?;
-    for node in nodes {
-        registered::delete(&client, &node.network.name()).await.map_err(|e| failed(e.into()))?;
+    let names = nodes.iter().map(|node| node.network.name());
+    for name in names.filter(|name| registered::ours(layout, name)) {
+        registered::delete(&client, &name).await.map_err(|e| failed(e.into()))?;
     }
     Ok(())
 }

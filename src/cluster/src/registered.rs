@@ -4,6 +4,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, DeleteParams};
 
+use crate::layout::Layout;
+
 /// Why a Node object is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisteredError {
@@ -24,6 +26,12 @@ pub enum RegisteredError {
         #[source]
         source: kube::Error,
     },
+}
+
+/// Whether a node is of this state directory: one that it has no identity for is somebody else's.
+/// Identities are made after [`absent`] has found the name free, and before an agent registers it.
+pub(crate) fn ours(layout: &Layout, name: &str) -> bool {
+    layout.cert(name).exists()
 }
 
 /// Deletes a Node object, whether or not it is there.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use podway_tests::cluster::Cluster;
 use podway_tests::namespace::{LIMIT, Ns, STAY, pod};

@@ -27,7 +27,8 @@ impl Work<'_> {
             down::node(&node, self.state).await?;
             let admin = self.state.existing.clone().unwrap_or_else(|| self.layout.admin_kubeconfig());
             // Without a control plane yet there is no Node either.
-            if let Ok(client) = connect::client(&admin).await
+            if registered::ours(self.layout, &node.network.name())
+                && let Ok(client) = connect::client(&admin).await
                 && connect::answers(&client, "/readyz").await
             {
                 registered::delete(&client, &node.network.name()).await?;

@@ -32,9 +32,8 @@ impl Work<'_> {
         match existing {
             Some(existing) => {
                 for node in nodes {
-                    // One that we have no identity for is somebody else's.
                     let name = node.network.name();
-                    if !layout.cert(&name).exists() {
+                    if !registered::ours(layout, &name) {
                         registered::absent(&existing.client, &name).await?;
                     }
                 }
