@@ -7,7 +7,9 @@ use crate::framework::{Code, Failure, Framework, Placement, Point, Status};
 use crate::metrics::Metrics;
 use podway_flow::Clock;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// What a binding cycle needs beside its pod.
 #[derive(Clone)]
@@ -38,9 +40,44 @@ impl Unbound {
     /// The condition's message.
     pub(crate) fn message(&self) -> String {
         match self {
-            Unbound::Refused(status) => status.reasons.join(", "),
+            // Upstream's FitError of the one node that was chosen.
+            Unbound::Refused(status) => {
+                let mut reasons: Vec<String> = status.reasons.iter().map(|r| format!("1 {r}")).collect();
+                reasons.sort();
+                format!("0/1 nodes are available: {}.", reasons.join(", "))
+            }
             Unbound::Failed(failure) => failure.to_string(),
         }
+    }
+}
+
+/// Lets a preemption call a placed pod back in memory, until its binding is being written.
+#[derive(Default)]
+pub(crate) struct Recall {
+    token: CancellationToken,
+    state: AtomicU8,
+}
+
+impl Recall {
+    const OPEN: u8 = 0;
+    const RECALLED: u8 = 1;
+    const COMMITTED: u8 = 2;
+
+    fn become_(&self, state: u8) -> bool {
+        self.state.compare_exchange(Self::OPEN, state, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Calls it back; false when it is too late, and only deleting the pod helps.
+    pub(crate) fn recall(&self) -> bool {
+        let recalled = self.become_(Self::RECALLED);
+        if recalled {
+            self.token.cancel();
+        }
+        recalled
+    }
+
+    fn status() -> Unbound {
+        Unbound::Refused(Status::unschedulable("DefaultPreemption", "preempted by DefaultPreemption"))
     }
 }
 
@@ -69,35 +106,19 @@ pub(crate) fn unreserve(binder: &Binder, placement: &Placement) {
 pub(crate) async fn cycle(
     binder: &Binder,
     placement: &mut Placement,
+    recall: &Recall,
     record: impl FnOnce() -> String,
 ) -> Result<(), Unbound> {
     let framework = &binder.framework;
-    if !framework.permit.is_empty() {
-        let start = binder.clock.now();
-        let mut result = Ok(());
-        for plugin in &framework.permit {
-            result = plugin.permit(placement).await;
-            if result.is_err() {
-                break;
-            }
-        }
-        observe(binder, placement, Point::Permit, start, &result);
-        binder.metrics.permit_waited(word(&result), binder.clock.now().since(start));
-        result.map_err(|status| Unbound::of(Point::Permit, status))?;
+    tokio::select! {
+        biased;
+        () = recall.token.cancelled() => return Err(Recall::status()),
+        result = prepare(binder, placement) => result?,
     }
     // A pod that is held must not hold a lane.
     let _lane = binder.lanes.acquire().await;
-    if !framework.pre_bind.is_empty() {
-        let start = binder.clock.now();
-        let mut result = Ok(());
-        for plugin in &framework.pre_bind {
-            result = plugin.pre_bind(placement).await;
-            if result.is_err() {
-                break;
-            }
-        }
-        observe(binder, placement, Point::PreBind, start, &result);
-        result.map_err(|status| Unbound::of(Point::PreBind, status))?;
+    if !recall.become_(Recall::COMMITTED) {
+        return Err(Recall::status());
     }
     placement.annotation = Some(record());
     let start = binder.clock.now();
@@ -119,6 +140,37 @@ pub(crate) async fn cycle(
     result.map_err(|status| Unbound::of(Point::Bind, status))?;
     for plugin in &framework.post_bind {
         plugin.post_bind(placement);
+    }
+    Ok(())
+}
+
+/// Permit and PreBind: what may wait.
+async fn prepare(binder: &Binder, placement: &Placement) -> Result<(), Unbound> {
+    let framework = &binder.framework;
+    if !framework.permit.is_empty() {
+        let start = binder.clock.now();
+        let mut result = Ok(());
+        for plugin in &framework.permit {
+            result = plugin.permit(placement).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        observe(binder, placement, Point::Permit, start, &result);
+        binder.metrics.permit_waited(word(&result), binder.clock.now().since(start));
+        result.map_err(|status| Unbound::of(Point::Permit, status))?;
+    }
+    if !framework.pre_bind.is_empty() {
+        let start = binder.clock.now();
+        let mut result = Ok(());
+        for plugin in &framework.pre_bind {
+            result = plugin.pre_bind(placement).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        observe(binder, placement, Point::PreBind, start, &result);
+        result.map_err(|status| Unbound::of(Point::PreBind, status))?;
     }
     Ok(())
 }
@@ -223,7 +275,7 @@ mod tests {
         let mut placement = Placement { pod: Arc::default(), node: "n".into(), annotation: None };
         let mut result = reserve(&binder, &placement);
         if result.is_ok() {
-            result = cycle(&binder, &mut placement, || "[]".to_owned()).await;
+            result = cycle(&binder, &mut placement, &Recall::default(), || "[]".to_owned()).await;
         }
         let calls = spy.calls.lock().unwrap().clone();
         (result, calls)

@@ -5,6 +5,7 @@
 
 use crate::classes::{Alike, Class, ClassId, Classes};
 use crate::model::{HostPort, NodeInfo, PodInfo, Resources};
+use crate::objects::Objects;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -71,20 +72,49 @@ impl Usage {
     }
 }
 
-/// A node and its usage, at one moment.
+/// A pod on a node.
 #[derive(Clone, Debug)]
+pub struct NodePod {
+    /// The pod, as it was when it was counted.
+    pub pod: Arc<PodInfo>,
+    /// Its class; [`UNCLASSED`] for one that is only thought to be there.
+    pub class: ClassId,
+}
+
+/// No class: that of a nominated pod, which affinity and spread count one by one.
+pub const UNCLASSED: ClassId = 0;
+
+/// A node and its usage, at one moment.
+#[derive(Clone, Debug, Default)]
 pub struct NodeState {
     /// The node.
     pub info: Arc<NodeInfo>,
     /// What is taken of it.
     pub usage: Arc<Usage>,
+    /// By what pods.
+    pub pods: Arc<Vec<NodePod>>,
 }
 
 impl NodeState {
     /// An empty node.
     #[must_use]
     pub fn of(info: NodeInfo) -> Self {
-        NodeState { info: Arc::new(info), usage: Arc::default() }
+        NodeState { info: Arc::new(info), ..NodeState::default() }
+    }
+
+    /// Thinks a pod onto the node.
+    pub fn add(&mut self, pod: &NodePod) {
+        Arc::make_mut(&mut self.usage).add(&pod.pod, pod.class);
+        Arc::make_mut(&mut self.pods).push(pod.clone());
+    }
+
+    /// Thinks a pod away from it.
+    pub fn remove(&mut self, pod: &NodePod) {
+        let pods = Arc::make_mut(&mut self.pods);
+        if let Some(at) = pods.iter().position(|p| p.pod.uid == pod.pod.uid) {
+            pods.swap_remove(at);
+            Arc::make_mut(&mut self.usage).remove(&pod.pod, pod.class);
+        }
     }
 }
 
@@ -97,9 +127,15 @@ pub struct Snapshot {
     pub nodes: Arc<Vec<NodeState>>,
     /// The classes of the pods on them.
     pub classes: Arc<BTreeMap<ClassId, Arc<Class>>>,
+    /// What else there is: budgets, volumes, classes.
+    pub objects: Objects,
+    nominated: Nominated,
     namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     images: Arc<HashMap<String, usize>>,
 }
+
+/// The pods that are nominated to a node, by its name.
+type Nominated = Arc<BTreeMap<String, Vec<Arc<PodInfo>>>>;
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
@@ -108,6 +144,19 @@ impl Snapshot {
     #[must_use]
     pub fn namespace_labels(&self, namespace: &str) -> &BTreeMap<String, String> {
         self.namespaces.get(namespace).unwrap_or(&NO_LABELS)
+    }
+
+    /// The pods that are nominated to a node: for whom victims were evicted there.
+    #[must_use]
+    pub fn nominated(&self, node: &str) -> &[Arc<PodInfo>] {
+        self.nominated.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// A node by name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeState> {
+        let at = self.nodes.binary_search_by(|n| n.info.name.as_str().cmp(name)).ok()?;
+        self.nodes.get(at)
     }
 
     /// How many nodes have an image of this name.
@@ -122,6 +171,7 @@ struct Entry {
     /// `None` while pods name a node that has not been seen.
     info: Option<Arc<NodeInfo>>,
     usage: Arc<Usage>,
+    pods: Arc<Vec<NodePod>>,
 }
 
 #[derive(Debug)]
@@ -139,6 +189,8 @@ pub struct Cache {
     nodes: BTreeMap<String, Entry>,
     pods: HashMap<String, Placed>,
     classes: Classes,
+    objects: Objects,
+    nominated: Nominated,
     namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     images: Arc<HashMap<String, usize>>,
     snapshot: Snapshot,
@@ -227,6 +279,7 @@ impl Cache {
         self.classes.leave(placed.class);
         if let Some(entry) = self.nodes.get_mut(&placed.node) {
             Arc::make_mut(&mut entry.usage).remove(&placed.pod, placed.class);
+            Arc::make_mut(&mut entry.pods).retain(|p| p.pod.uid != uid);
             if entry.info.is_none() && entry.usage.pods == 0 {
                 self.nodes.remove(&placed.node);
             }
@@ -253,7 +306,61 @@ impl Cache {
         self.generation += 1;
         let entry = self.nodes.entry(node.to_owned()).or_default();
         Arc::make_mut(&mut entry.usage).add(&pod, class);
+        Arc::make_mut(&mut entry.pods).push(NodePod { pod: pod.clone(), class });
+        self.unnominate(&pod.uid);
         self.pods.insert(pod.uid.clone(), Placed { pod, class, node: node.to_owned(), assumed });
+    }
+
+    /// A pod that waits is nominated to a node: for pods of no higher priority it is as good as there.
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.unnominate(&pod.uid);
+        Arc::make_mut(&mut self.nominated).entry(node.to_owned()).or_default().push(pod);
+        self.generation += 1;
+    }
+
+    /// It no longer is. Returns the node that it was nominated to.
+    pub fn unnominate(&mut self, uid: &str) -> Option<String> {
+        let node = self.nominated_to(uid)?.to_owned();
+        let nominated = Arc::make_mut(&mut self.nominated);
+        if let Some(pods) = nominated.get_mut(&node) {
+            pods.retain(|p| p.uid != uid);
+            if pods.is_empty() {
+                nominated.remove(&node);
+            }
+        }
+        self.generation += 1;
+        Some(node)
+    }
+
+    /// Where a pod is nominated to.
+    #[must_use]
+    pub fn nominated_to(&self, uid: &str) -> Option<&str> {
+        let mut all = self.nominated.iter();
+        all.find(|(_, pods)| pods.iter().any(|p| p.uid == uid)).map(|(node, _)| node.as_str())
+    }
+
+    /// The pods that are nominated to a node.
+    #[must_use]
+    pub fn nominated(&self, node: &str) -> Vec<Arc<PodInfo>> {
+        self.nominated.get(node).cloned().unwrap_or_default()
+    }
+
+    /// What the cluster has beside nodes and pods.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The same, to change it.
+    pub fn objects_mut(&mut self) -> &mut Objects {
+        self.generation += 1;
+        &mut self.objects
+    }
+
+    /// The pod as it was placed, and whether that is only assumed.
+    #[must_use]
+    pub fn placed(&self, uid: &str) -> Option<(&Arc<PodInfo>, bool)> {
+        self.pods.get(uid).map(|p| (&p.pod, p.assumed))
     }
 
     /// Nodes, pods and assumed pods, for metrics.
@@ -279,12 +386,17 @@ impl Cache {
             let nodes = self
                 .nodes
                 .values()
-                .filter_map(|e| Some(NodeState { info: e.info.clone()?, usage: e.usage.clone() }))
+                .filter_map(|e| {
+                    let (usage, pods) = (e.usage.clone(), e.pods.clone());
+                    Some(NodeState { info: e.info.clone()?, usage, pods })
+                })
                 .collect();
             self.snapshot = Snapshot {
                 generation: self.generation,
                 nodes: Arc::new(nodes),
                 classes: self.classes.by_id(),
+                objects: self.objects.clone(),
+                nominated: self.nominated.clone(),
                 namespaces: self.namespaces.clone(),
                 images: self.images.clone(),
             };

@@ -3,11 +3,15 @@
 //! Order is by node name and the tie break by the pod's UID, so that the same input gives the same
 //! node; upstream leaves both to chance, and the only parity there is, is "among the best".
 
-use crate::cache::{NodeState, Snapshot};
-use crate::framework::{Code, CycleState, Failure, Framework, Point, PreFilterResult, Status};
+use crate::cache::{NodePod, NodeState, Snapshot, UNCLASSED};
+use crate::framework::{
+    Code, CycleState, Failure, Filter, Framework, Point, PostFilterResult, PreFilterResult, Preemption,
+    Status, Unfit,
+};
 use crate::model::PodInfo;
 use podway_flow::Micros;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A node's score and what it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl Trace {
 }
 
 /// Why there is no decision.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CycleError {
     /// No node fits.
     #[error(transparent)]
@@ -84,8 +88,20 @@ pub struct Decision {
     pub times: Times,
 }
 
+/// What becomes of a refused pod's nomination.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Nomination {
+    /// It stays what it was.
+    #[default]
+    Keep,
+    /// There is none.
+    Clear,
+    /// To the node whose victims are evicted for it.
+    Preempt(Preemption),
+}
+
 /// No node fits.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{}", self.message())]
 pub struct FitError {
     /// How many nodes there were.
@@ -94,8 +110,12 @@ pub struct FitError {
     pub pre_filter: Option<Status>,
     /// Why each node fell.
     pub rejected: BTreeMap<String, Status>,
-    /// What PostFilter (preemption) says; empty while there is none.
+    /// What PostFilter says; empty when it found what to evict.
     pub post_filter: String,
+    /// What PostFilter found.
+    pub nomination: Nomination,
+    /// The plugins whose PreFilter narrowed the nodes.
+    pub narrowed_by: Vec<&'static str>,
     /// When.
     pub times: Times,
 }
@@ -124,7 +144,8 @@ impl FitError {
     /// The plugins that refused; what the queue's hints go by.
     #[must_use]
     pub fn plugins(&self) -> BTreeSet<&'static str> {
-        self.pre_filter.iter().chain(self.rejected.values()).map(|s| s.plugin).collect()
+        let narrowed = self.narrowed_by.iter().copied();
+        self.pre_filter.iter().chain(self.rejected.values()).map(|s| s.plugin).chain(narrowed).collect()
     }
 }
 
@@ -153,39 +174,45 @@ pub fn schedule_one(
 ) -> Result<Decision, CycleError> {
     let mut state = CycleState::default();
     let mut times = Times { started: now(), ..Times::default() };
-    let unfit = |pre_filter, rejected, mut times: Times| {
+    let unfit = |pre_filter, rejected, narrowed_by, mut times: Times| {
         times.filtered = now();
-        let nodes = snapshot.nodes.len();
-        Err(CycleError::Unfit(Box::new(FitError {
-            nodes,
+        FitError {
+            nodes: snapshot.nodes.len(),
             pre_filter,
             rejected,
             post_filter: String::new(),
+            nomination: Nomination::Clear,
+            narrowed_by,
             times,
-        })))
+        }
     };
     if snapshot.nodes.is_empty() {
-        return unfit(None, BTreeMap::new(), times);
+        return Err(CycleError::Unfit(Box::new(unfit(None, BTreeMap::new(), vec![], times))));
     }
     let narrowed = pre_filter(framework, &mut state, pod, snapshot, trace);
     let pre_filtered = now();
     let code = narrowed.as_ref().err().map(|s| s.code);
     trace.point(Point::PreFilter, code, pre_filtered.since(times.started));
+    let cluster = Cluster { framework, pod, snapshot };
     let narrowed = match narrowed {
         Ok(narrowed) => narrowed,
         Err(status) if status.code == Code::Error => {
             return Err(CycleError::Failed(Failure::of(Point::PreFilter, &status)));
         }
-        Err(status) => return unfit(Some(status), BTreeMap::new(), times),
+        Err(status) => {
+            let error = unfit(Some(status), BTreeMap::new(), vec![], times);
+            return Err(post_filter(&cluster, &mut state, error, now, trace));
+        }
     };
-    let filtered = filter(framework, &state, pod, snapshot, &narrowed, trace);
+    let filtered = filter(&cluster, &state, &narrowed, trace);
     times.filtered = now();
     let code = filtered.as_ref().err().map(|s| s.code);
     trace.point(Point::Filter, code, times.filtered.since(pre_filtered));
     let (feasible, rejected) =
         filtered.map_err(|status| CycleError::Failed(Failure::of(Point::Filter, &status)))?;
     if feasible.is_empty() {
-        return unfit(None, rejected, times);
+        let error = unfit(None, rejected, narrowed.1, times);
+        return Err(post_filter(&cluster, &mut state, error, now, trace));
     }
     let mut scores = Vec::new();
     if feasible.len() > 1 {
@@ -232,50 +259,155 @@ fn pre_filter(
             Ok(PreFilterResult::Skip) => state.skip_filter(plugin.name()),
             Ok(PreFilterResult::Only(names)) => {
                 by.push(plugin.name());
-                only = Some(match only {
+                by.sort_unstable();
+                let both: BTreeSet<String> = match only {
                     None => names,
                     Some(before) => before.intersection(&names).cloned().collect(),
-                });
+                };
+                if both.is_empty() {
+                    return Err(simultaneously(&by));
+                }
+                only = Some(both);
             }
             // Upstream lets later PreFilters run after a refusal that preemption may lift.
-            Err(status) if status.code == Code::Unschedulable => refused = refused.or(Some(status)),
+            Err(status) if status.code == Code::Unschedulable => refused = Some(status),
             Err(status) => return Err(status),
         }
     }
     refused.map_or(Ok((only, by)), Err)
 }
 
-type Filtered = (Vec<NodeState>, BTreeMap<String, Status>);
+/// No node is left by these plugins' PreFilters.
+fn simultaneously(by: &[&'static str]) -> Status {
+    let reason = match by {
+        [one] => format!("node(s) didn't satisfy plugin {one}"),
+        all => format!("node(s) didn't satisfy plugin(s) [{}] simultaneously", all.join(" ")),
+    };
+    Status::unresolvable(by.first().copied().unwrap_or_default(), reason)
+}
 
-/// The nodes that pass, and why each other fell. A plugin that fails ends the cycle.
-fn filter(
-    framework: &Framework,
+/// What one cycle looks at.
+struct Cluster<'a> {
+    framework: &'a Framework,
+    pod: &'a PodInfo,
+    snapshot: &'a Snapshot,
+}
+
+/// Asks each PostFilter plugin whether the pod can be let in later; the first that knows how ends it.
+fn post_filter(
+    cluster: &Cluster<'_>,
+    state: &mut CycleState,
+    mut error: FitError,
+    now: &dyn Fn() -> Micros,
+    trace: &mut Trace,
+) -> CycleError {
+    let Cluster { framework, pod, snapshot } = *cluster;
+    if framework.post_filter.is_empty() {
+        return CycleError::Unfit(Box::new(error));
+    }
+    let started = now();
+    error.nomination = Nomination::Keep;
+    let mut reasons = Vec::new();
+    let mut code = Some(Code::Unschedulable);
+    for plugin in &framework.post_filter {
+        let unfit = Unfit {
+            framework,
+            pod,
+            snapshot,
+            pre_filter: error.pre_filter.as_ref(),
+            rejected: &error.rejected,
+        };
+        match plugin.post_filter(state, &unfit) {
+            PostFilterResult::Preempt(preemption) => {
+                error.nomination = Nomination::Preempt(preemption);
+                (code, reasons) = (None, vec![]);
+                break;
+            }
+            PostFilterResult::Hopeless(reason) => {
+                error.nomination = Nomination::Clear;
+                reasons.push(reason);
+            }
+            PostFilterResult::Refused(reason) => reasons.push(reason),
+            PostFilterResult::Failed(reason) => {
+                error.nomination = Nomination::Keep;
+                (code, reasons) = (Some(Code::Error), vec![reason]);
+                break;
+            }
+        }
+    }
+    error.post_filter = reasons.join(", ");
+    trace.point(Point::PostFilter, code, now().since(started));
+    CycleError::Unfit(Box::new(error))
+}
+
+/// Filters a node, twice when pods of at least the pod's priority are nominated to it: with them, since
+/// they were promised their room, and without, since they may not come (upstream's
+/// `RunFilterPluginsWithNominatedPods`).
+pub(crate) fn passes(
+    plugins: &[&Arc<dyn Filter>],
+    (framework, snapshot): (&Framework, &Snapshot),
     state: &CycleState,
     pod: &PodInfo,
-    snapshot: &Snapshot,
+    node: &NodeState,
+    calls: &mut [u64],
+) -> Result<(), Status> {
+    let mut run = |state: &CycleState, node: &NodeState| {
+        let refusal = plugins.iter().zip(&mut *calls).find_map(|(plugin, calls)| {
+            *calls += 1;
+            plugin.filter(state, pod, node).err()
+        });
+        refusal.map_or(Ok(()), Err)
+    };
+    let nominated: Vec<NodePod> = snapshot
+        .nominated(&node.info.name)
+        .iter()
+        .filter(|n| n.priority >= pod.priority && n.uid != pod.uid)
+        .map(|n| NodePod { pod: n.clone(), class: UNCLASSED })
+        .collect();
+    if !nominated.is_empty() {
+        let (mut state, mut node) = (state.clone(), node.clone());
+        for other in &nominated {
+            framework.shift(&mut state, pod, &mut node, (other, 1), snapshot);
+        }
+        run(&state, &node)?;
+    }
+    run(state, node)
+}
+
+type Filtered = (Vec<NodeState>, BTreeMap<String, Status>);
+
+/// The nodes that pass, and why each other fell. A plugin that fails ends the cycle. The node that the
+/// pod is nominated to is looked at first, and if it passes is the only one.
+fn filter(
+    cluster: &Cluster<'_>,
+    state: &CycleState,
     (only, narrowed_by): &Narrowed,
     trace: &mut Trace,
 ) -> Result<Filtered, Status> {
+    let Cluster { framework, pod, snapshot } = *cluster;
     let plugins: Vec<_> = framework.filter.iter().filter(|p| !state.skips_filter(p.name())).collect();
     let mut calls = vec![0; plugins.len()];
     let (mut feasible, mut rejected) = (Vec::new(), BTreeMap::new());
-    for node in snapshot.nodes.iter() {
+    let nominated = snapshot.node(&pod.nominated).filter(|_| !pod.nominated.is_empty());
+    if let Some(node) = nominated
+        && passes(&plugins, (framework, snapshot), state, pod, node, &mut calls).is_ok()
+    {
+        feasible.push(node.clone());
+    }
+    let nodes = if feasible.is_empty() { snapshot.nodes.as_slice() } else { &[] };
+    for node in nodes {
         if only.as_ref().is_some_and(|names| !names.contains(&node.info.name)) {
             let reason = format!("node(s) didn't satisfy plugin(s) [{}]", narrowed_by.join(" "));
             let plugin = narrowed_by.first().copied().unwrap_or_default();
             rejected.insert(node.info.name.clone(), Status::unresolvable(plugin, reason));
             continue;
         }
-        let refusal = plugins.iter().zip(&mut calls).find_map(|(plugin, calls)| {
-            *calls += 1;
-            plugin.filter(state, pod, node).err()
-        });
-        match refusal {
-            Some(status) if status.code == Code::Error => return Err(status),
-            Some(status) => {
+        match passes(&plugins, (framework, snapshot), state, pod, node, &mut calls) {
+            Err(status) if status.code == Code::Error => return Err(status),
+            Err(status) => {
                 rejected.insert(node.info.name.clone(), status);
             }
-            None => feasible.push(node.clone()),
+            Ok(()) => feasible.push(node.clone()),
         }
     }
     for (plugin, calls) in plugins.iter().zip(calls) {
@@ -345,7 +477,6 @@ mod tests {
     use crate::model::node::{Effect, Taint};
     use crate::model::{NodeInfo, Resources};
     use crate::plugins::default_framework;
-    use std::sync::Arc;
 
     fn node(name: &str, cpu: i64) -> NodeInfo {
         NodeInfo {
@@ -371,7 +502,9 @@ mod tests {
     }
 
     fn run(nodes: Vec<NodeInfo>, pod: &PodInfo) -> Result<Decision, Box<FitError>> {
-        with(&default_framework(), nodes, pod).map_err(|e| match e {
+        // What PostFilter adds to a message is tested with preemption.
+        let framework = Framework { post_filter: vec![], ..default_framework() };
+        with(&framework, nodes, pod).map_err(|e| match e {
             CycleError::Unfit(error) => error,
             CycleError::Failed(failure) => panic!("{failure}"),
         })

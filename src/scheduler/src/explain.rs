@@ -106,6 +106,7 @@ mod tests {
             failures: 0,
             rejecting: BTreeSet::new(),
             ready_since: Micros(12),
+            hold: crate::queue::Hold::No,
         };
         let score = |node: &str, total| NodeScore {
             node: node.into(),

@@ -4,11 +4,12 @@
 //! order, which decides the reason that a node shows, since filtering stops at a node's first
 //! refusal. Decision points are pure and synchronous; the binding points may wait.
 
-use crate::cache::{NodeState, Snapshot};
+use crate::cache::{NodePod, NodeState, Snapshot};
 use crate::model::{NodeInfo, PodInfo};
+use crate::objects::Change;
 use futures::future::BoxFuture;
 use std::any::{Any, TypeId};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The highest score after normalisation.
@@ -44,6 +45,8 @@ pub enum Point {
     PreFilter,
     /// Once per node.
     Filter,
+    /// When no node passed.
+    PostFilter,
     /// Once per cycle, over the feasible nodes.
     PreScore,
     /// Once per feasible node.
@@ -69,6 +72,7 @@ impl Point {
         match self {
             Point::PreFilter => "PreFilter",
             Point::Filter => "Filter",
+            Point::PostFilter => "PostFilter",
             Point::PreScore => "PreScore",
             Point::Score => "Score",
             Point::Reserve => "Reserve",
@@ -144,9 +148,9 @@ impl Status {
 }
 
 /// What plugins remember of one pod between the points of one cycle, by type.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct CycleState {
-    values: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
     skip_filter: HashSet<&'static str>,
     skip_score: HashSet<&'static str>,
 }
@@ -154,13 +158,21 @@ pub struct CycleState {
 impl CycleState {
     /// Keeps a value.
     pub fn put<T: Any + Send + Sync>(&mut self, value: T) {
-        self.values.insert(TypeId::of::<T>(), Box::new(value));
+        self.values.insert(TypeId::of::<T>(), Arc::new(value));
     }
 
     /// The value of a type.
     #[must_use]
     pub fn get<T: Any>(&self) -> Option<&T> {
         self.values.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+
+    /// Changes the value of a type, if there is one; another state that shares it keeps its own.
+    pub fn update<T: Any + Send + Sync + Clone>(&mut self, change: impl FnOnce(&mut T)) {
+        if let Some(Ok(mut value)) = self.values.remove(&TypeId::of::<T>()).map(Arc::downcast::<T>) {
+            change(Arc::make_mut(&mut value));
+            self.values.insert(TypeId::of::<T>(), value);
+        }
     }
 
     /// Leaves out the plugin's Filter for the rest of the cycle.
@@ -203,6 +215,8 @@ pub enum ClusterEvent {
     AssignedPodDelete(Arc<PodInfo>),
     /// The waiting pod itself changed.
     PodUpdate,
+    /// Something else of the cluster came, changed or went.
+    Object(Change),
 }
 
 impl ClusterEvent {
@@ -217,6 +231,7 @@ impl ClusterEvent {
             ClusterEvent::AssignedPodUpdate(..) => "AssignedPodUpdate",
             ClusterEvent::AssignedPodDelete(_) => "AssignedPodDelete",
             ClusterEvent::PodUpdate => "PodUpdate",
+            ClusterEvent::Object(change) => change.label(),
         }
     }
 }
@@ -253,6 +268,68 @@ pub trait PreFilter: Plugin {
         pod: &PodInfo,
         snapshot: &Snapshot,
     ) -> Result<PreFilterResult, Status>;
+
+    /// Upstream's AddPod (`by` = 1) and RemovePod (`by` = −1): `other` is thought onto `node` or away from
+    /// it, and what [`PreFilter::pre_filter`] counted changes with it. `node` is the node's after that.
+    fn shift(&self, _state: &mut CycleState, _shift: &Shift<'_>) {}
+}
+
+/// A pod that is thought to come to a node or to leave it.
+pub struct Shift<'a> {
+    /// The pod that is being decided.
+    pub pod: &'a PodInfo,
+    /// The one that comes or leaves.
+    pub other: &'a PodInfo,
+    /// 1 or −1.
+    pub by: i64,
+    /// The node.
+    pub node: &'a NodeInfo,
+    /// The cluster, as it really is.
+    pub snapshot: &'a Snapshot,
+}
+
+/// What PostFilter has to go by.
+pub struct Unfit<'a> {
+    /// The profile.
+    pub framework: &'a Framework,
+    /// The pod that no node takes.
+    pub pod: &'a PodInfo,
+    /// The cluster.
+    pub snapshot: &'a Snapshot,
+    /// Set when PreFilter refused the pod everywhere.
+    pub pre_filter: Option<&'a Status>,
+    /// Why each node fell.
+    pub rejected: &'a BTreeMap<String, Status>,
+}
+
+/// Which pods go from which node, so that another can come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preemption {
+    /// The node.
+    pub node: String,
+    /// The pods to evict, the most important first.
+    pub victims: Vec<Arc<PodInfo>>,
+    /// How many of them a PodDisruptionBudget would keep.
+    pub violations: usize,
+}
+
+/// What PostFilter found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PostFilterResult {
+    /// Evicting these makes room.
+    Preempt(Preemption),
+    /// It cannot help, for this reason; the pod's nomination is cleared.
+    Hopeless(String),
+    /// It does nothing, for this reason; the nomination stays.
+    Refused(String),
+    /// It failed; the nomination stays.
+    Failed(String),
+}
+
+/// Once per cycle, when no node passed.
+pub trait PostFilter: Plugin {
+    /// Looks for a way to let the pod in later.
+    fn post_filter(&self, state: &mut CycleState, unfit: &Unfit<'_>) -> PostFilterResult;
 }
 
 /// Once per node.
@@ -339,6 +416,8 @@ pub struct Framework {
     pub pre_filter: Vec<Arc<dyn PreFilter>>,
     /// Filter.
     pub filter: Vec<Arc<dyn Filter>>,
+    /// PostFilter.
+    pub post_filter: Vec<Arc<dyn PostFilter>>,
     /// PreScore.
     pub pre_score: Vec<Arc<dyn PreScore>>,
     /// Score, with weights.
@@ -356,6 +435,26 @@ pub struct Framework {
 }
 
 impl Framework {
+    /// Thinks a pod onto a node (`by` = 1) or away from it (−1), in the node and in what was counted.
+    pub fn shift(
+        &self,
+        state: &mut CycleState,
+        pod: &PodInfo,
+        node: &mut NodeState,
+        (other, by): (&NodePod, i64),
+        snapshot: &Snapshot,
+    ) {
+        if by > 0 {
+            node.add(other);
+        } else {
+            node.remove(other);
+        }
+        let shift = Shift { pod, other: &other.pod, by, node: &node.info, snapshot };
+        for plugin in &self.pre_filter {
+            plugin.shift(state, &shift);
+        }
+    }
+
     /// Could `event` help a pod that `rejecting` refused? With no plugin on record, any event may.
     #[must_use]
     pub fn may_help(&self, rejecting: &BTreeSet<&'static str>, pod: &PodInfo, event: &ClusterEvent) -> bool {
@@ -364,6 +463,7 @@ impl Framework {
         }
         let helps = |p: &dyn Plugin| rejecting.contains(p.name()) && p.may_help(pod, event);
         self.filter.iter().any(|p| helps(p.as_ref()))
+            || self.post_filter.iter().any(|p| helps(p.as_ref()))
             || self.pre_filter.iter().any(|p| helps(p.as_ref()))
             || self.reserve.iter().any(|p| helps(p.as_ref()))
             || self.permit.iter().any(|p| helps(p.as_ref()))

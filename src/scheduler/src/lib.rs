@@ -6,7 +6,9 @@
 //! records; `binding` takes a placed pod through Permit, `PreBind` and Bind, where [`bind`] writes it;
 //! [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
 //! shows.
-//! `model`, `classes`, `framework`, `plugins`, `cycle`, `queue` and `cache` are pure: no clock, no network.
+//! When no node fits, [`preemption`] looks for pods that could make room, and `evict` has them go.
+//! `model`, `objects`, `classes`, `framework`, `plugins`, `cycle`, `preemption`, `queue` and `cache` are pure: no
+//! clock, no network.
 
 pub mod bind;
 mod binding;
@@ -15,11 +17,14 @@ pub mod classes;
 pub mod clients;
 pub mod config;
 pub mod cycle;
+mod evict;
 pub mod explain;
 pub mod framework;
 pub mod metrics;
 pub mod model;
+pub mod objects;
 pub mod plugins;
+pub mod preemption;
 pub mod queue;
 pub mod run;
 pub mod server;

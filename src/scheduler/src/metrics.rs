@@ -102,6 +102,8 @@ pub struct Metrics {
     cache: Gauges<1>,
     phases: Histograms<2>,
     bind_conflicts: Counter,
+    preemptions: Counter,
+    victims: Histogram,
 }
 
 impl Default for Metrics {
@@ -209,14 +211,13 @@ impl Metrics {
             "Number of nodes, pods, and assumed (bound) pods in the scheduler cache",
             Family::default(),
         );
-        // There is no preemption yet: none was attempted, which is what they say.
-        put(
+        let preemptions = put(
             r,
             "preemption_attempts",
             "Total preemption attempts in the cluster till now",
-            Counter::<u64>::default(),
+            Counter::default(),
         );
-        put(
+        let victims = put(
             r,
             "preemption_victims",
             "Number of selected preemption victims",
@@ -251,6 +252,17 @@ impl Metrics {
             cache,
             phases,
             bind_conflicts,
+            preemptions,
+            victims,
+        }
+    }
+
+    /// PostFilter looked for victims, and found so many.
+    pub fn preempted(&self, victims: Option<usize>) {
+        self.preemptions.inc();
+        if let Some(n) = victims {
+            #[expect(clippy::cast_precision_loss, reason = "a count of pods")]
+            self.victims.observe(n as f64);
         }
     }
 

@@ -5,6 +5,7 @@
 //! `framework/types.go` CalculateResource of Kubernetes 1.36.
 
 pub mod affinity;
+pub mod budget;
 pub mod labels;
 pub mod node;
 pub mod pod;
@@ -14,6 +15,7 @@ pub mod selector;
 pub mod spread;
 
 pub use affinity::{PodAffinity, PodTerm, WeightedPodTerm};
+pub use budget::DisruptionBudget;
 pub use labels::LabelSelector;
 pub use node::NodeInfo;
 pub use pod::{HostPort, PodInfo, ScheduledCondition, Toleration};
@@ -21,6 +23,40 @@ pub use quantity::QuantityError;
 pub use resources::Resources;
 pub use selector::{NodeTerm, Operator, PreferredTerm, Requirement};
 pub use spread::SpreadConstraint;
+
+/// Whose object it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Namespace; empty for a cluster's.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+impl Meta {
+    /// Reads an object's metadata.
+    #[must_use]
+    pub fn of(object: &impl kube::Resource) -> Self {
+        let meta = object.meta();
+        Meta {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    /// `namespace/name`, or the name of a cluster's object.
+    #[must_use]
+    pub fn key(&self) -> String {
+        if self.namespace.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{}/{}", self.namespace, self.name)
+        }
+    }
+}
 
 /// Why an object from the API server cannot be scheduled with.
 #[derive(Debug, thiserror::Error)]

@@ -2,6 +2,8 @@
 
 pub mod balanced_allocation;
 pub mod default_binder;
+pub mod default_preemption;
+pub mod dynamic_resources;
 pub mod image_locality;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
@@ -11,7 +13,6 @@ pub mod node_resources_fit;
 pub mod node_unschedulable;
 pub mod pod_topology_spread;
 pub mod taint_toleration;
-pub mod unsupported;
 
 use crate::framework::Framework;
 use std::sync::Arc;
@@ -26,15 +27,10 @@ pub fn default_framework() -> Framework {
     let fit = Arc::new(node_resources_fit::NodeResourcesFit);
     let spread = Arc::new(pod_topology_spread::PodTopologySpread);
     let near = Arc::new(inter_pod_affinity::InterPodAffinity);
+    let claims = Arc::new(dynamic_resources::DynamicResources);
     let balanced = Arc::new(balanced_allocation::BalancedAllocation);
     Framework {
-        pre_filter: vec![
-            Arc::new(unsupported::Unsupported),
-            affinity.clone(),
-            ports.clone(),
-            spread.clone(),
-            near.clone(),
-        ],
+        pre_filter: vec![affinity.clone(), ports.clone(), spread.clone(), near.clone(), claims.clone()],
         filter: vec![
             Arc::new(node_unschedulable::NodeUnschedulable),
             Arc::new(node_name::NodeName),
@@ -45,6 +41,7 @@ pub fn default_framework() -> Framework {
             spread.clone(),
             near.clone(),
         ],
+        post_filter: vec![claims, Arc::new(default_preemption::DefaultPreemption::default())],
         pre_score: vec![affinity.clone(), spread.clone(), near.clone(), balanced.clone()],
         score: vec![
             (taints, 3),

@@ -54,6 +54,20 @@ pub struct QueuedPod {
     pub rejecting: BTreeSet<&'static str>,
     /// The time it spent in backoff and unschedulable is not queue time of the active queue: µs ready.
     pub ready_since: Micros,
+    /// While its victims are being evicted it is not decided again.
+    pub hold: Hold,
+}
+
+/// Whether events may wake a pod that waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// They may.
+    #[default]
+    No,
+    /// They may not; none that helps has come yet.
+    Held,
+    /// They may not, and one that helps has come.
+    Missed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +141,7 @@ impl Queue {
                 failures: 0,
                 rejecting: BTreeSet::new(),
                 ready_since: now,
+                hold: Hold::No,
             };
             self.insert(queued, place, came_by::ADD);
             return;
@@ -194,26 +209,71 @@ impl Queue {
         self.insert(queued, Place::Backoff(until), came_by::FAILURE);
     }
 
+    /// A pod's victims are being evicted: until [`Queue::release`] nothing wakes it.
+    pub fn hold(&mut self, uid: &str) {
+        if let Some((queued, _)) = self.pods.get_mut(uid) {
+            queued.hold = Hold::Held;
+        }
+    }
+
+    /// They are, or could not be. In that case it is tried again at once, since no event would come.
+    pub fn release(&mut self, uid: &str, evicted: bool, now: Micros) {
+        let Some((queued, place)) = self.pods.get_mut(uid) else { return };
+        let (hold, place) = (std::mem::take(&mut queued.hold), *place);
+        if place == Place::Unschedulable && (hold == Hold::Missed || !evicted) {
+            self.wake(uid, "AssignedPodDelete", now);
+        }
+    }
+
+    /// The pod as last seen.
+    #[must_use]
+    pub fn get(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.pods.get(uid).map(|(queued, _)| &queued.pod)
+    }
+
     /// Something happened in the cluster: wakes those whom it can help. Returns how many.
     pub fn event(&mut self, framework: &Framework, event: &ClusterEvent, now: Micros) -> usize {
+        self.event_for(framework, event, i32::MAX, now)
+    }
+
+    /// The same for pods of at most this priority.
+    pub fn event_for(
+        &mut self,
+        framework: &Framework,
+        event: &ClusterEvent,
+        priority: i32,
+        now: Micros,
+    ) -> usize {
         let woken: Vec<String> = self
             .pods
             .iter()
             .filter(|(_, (q, place))| {
-                *place == Place::Unschedulable && framework.may_help(&q.rejecting, &q.pod, event)
+                *place == Place::Unschedulable
+                    && q.pod.priority <= priority
+                    && framework.may_help(&q.rejecting, &q.pod, event)
             })
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in &woken {
-            if let Some(mut queued) = self.remove(uid) {
-                let place = self.woken(&queued, now);
-                if place == Place::Active {
-                    queued.ready_since = now;
-                }
-                self.insert(queued, place, event.label());
-            }
+            self.wake(uid, event.label(), now);
         }
         woken.len()
+    }
+
+    fn wake(&mut self, uid: &str, by: &'static str, now: Micros) {
+        if let Some((queued, _)) = self.pods.get_mut(uid)
+            && queued.hold != Hold::No
+        {
+            queued.hold = Hold::Missed;
+            return;
+        }
+        if let Some(mut queued) = self.remove(uid) {
+            let place = self.woken(&queued, now);
+            if place == Place::Active {
+                queued.ready_since = now;
+            }
+            self.insert(queued, place, by);
+        }
     }
 
     /// When the next backoff ends; the only timer there is.

@@ -3,15 +3,17 @@
 //! It sleeps until something arrives or the next backoff ends; there is no tick. Nothing is
 //! decided before both lists are complete, so that no node looks emptier than it is.
 
-use crate::binding::{self, Binder, Unbound};
+use crate::binding::{self, Binder, Recall, Unbound};
 use crate::cache::Cache;
 use crate::clients::Clients;
 use crate::config::Config;
-use crate::cycle::{CycleError, Decision, Trace, schedule_one};
+use crate::cycle::{CycleError, Decision, Nomination, Trace, schedule_one};
+use crate::evict::{Eviction, evict};
 use crate::explain::{annotation_of, records};
-use crate::framework::{ClusterEvent, Framework, Placement};
+use crate::framework::{ClusterEvent, Framework, Placement, Preemption};
 use crate::metrics::{AttemptResult, Health, Metrics};
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{DisruptionBudget, Meta, NodeInfo, PodInfo};
+use crate::objects::{Kept, Kind, Lists, Step};
 use crate::plugins::{default_binder::DefaultBinder, default_framework};
 use crate::queue::{Queue, QueuedPod};
 use crate::server::{self, Probe, ServeError};
@@ -44,6 +46,8 @@ enum Input {
     Node(Box<watcher::Event<Node>>),
     Pod(Box<watcher::Event<Pod>>),
     Namespace(Box<watcher::Event<Namespace>>),
+    Object(Kind, Step),
+    Evicted(String, bool),
     Bound(Box<Bound>),
     Ended(&'static str),
 }
@@ -77,7 +81,10 @@ struct Scheduler {
     queue: Queue,
     binder: Binder,
     /// The pods whose binding is under way, as last seen on the watch.
-    binding: HashMap<String, Arc<PodInfo>>,
+    binding: HashMap<String, (Arc<PodInfo>, Arc<Recall>)>,
+    /// Where victims are evicted.
+    evictor: kube::Client,
+    lists: Lists,
     cycles: JoinSet<()>,
     inputs: mpsc::UnboundedSender<Input>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -140,7 +147,9 @@ pub async fn run_with(
         Input::Namespace,
         inputs.clone(),
     ));
-    tasks.spawn(watch(Api::<Pod>::all(clients.watch), live, "pods", Input::Pod, inputs.clone()));
+    tasks.spawn(watch(Api::<Pod>::all(clients.watch.clone()), live, "pods", Input::Pod, inputs.clone()));
+    tasks.spawn(watch_objects::<DisruptionBudget>(clients.watch.clone(), inputs.clone()));
+    let evictor = clients.status.clone();
     let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
     let binder = Binder {
         framework: Arc::new(framework),
@@ -154,6 +163,8 @@ pub async fn run_with(
         config,
         binder,
         binding: HashMap::new(),
+        evictor,
+        lists: Lists::default(),
         cycles: JoinSet::new(),
         inputs,
         notices,
@@ -199,7 +210,52 @@ async fn watch<K>(
     let _ = out.send(Input::Ended(what));
 }
 
+/// Follows a kind that is kept whole.
+async fn watch_objects<T: Kept>(client: kube::Client, out: mpsc::UnboundedSender<Input>) {
+    let what = T::KIND.name();
+    let api: Api<T::Api> = Api::all(client);
+    let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let read = |api: T::Api| {
+        let meta = Meta::of(&api);
+        let key = meta.key();
+        let object = T::parse(meta, api);
+        if object.is_none() {
+            tracing::warn!(what, key, "an object is left out: it cannot be read");
+        }
+        (key, object.map(|o| T::wrap(Arc::new(o))))
+    };
+    while let Some(event) = stream.next().await {
+        let step = match event {
+            Ok(watcher::Event::Init) => Step::Begin,
+            Ok(watcher::Event::InitApply(api)) => {
+                let (key, object) = read(api);
+                Step::Listed(key, object)
+            }
+            Ok(watcher::Event::InitDone) => Step::Done,
+            Ok(watcher::Event::Apply(api)) => {
+                let (key, object) = read(api);
+                Step::Set(key, object)
+            }
+            Ok(watcher::Event::Delete(api)) => Step::Gone(Meta::of(&api).key()),
+            Err(error) => {
+                tracing::warn!(%error, what, "the watch broke off and is begun again");
+                continue;
+            }
+        };
+        if out.send(Input::Object(T::KIND, step)).is_err() {
+            return;
+        }
+    }
+    // The receiver gone means that the loop has ended; then nobody needs to know.
+    let _ = out.send(Input::Ended(what));
+}
+
 impl Scheduler {
+    /// Every list is complete: no node looks emptier than it is.
+    fn synced(&self) -> bool {
+        self.synced.all() && self.lists.complete()
+    }
+
     async fn run(
         &mut self,
         received: &mut mpsc::UnboundedReceiver<Input>,
@@ -218,7 +274,7 @@ impl Scheduler {
                 return Ok(());
             }
             let now = self.binder.clock.now();
-            if self.synced.all()
+            if self.synced()
                 && let Some(queued) = self.queue.pop(now)
             {
                 self.schedule(queued);
@@ -226,7 +282,7 @@ impl Scheduler {
                 continue;
             }
             self.binder.metrics.incoming(self.queue.take_incoming());
-            let until = self.queue.next_expiry().filter(|_| self.synced.all());
+            let until = self.queue.next_expiry().filter(|_| self.synced());
             let wait = until.map(|at| Duration::from_micros(at.since(now)));
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -254,7 +310,7 @@ impl Scheduler {
         self.binder.metrics.incoming(self.queue.take_incoming());
         let health = Health {
             nodes_synced: self.synced.nodes,
-            pods_synced: self.synced.pods && self.synced.namespaces,
+            pods_synced: self.synced.pods && self.synced.namespaces && self.lists.complete(),
             status_lane: !self.notices.is_closed(),
             lengths: self.queue.lengths(),
             sizes: self.cache.sizes(),
@@ -269,6 +325,11 @@ impl Scheduler {
             Input::Node(event) => self.on_node(*event),
             Input::Pod(event) => self.on_pod(*event),
             Input::Namespace(event) => self.on_namespace(*event),
+            Input::Object(kind, step) => {
+                let changes = self.lists.take(self.cache.objects_mut(), kind, step);
+                changes.into_iter().for_each(|change| self.happened(&ClusterEvent::Object(change)));
+            }
+            Input::Evicted(uid, evicted) => self.queue.release(&uid, evicted, self.binder.clock.now()),
             Input::Bound(bound) => self.on_bound(*bound),
             Input::Ended(what) => return Err(RunError::WatchEnded(what)),
         }
@@ -390,6 +451,7 @@ impl Scheduler {
         };
         if !info.node_name.is_empty() {
             self.queue.remove(&info.uid);
+            self.cache.unnominate(&info.uid);
             let event = match self.cache.confirm(info.clone()) {
                 None => ClusterEvent::AssignedPodAdd(info),
                 Some(old) if (&old.labels, old.deleting) == (&info.labels, info.deleting) => return,
@@ -398,18 +460,54 @@ impl Scheduler {
             self.happened(&event);
         } else if self.cache.is_placed(&info.uid) {
             // Assumed: its binding is under way and decides what comes next, on what is known then.
-            if let Some(latest) = self.binding.get_mut(&info.uid) {
+            if let Some((latest, _)) = self.binding.get_mut(&info.uid) {
                 *latest = info;
             }
         } else if info.deleting {
-            self.queue.remove(&info.uid);
+            self.forget_waiting(&info.uid);
         } else if self.config.owns(&info.scheduler_name) {
+            self.renominate(&info);
             self.queue.upsert(info, self.binder.clock.now());
         }
     }
 
+    /// A waiting pod came or changed: what it says of its nomination counts, unless it never said
+    /// anything. Then what was decided here and is not written yet stands.
+    fn renominate(&mut self, info: &Arc<PodInfo>) {
+        let before = self.queue.get(&info.uid).cloned();
+        let said = before.as_ref().is_some_and(|b| !b.nominated.is_empty());
+        if said || !info.nominated.is_empty() {
+            self.cache.unnominate(&info.uid);
+            if !info.nominated.is_empty() {
+                self.cache.nominate(info.clone(), &info.nominated);
+            }
+        } else if let Some(node) = self.cache.unnominate(&info.uid) {
+            self.cache.nominate(info.clone(), &node);
+        }
+        if let Some(before) = before.filter(|b| said && b.nominated != info.nominated) {
+            self.gave_up(before);
+        }
+    }
+
+    /// A pod that is no longer nominated leaves its room to pods of no higher priority.
+    fn gave_up(&mut self, pod: Arc<PodInfo>) {
+        let (priority, now) = (pod.priority, self.binder.clock.now());
+        let event = ClusterEvent::AssignedPodDelete(pod);
+        self.queue.event_for(&self.binder.framework, &event, priority, now);
+    }
+
+    /// A pod that waits will not be decided any more.
+    fn forget_waiting(&mut self, uid: &str) {
+        let waited = self.queue.remove(uid);
+        if self.cache.unnominate(uid).is_some()
+            && let Some(queued) = waited
+        {
+            self.gave_up(queued.pod);
+        }
+    }
+
     fn remove_pod(&mut self, uid: &str) {
-        self.queue.remove(uid);
+        self.forget_waiting(uid);
         if let Some(pod) = self.cache.remove_pod(uid) {
             self.happened(&ClusterEvent::AssignedPodDelete(pod));
         }
@@ -419,14 +517,26 @@ impl Scheduler {
         let (clock, metrics) = (self.binder.clock, self.binder.metrics.clone());
         let (snapshot, mut trace) = (self.cache.snapshot(), Trace::default());
         let started = clock.now();
-        let result =
-            schedule_one(&self.binder.framework, &snapshot, &queued.pod, &|| clock.now(), &mut trace);
+        let nominated = self.cache.nominated_to(&queued.pod.uid).filter(|n| *n != queued.pod.nominated);
+        let decided = match nominated {
+            None => queued.pod.clone(),
+            // Decided here, and not back on the watch yet.
+            Some(node) => Arc::new(PodInfo { nominated: node.to_owned(), ..(*queued.pod).clone() }),
+        };
+        let result = schedule_one(&self.binder.framework, &snapshot, &decided, &|| clock.now(), &mut trace);
         metrics.trace(&trace, &queued.pod.scheduler_name);
         let decision = match result {
             Ok(decision) => decision,
             Err(CycleError::Unfit(error)) => {
                 let unfit = (error.message(), error.plugins());
-                return self.unschedulable(queued, unfit, started);
+                if !self.binder.framework.post_filter.is_empty() {
+                    let found = match &error.nomination {
+                        Nomination::Preempt(preemption) => Some(preemption.victims.len()),
+                        Nomination::Keep | Nomination::Clear => None,
+                    };
+                    metrics.preempted(found);
+                }
+                return self.unfit(queued, unfit, error.nomination, started);
             }
             Err(CycleError::Failed(failure)) => return self.failed(queued, failure.to_string(), started),
         };
@@ -441,13 +551,14 @@ impl Scheduler {
 
     /// Starts the binding cycle; its end comes back as an input.
     fn bind(&mut self, queued: QueuedPod, mut placement: Placement, decision: Decision, started: Micros) {
-        self.binding.insert(queued.pod.uid.clone(), queued.pod.clone());
+        let recall = Arc::new(Recall::default());
+        self.binding.insert(queued.pod.uid.clone(), (queued.pod.clone(), recall.clone()));
         let (binder, inputs) = (self.binder.clone(), self.inputs.clone());
         self.cycles.spawn(async move {
             binder.metrics.binding_tasks(1);
             let recorder = Recorder::new(Writer::Scheduler, binder.clock);
             let mut made = Vec::new();
-            let result = binding::cycle(&binder, &mut placement, || {
+            let result = binding::cycle(&binder, &mut placement, &recall, || {
                 made = records(&recorder, &queued, &decision, binder.clock.now());
                 annotation_of(&made)
             })
@@ -478,7 +589,7 @@ impl Scheduler {
             return;
         }
         self.remove_pod(&queued.pod.uid);
-        if let Some(latest) = latest {
+        if let Some((latest, _)) = latest {
             queued.pod = latest;
         }
         if !queued.pod.deleting {
@@ -490,24 +601,66 @@ impl Scheduler {
         match unbound {
             Unbound::Refused(status) => {
                 let refused = (unbound.message(), BTreeSet::from([status.plugin]));
-                self.unschedulable(queued, refused, started);
+                self.unfit(queued, refused, Nomination::Clear, started);
             }
             Unbound::Failed(_) => self.failed(queued, unbound.message(), started),
         }
     }
 
-    /// The pod waits for an event that may help.
-    fn unschedulable(
+    /// The pod waits for an event that may help, or for the victims that make room for it.
+    fn unfit(
         &mut self,
         queued: QueuedPod,
         (message, plugins): (String, BTreeSet<&'static str>),
+        nomination: Nomination,
         started: Micros,
     ) {
         let now = self.binder.clock.now();
-        let (scheduler, took) = (&queued.pod.scheduler_name, now.since(started));
-        self.binder.metrics.attempt(AttemptResult::Unschedulable, scheduler, took);
-        self.notify(Notice::Failed(queued.pod.clone(), UNSCHEDULABLE, message));
+        let pod = queued.pod.clone();
+        self.binder.metrics.attempt(AttemptResult::Unschedulable, &pod.scheduler_name, now.since(started));
+        let nominated = match &nomination {
+            Nomination::Keep => None,
+            Nomination::Clear => self.cleared(&pod),
+            Nomination::Preempt(preemption) => Some(preemption.node.clone()),
+        };
+        self.notify(Notice::Failed(pod.clone(), UNSCHEDULABLE, message, nominated));
         self.queue.unschedulable(queued, plugins, now);
+        match nomination {
+            Nomination::Keep | Nomination::Clear => {}
+            Nomination::Preempt(preemption) => self.preempt(&pod, preemption),
+        }
+    }
+
+    /// What to write for a pod that is nominated nowhere: nothing, if nobody ever said it is.
+    fn cleared(&mut self, pod: &PodInfo) -> Option<String> {
+        let was = self.cache.unnominate(&pod.uid).is_some() || !pod.nominated.is_empty();
+        was.then(String::new)
+    }
+
+    /// Nominates the pod and has its victims go, those that are only assumed in memory.
+    fn preempt(&mut self, pod: &Arc<PodInfo>, preemption: Preemption) {
+        let Preemption { node, victims, .. } = preemption;
+        let demoted: Vec<Arc<PodInfo>> =
+            self.cache.nominated(&node).into_iter().filter(|p| p.priority < pod.priority).collect();
+        for other in &demoted {
+            self.cache.unnominate(&other.uid);
+        }
+        self.cache.nominate(pod.clone(), &node);
+        let leaving = victims.into_iter().filter(|v| !v.deleting);
+        let victims: Vec<Arc<PodInfo>> =
+            leaving.filter(|v| !self.binding.get(&v.uid).is_some_and(|(_, r)| r.recall())).collect();
+        if victims.is_empty() {
+            return;
+        }
+        self.queue.hold(&pod.uid);
+        let eviction = Eviction { preemptor: pod.clone(), node, victims, demoted };
+        let (client, reporter) = (self.evictor.clone(), self.config.reporter().to_owned());
+        let (inputs, uid) = (self.inputs.clone(), pod.uid.clone());
+        self.cycles.spawn(async move {
+            let evicted = evict(client, reporter, eviction).await;
+            // The receiver gone means that the loop has ended.
+            let _ = inputs.send(Input::Evicted(uid, evicted));
+        });
     }
 
     /// The pod waits for its backoff.
@@ -515,7 +668,8 @@ impl Scheduler {
         let now = self.binder.clock.now();
         let (scheduler, took) = (&queued.pod.scheduler_name, now.since(started));
         self.binder.metrics.attempt(AttemptResult::Error, scheduler, took);
-        self.notify(Notice::Failed(queued.pod.clone(), SCHEDULER_ERROR, message));
+        let nominated = self.cleared(&queued.pod.clone());
+        self.notify(Notice::Failed(queued.pod.clone(), SCHEDULER_ERROR, message, nominated));
         self.queue.failed(queued, now);
     }
 

@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 pub enum Notice {
     /// The pod was bound.
     Scheduled(Arc<PodInfo>, String),
-    /// The pod was not: reason (`Unschedulable` or `SchedulerError`) and message.
-    Failed(Arc<PodInfo>, &'static str, String),
+    /// The pod was not: reason (`Unschedulable` or `SchedulerError`), message, and where it is nominated
+    /// to now: `None` for no change, empty for nowhere.
+    Failed(Arc<PodInfo>, &'static str, String, Option<String>),
 }
 
 /// The patch of the condition; `None` when it says so already. `now` is RFC 3339.
@@ -57,8 +58,8 @@ pub async fn lane(client: kube::Client, reporter: String, mut notices: mpsc::Unb
                 let note = assigned(&pod, &node);
                 (pod, event(EventType::Normal, "Scheduled", note, "Binding"))
             }
-            Notice::Failed(pod, reason, message) => {
-                write_condition(&client, &pod, reason, &message).await;
+            Notice::Failed(pod, reason, message, nominated) => {
+                write_condition(&client, &pod, reason, &message, nominated.as_deref()).await;
                 (pod, event(EventType::Warning, "FailedScheduling", message, "Scheduling"))
             }
         };
@@ -68,9 +69,35 @@ pub async fn lane(client: kube::Client, reporter: String, mut notices: mpsc::Unb
     }
 }
 
-async fn write_condition(client: &kube::Client, pod: &PodInfo, reason: &str, message: &str) {
+/// Writes `status.nominatedNodeName`, empty for none.
+pub(crate) async fn nominate(client: &kube::Client, pod: &PodInfo, node: &str) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let patch = serde_json::json!({"metadata": {"uid": pod.uid}, "status": nomination(node)});
+    api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
+}
+
+/// The field as a patch has it.
+fn nomination(node: &str) -> serde_json::Value {
+    serde_json::json!({"nominatedNodeName": Some(node).filter(|n| !n.is_empty())})
+}
+
+async fn write_condition(
+    client: &kube::Client,
+    pod: &PodInfo,
+    reason: &str,
+    message: &str,
+    nominated: Option<&str>,
+) {
     let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let Some(patch) = patch(pod, reason, message, &now) else { return };
+    let patch = match (patch(pod, reason, message, &now), nominated) {
+        (None, None) => return,
+        (Some(patch), None) => patch,
+        (patch, Some(node)) => {
+            let mut patch = patch.unwrap_or_else(|| serde_json::json!({"metadata": {"uid": pod.uid}}));
+            patch["status"]["nominatedNodeName"] = nomination(node)["nominatedNodeName"].clone();
+            patch
+        }
+    };
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     if let Err(error) = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
         tracing::warn!(pod = pod.key(), %error, "PodScheduled was not written");
@@ -78,11 +105,23 @@ async fn write_condition(client: &kube::Client, pod: &PodInfo, reason: &str, mes
 }
 
 fn event(type_: EventType, reason: &str, note: String, action: &str) -> Event {
-    let note = podway_flow::record::bounded(&note, 1024);
+    let note = truncated(note);
     Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
 }
 
-fn reference(pod: &PodInfo) -> ObjectReference {
+/// Upstream's `truncateMessage`: an event's note has at most 1,024 bytes.
+fn truncated(note: String) -> String {
+    const LIMIT: usize = 1024;
+    const SUFFIX: &str = " ...";
+    if note.len() <= LIMIT {
+        return note;
+    }
+    let end = (0..=LIMIT - SUFFIX.len()).rev().find(|&i| note.is_char_boundary(i)).unwrap_or(0);
+    format!("{}{SUFFIX}", &note[..end])
+}
+
+/// The pod as the subject of an event.
+pub(crate) fn reference(pod: &PodInfo) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -272,6 +273,7 @@ async fn all(live: &Live) {
     health_and_metrics(&scheduler).await;
     let scheduler = a_restart_loses_nothing(live, scheduler).await;
     fifty_at_once(live).await;
+    a_higher_priority_takes_the_room_of_a_lower_one(live, &scheduler).await;
     scheduler.stop().await;
 }
 
@@ -302,7 +304,8 @@ async fn a_refusal_has_upstreams_words_and_an_uncordon_wakes(live: &Live) {
     })
     .await;
     let pod = live.pod("big", "3", json!({})).await;
-    let expected = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable.";
+    let expected = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable. no new claims to \
+                    deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
     assert_eq!(live.refused("big").await, ("Unschedulable".into(), expected.into(), Some(1)));
     let event = live.event(&pod, "FailedScheduling").await;
     assert_eq!((event.note.as_deref(), event.type_.as_deref()), (Some(expected), Some("Warning")));
@@ -383,10 +386,10 @@ async fn a_restart_loses_nothing(live: &Live, scheduler: Scheduler) -> Scheduler
     let scheduler = Scheduler::start(&live.cluster).await;
     live.bound("meanwhile").await;
     let (reason, message, _) = live.refused("too-much").await;
-    assert_eq!(
-        (reason.as_str(), message.as_str()),
-        ("Unschedulable", "0/2 nodes are available: 2 Insufficient cpu.")
-    );
+    let expected = "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, preemption: 0/2 nodes \
+                    are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for \
+                    scheduling.";
+    assert_eq!((reason.as_str(), message.as_str()), ("Unschedulable", expected));
     let again = live.pods().get("before").await.unwrap();
     assert_eq!(records(&again), records(&before), "bound once");
     // Room that comes free wakes the one that waits for it.
@@ -410,4 +413,46 @@ async fn fifty_at_once(live: &Live) {
     .await;
     eprintln!("50 created and bound: {:?}", start.elapsed());
     assert!(all.iter().any(|p| node_of(p) == "n1") && all.iter().any(|p| node_of(p) == "n2"));
+}
+
+async fn a_higher_priority_takes_the_room_of_a_lower_one(live: &Live, scheduler: &Scheduler) {
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"},
+        "value": 1000});
+    let classes: Api<PriorityClass> = Api::all(live.client.clone());
+    classes.create(&PostParams::default(), &serde_json::from_value(class).unwrap()).await.unwrap();
+    live.pod("victim", "3", json!({})).await;
+    assert_eq!(node_of(&live.bound("victim").await), "n1");
+    // A finalizer holds the victim for as long as the test looks at it.
+    let hold = |finalizers: serde_json::Value| {
+        let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+        async move { live.pods().patch("victim", &PatchParams::default(), &patch).await.unwrap() }
+    };
+    let victim = hold(json!(["podway.dev/test"])).await;
+    live.pod("high", "3", json!({"spec": {"priorityClassName": "high"}})).await;
+    let leaving = live
+        .until(live.pods(), "metadata.name=victim".into(), "the eviction", |p| {
+            p.metadata.deletion_timestamp.is_some()
+        })
+        .await;
+    let conditions = leaving.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let target = conditions.clone().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(target.reason.as_deref(), Some("PreemptionByScheduler"));
+    let event = live.event(&victim, "Preempted").await;
+    let high = live.pods().get("high").await.unwrap();
+    let note = format!("Preempted by pod {} on node n1", high.uid().unwrap());
+    assert_eq!(event.note, Some(note));
+    let nominated = |p: &Pod| p.status.as_ref().and_then(|s| s.nominated_node_name.clone());
+    live.until(live.pods(), "metadata.name=high".into(), "the nomination", |p| {
+        nominated(p).as_deref() == Some("n1")
+    })
+    .await;
+    // The room is promised: one of lower priority that would fit once the victim is gone does not get it.
+    live.pod("late", "2", json!({})).await;
+    live.refused("late").await;
+    hold(json!(null)).await;
+    live.delete("victim").await;
+    assert_eq!(node_of(&live.bound("high").await), "n1");
+    assert_eq!(scheduler.metric("scheduler_preemption_victims_count ").await, 1.0);
+    live.delete("high").await;
+    assert_eq!(node_of(&live.bound("late").await), "n1");
 }

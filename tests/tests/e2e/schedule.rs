@@ -48,7 +48,8 @@ async fn refused_then_placed(ns: &Ns) -> anyhow::Result<()> {
         .await?;
     let condition = refused.status.into_iter().flat_map(|s| s.conditions.unwrap_or_default());
     let said = condition.into_iter().find(|c| c.type_ == "PodScheduled").map(|c| (c.reason, c.message));
-    let expected = "0/2 nodes are available: 2 node(s) were unschedulable.";
+    let expected = "0/2 nodes are available: 2 node(s) were unschedulable. no new claims to deallocate, preemption: \
+                    0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
     ensure!(said == Some((Some("Unschedulable".into()), Some(expected.into()))), "{said:?}");
     ns.kubectl(&["uncordon", "podway-1"]).await?;
     let placed = ns.ready("waits").await?;

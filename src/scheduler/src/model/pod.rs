@@ -125,6 +125,14 @@ pub struct PodInfo {
     pub unsupported: Vec<&'static str>,
     /// PodScheduled as last seen.
     pub condition: Option<ScheduledCondition>,
+    /// `status.nominatedNodeName`; empty for none.
+    pub nominated: String,
+    /// `spec.preemptionPolicy` is Never: it waits rather than evict others.
+    pub never_preempts: bool,
+    /// `status.startTime` in Unix seconds; `None` until its node takes it up.
+    pub started: Option<i64>,
+    /// It carries DisruptionTarget with reason PreemptionByScheduler: a scheduler chose it as a victim.
+    pub preempted: bool,
 }
 
 impl PodInfo {
@@ -135,6 +143,7 @@ impl PodInfo {
     pub fn parse(pod: &v1::Pod) -> Result<Self, ModelError> {
         let meta = &pod.metadata;
         let spec = pod.spec.as_ref().ok_or(ModelError::Missing("spec"))?;
+        let status = pod.status.as_ref();
         let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
         let required_terms = affinity
             .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
@@ -186,13 +195,23 @@ impl PodInfo {
             tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
             unsupported: unsupported(spec),
             condition: condition(pod),
+            nominated: status.and_then(|s| s.nominated_node_name.clone()).unwrap_or_default(),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            started: status.and_then(|s| Some(s.start_time.as_ref()?.0.as_second())),
+            preempted: preempted(pod),
         })
     }
 
     /// True when nothing differs that could change a decision: a status write alone wakes nobody.
     #[must_use]
     pub fn decides_like(&self, other: &PodInfo) -> bool {
-        let bare = |p: &PodInfo| PodInfo { condition: None, generation: None, version: None, ..p.clone() };
+        let bare = |p: &PodInfo| PodInfo {
+            condition: None,
+            generation: None,
+            version: None,
+            nominated: String::new(),
+            ..p.clone()
+        };
         bare(self) == bare(other)
     }
 
@@ -241,6 +260,13 @@ fn unsupported(spec: &v1::PodSpec) -> Vec<&'static str> {
         out.push("volumes.persistentVolumeClaim");
     }
     out
+}
+
+/// Upstream's `podTerminatingByPreemption`, less the deletion that is told apart by `deleting`.
+fn preempted(pod: &v1::Pod) -> bool {
+    let all = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let mut targets = all.filter(|c| c.type_ == "DisruptionTarget");
+    targets.next().is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler"))
 }
 
 fn condition(pod: &v1::Pod) -> Option<ScheduledCondition> {

@@ -78,6 +78,7 @@ mod tests {
         let node = NodeState {
             info: Arc::new(NodeInfo { allocatable: amounts(have), ..NodeInfo::default() }),
             usage: Arc::new(Usage { requested: amounts(used), ..Usage::default() }),
+            ..NodeState::default()
         };
         let pod = PodInfo { requests: amounts(asks), ..PodInfo::default() };
         let got = BalancedAllocation.score(&CycleState::default(), &pod, &node, &Snapshot::default());

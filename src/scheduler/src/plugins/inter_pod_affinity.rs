@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 pub struct InterPodAffinity;
 
 /// Something counted by node label and its value.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Topology(HashMap<String, HashMap<String, i64>>);
 
 impl Topology {
@@ -30,6 +30,18 @@ impl Topology {
         match by_value.get_mut(value) {
             Some(sum) => *sum += n,
             None => drop(by_value.insert(value.clone(), n)),
+        }
+    }
+
+    /// Adds like [`Topology::add`], and forgets what has come to nothing.
+    fn shift(&mut self, node: &NodeInfo, key: &str, n: i64) {
+        self.add(node, key, n);
+        let Some((value, by_value)) = node.labels.get(key).zip(self.0.get_mut(key)) else { return };
+        if by_value.get(value) == Some(&0) {
+            by_value.remove(value);
+        }
+        if by_value.is_empty() {
+            self.0.remove(key);
         }
     }
 
@@ -111,7 +123,7 @@ impl Plugin for InterPodAffinity {
             ClusterEvent::NodeAdd(node) => has_keys(pod, node),
             // A node that moves to another domain takes its pods along.
             ClusterEvent::NodeUpdate(old, new) => has_keys(pod, new) && old.labels != new.labels,
-            ClusterEvent::NodeDelete(_) => false,
+            ClusterEvent::NodeDelete(_) | ClusterEvent::Object(_) => false,
             ClusterEvent::PodUpdate => true,
         }
     }

@@ -94,7 +94,7 @@ mod tests {
             NodeInfo { allocatable: amounts(have.0, have.1), allocatable_pods: 2, ..NodeInfo::default() };
         let used = amounts(used.0, used.1);
         let usage = Usage { requested: used.clone(), non_zero: used, pods, ..Usage::default() };
-        NodeState { info: Arc::new(info), usage: Arc::new(usage) }
+        NodeState { info: Arc::new(info), usage: Arc::new(usage), ..NodeState::default() }
     }
 
     fn pod(cpu: i64, memory: i64) -> PodInfo {

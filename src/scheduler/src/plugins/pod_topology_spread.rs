@@ -100,6 +100,7 @@ impl Plugin for PodTopologySpread {
                     && (has_keys(hard(pod), old) || has_keys(hard(pod), new))
             }
             ClusterEvent::PodUpdate => true,
+            ClusterEvent::Object(_) => false,
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::{InterPodAffinity, Topology, over_nodes, selects, takes};
 use crate::cache::{NodeState, Snapshot};
 use crate::classes::ClassId;
-use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Status};
-use crate::model::PodInfo;
+use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Shift, Status};
+use crate::model::{PodInfo, PodTerm};
 use std::collections::BTreeMap;
 
 const AFFINITY: &str = "node(s) didn't match pod affinity rules";
@@ -12,7 +12,7 @@ const ANTI_AFFINITY: &str = "node(s) didn't match pod anti-affinity rules";
 const EXISTING: &str = "node(s) didn't satisfy existing pods anti-affinity rules";
 
 /// What is counted, by topology.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counts {
     /// Pods that match all of the incoming pod's affinity terms.
     near: Topology,
@@ -39,7 +39,7 @@ impl Counts {
         let mut marked: BTreeMap<ClassId, Keys> = BTreeMap::new();
         for (id, class) in snapshot.classes.iter() {
             let mut keys = Keys::default();
-            let key = |t: &crate::model::PodTerm| t.topology_key.clone();
+            let key = |t: &PodTerm| t.topology_key.clone();
             if own.required.iter().all(|t| selects(t, class, snapshot)) {
                 keys.near = own.required.iter().map(key).collect();
             }
@@ -60,6 +60,23 @@ impl Counts {
             keys.existing.iter().for_each(|key| counts.existing.add(node, key, pods));
         });
         counts
+    }
+
+    /// Upstream's `updateWithPod`.
+    fn shift(&mut self, shift: &Shift<'_>) {
+        let (own, snapshot) = (&shift.pod.affinity, shift.snapshot);
+        let labels = |pod: &PodInfo| snapshot.namespace_labels(&pod.namespace);
+        let other = |t: &PodTerm| takes(t, shift.other, labels(shift.other));
+        if !own.required.is_empty() && own.required.iter().all(other) {
+            own.required.iter().for_each(|t| self.near.shift(shift.node, &t.topology_key, shift.by));
+        }
+        for term in own.anti_required.iter().filter(|t| other(t)) {
+            self.apart.shift(shift.node, &term.topology_key, shift.by);
+        }
+        let against = shift.other.affinity.anti_required.iter();
+        for term in against.filter(|t| takes(t, shift.pod, labels(shift.pod))) {
+            self.existing.shift(shift.node, &term.topology_key, shift.by);
+        }
     }
 
     /// A pod that matches its own terms may be the first where nobody matches them, if the node has the labels.
@@ -85,6 +102,10 @@ impl PreFilter for InterPodAffinity {
         }
         state.put(counts);
         Ok(PreFilterResult::All)
+    }
+
+    fn shift(&self, state: &mut CycleState, shift: &Shift<'_>) {
+        state.update::<Counts>(|counts| counts.shift(shift));
     }
 }
 

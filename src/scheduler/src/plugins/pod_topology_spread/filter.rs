@@ -2,7 +2,7 @@
 
 use super::{Counted, PodTopologySpread, hard, has_keys, includes};
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Status};
+use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Shift, Status};
 use crate::model::{PodInfo, SpreadConstraint};
 use std::collections::BTreeMap;
 
@@ -10,13 +10,17 @@ const REASON: &str = "node(s) didn't match pod topology spread constraints";
 const NO_LABEL: &str = "node(s) didn't match pod topology spread constraints (missing required label)";
 
 /// A constraint and what its domains have.
+#[derive(Clone)]
 struct Domains {
-    topology_key: String,
-    /// The highest count that a domain may have before the pod comes.
-    limit: i64,
+    constraint: SpreadConstraint,
+    /// 1 when the constraint counts the pod itself.
+    itself: i64,
     counts: BTreeMap<String, i64>,
+    /// How many domains have how many, so that the emptiest is at hand however pods are thought away.
+    by_count: BTreeMap<i64, usize>,
 }
 
+#[derive(Clone)]
 struct All(Vec<Domains>);
 
 impl Domains {
@@ -34,14 +38,38 @@ impl Domains {
                 }
             }
         }
-        let enough = counts.len() >= constraint.min_domains;
-        let emptiest = counts.values().copied().min().filter(|_| enough).unwrap_or(0);
-        let itself = i64::from(constraint.selector.matches(&pod.labels));
-        Domains {
-            topology_key: constraint.topology_key.clone(),
-            limit: constraint.max_skew + emptiest - itself,
-            counts,
+        let mut by_count = BTreeMap::new();
+        for count in counts.values() {
+            *by_count.entry(*count).or_insert(0) += 1;
         }
+        let itself = i64::from(constraint.selector.matches(&pod.labels));
+        Domains { constraint: constraint.clone(), itself, counts, by_count }
+    }
+
+    /// The highest count that a domain may have before the pod comes.
+    fn limit(&self) -> i64 {
+        let enough = self.counts.len() >= self.constraint.min_domains;
+        let emptiest = self.by_count.keys().next().copied().filter(|_| enough).unwrap_or(0);
+        self.constraint.max_skew + emptiest - self.itself
+    }
+
+    /// Upstream's `updateWithPod`: it does not ask whether the pod is being deleted.
+    fn shift(&mut self, shift: &Shift<'_>) {
+        if !self.constraint.selector.matches(&shift.other.labels)
+            || !includes(&self.constraint, shift.pod, shift.node)
+        {
+            return;
+        }
+        let Some(value) = shift.node.labels.get(&self.constraint.topology_key) else { return };
+        let count = self.counts.entry(value.clone()).or_insert(0);
+        if let Some(domains) = self.by_count.get_mut(count) {
+            *domains -= 1;
+            if *domains == 0 {
+                self.by_count.remove(count);
+            }
+        }
+        *count += shift.by;
+        *self.by_count.entry(*count).or_insert(0) += 1;
     }
 }
 
@@ -59,16 +87,22 @@ impl PreFilter for PodTopologySpread {
         state.put(All(domains));
         Ok(PreFilterResult::All)
     }
+
+    fn shift(&self, state: &mut CycleState, shift: &Shift<'_>) {
+        if shift.other.namespace == shift.pod.namespace && has_keys(hard(shift.pod), shift.node) {
+            state.update::<All>(|All(all)| all.iter_mut().for_each(|domains| domains.shift(shift)));
+        }
+    }
 }
 
 impl Filter for PodTopologySpread {
     fn filter(&self, state: &CycleState, _: &PodInfo, node: &NodeState) -> Result<(), Status> {
         for domains in state.get::<All>().into_iter().flat_map(|All(all)| all) {
-            let Some(value) = node.info.labels.get(&domains.topology_key) else {
+            let Some(value) = node.info.labels.get(&domains.constraint.topology_key) else {
                 return Err(Status::unresolvable(self.name(), NO_LABEL));
             };
             // A domain that the policies leave out has none.
-            if domains.counts.get(value).copied().unwrap_or(0) > domains.limit {
+            if domains.counts.get(value).copied().unwrap_or(0) > domains.limit() {
                 return Err(Status::unschedulable(self.name(), REASON));
             }
         }
