@@ -13,3 +13,6 @@ deny:
     cargo deny check
 up:
     cargo build --release --workspace --bins && target/release/podway up
+# Kubernetes' own end-to-end suite; `just conformance --write` for the page, `--set cluster`, `--focus REGEX`.
+conformance *ARGS:
+    cargo build --release --workspace --bins && target/release/podway-conformance {{ARGS}}

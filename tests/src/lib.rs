@@ -5,10 +5,11 @@
 //! own ([`namespace`]), takes the cluster down and counts again. A case watches and never polls
 //! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
 //! server's log who wrote what. [`prometheus`] scrapes. [`meter`] and
-//! [`figures`] are for the bench driver.
+//! [`figures`] are for the bench driver, [`conformance`] for the one that runs Kubernetes' own suite.
 
 pub mod audit;
 pub mod cluster;
+pub mod conformance;
 pub mod dump;
 pub mod figures;
 pub mod leaks;

@@ -42,7 +42,7 @@ impl Program {
     }
 
     fn printed_version(self, path: &Path) -> Option<String> {
-        if self == Self::Agnhost {
+        if !self.versioned() {
             return Some(String::new());
         }
         let output = Command::new(path).args(self.version_args()).output().ok()?;

@@ -44,6 +44,7 @@ static ETCD: Module = module!("etcd", "go.etcd.io/etcd/server/v3");
 static RUNC: Module = module!("runc", "github.com/opencontainers/runc");
 static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
 static CONTAINERD: Module = module!("containerd", "github.com/containerd/containerd/v2");
+static E2E: Module = module!("e2e", "k8s.io/kubernetes");
 static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
 
 impl Module {
@@ -66,18 +67,20 @@ struct Recipe {
     tags: Option<&'static str>,
     ldflags: String,
     cgo: bool,
+    /// Whether the program is the package's tests.
+    tests: bool,
     /// How long it takes on 2 cores with nothing cached; shown to who waits.
     seconds: u32,
 }
 
 fn recipe(program: Program) -> Recipe {
-    let kubernetes = |package: &str, seconds| {
-        let version = CONTROLPLANE.version();
+    let of = |module: &'static Module, package: &str, seconds| {
+        let version = module.version();
         let mut numbers = version.trim_start_matches('v').split('.');
         let (major, minor) = (numbers.next().unwrap_or("1"), numbers.next().unwrap_or("0"));
         let base = "k8s.io/component-base/version";
         Recipe {
-            module: &CONTROLPLANE,
+            module,
             packages: vec![format!("k8s.io/kubernetes/{package}")],
             tags: None,
             // Without these the version that the server tells does not parse.
@@ -86,15 +89,18 @@ fn recipe(program: Program) -> Recipe {
                  -X {base}.gitMinor={minor} -X k8s.io/client-go/pkg/version.gitVersion={version}"
             ),
             cgo: false,
+            tests: false,
             seconds,
         }
     };
+    let kubernetes = |package: &str, seconds| of(&CONTROLPLANE, package, seconds);
     let plain = |module: &'static Module, package: &str, seconds| Recipe {
         module,
         packages: vec![package.to_owned()],
         tags: None,
         ldflags: "-s -w".to_owned(),
         cgo: false,
+        tests: false,
         seconds,
     };
     match program {
@@ -103,6 +109,10 @@ fn recipe(program: Program) -> Recipe {
         Program::Kubectl => kubernetes("cmd/kubectl", 15),
         Program::Agnhost => kubernetes("test/images/agnhost", 5),
         Program::KubeScheduler => kubernetes("cmd/kube-scheduler", 15),
+        Program::E2eTest => Recipe { tests: true, ..of(&E2E, "test/e2e", 150) },
+        Program::Nonewprivs => of(&E2E, "test/images/nonewprivs", 5),
+        Program::Regression74839 => of(&E2E, "test/images/regression-issue-74839", 5),
+        Program::Ginkgo => plain(&E2E, "github.com/onsi/ginkgo/v2/ginkgo", 10),
         Program::Containerd => Recipe {
             packages: ["containerd", "containerd-shim-runc-v2"]
                 .iter()
@@ -225,7 +235,8 @@ async fn build(program: Program, recipe: &Recipe, sources: &Path, out: &Path) ->
         .env("GOFLAGS", "-buildvcs=false -mod=mod")
         .env("GOWORK", "off")
         .env("CGO_ENABLED", if recipe.cgo { "1" } else { "0" })
-        .args(["build", "-trimpath", "-ldflags", &recipe.ldflags])
+        .args(if recipe.tests { ["test", "-c"].as_slice() } else { &["build"] })
+        .args(["-trimpath", "-ldflags", &recipe.ldflags])
         .arg("-o")
         .arg(format!("{}/", out.display()));
     if let Some(tags) = recipe.tags {
@@ -253,6 +264,7 @@ mod tests {
     fn versions_come_from_the_committed_modules() {
         assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
         assert!(ETCD.version().starts_with("v3.6."));
+        assert_eq!(E2E.version(), CONTROLPLANE.version(), "the suite is that of the control plane");
         for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }

@@ -3,6 +3,7 @@
 //! An image is reproducible: the same programs give the same bytes (times are 0, entries are in a
 //! fixed order), so that a second `up` finds them there and pushes nothing.
 
+pub mod e2e;
 mod podway;
 mod recipe;
 

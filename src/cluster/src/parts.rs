@@ -16,12 +16,16 @@ pub const SCHEDULER: &str = "podway-scheduler";
 /// The user that the scheduler is.
 pub const SCHEDULER_USER: &str = "system:podway-scheduler";
 
-/// `podway scheduler` under its own identity, with health and metrics on a loopback port.
-pub fn scheduler(podway: &Path, layout: &Layout, port: u16) -> Daemon {
+/// `podway scheduler` under its own identity, with health and metrics on a loopback port; with
+/// `default` it has the pods that name no scheduler as well.
+pub fn scheduler(podway: &Path, layout: &Layout, port: u16, default: bool) -> Daemon {
     let kubeconfig = layout.kubeconfig(SCHEDULER).display().to_string();
     let serve = format!("127.0.0.1:{port}");
-    let args = ["scheduler", "--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve];
-    Daemon::new(SCHEDULER, podway, args.map(str::to_owned).to_vec())
+    let mut args = vec!["scheduler", "--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve];
+    if default {
+        args.extend(["--scheduler-name", "podway", "--scheduler-name", "default-scheduler"]);
+    }
+    Daemon::new(SCHEDULER, podway, args.into_iter().map(str::to_owned).collect())
 }
 
 /// The port of a runtime's metrics, on its node's address.
@@ -53,6 +57,8 @@ pub struct Shared {
     pub registry_only: bool,
     /// Whether the API server's audit log is at hand.
     pub audit: bool,
+    /// Whether our scheduler has the pods that name none.
+    pub default_scheduler: bool,
 }
 
 impl NodeParts {

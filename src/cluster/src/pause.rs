@@ -1,5 +1,5 @@
-//! The program of the pause image: a static one of a few lines, built once into the cache by the C
-//! compiler, or by Go where there is none that links statically.
+//! The programs of a few lines that images need (pause's, and the shell of the suite's busybox): static,
+//! built once into the cache by the C compiler, or by Go where there is none that links statically.
 
 use std::fs;
 use std::io;
@@ -12,20 +12,20 @@ use tokio::process::Command;
 use crate::cache;
 use crate::elf;
 
-/// Why there is no pause program.
+/// Why there is no such program.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
     /// There is no directory for the cache.
-    #[error("no cache directory for the pause program; set XDG_CACHE_HOME or HOME")]
+    #[error("no cache directory for an image's program; set XDG_CACHE_HOME or HOME")]
     NoCache,
     /// Nothing builds it.
-    #[error("cannot build the pause program; {tried}")]
+    #[error("cannot build a program of an image; {tried}")]
     Build {
         /// What was tried, and what came of it.
         tried: String,
     },
     /// A file operation failed.
-    #[error("cannot {what} {path} for the pause program")]
+    #[error("cannot {what} {path} for a program of an image")]
     Io {
         /// What was tried.
         what: &'static str,
@@ -37,8 +37,17 @@ pub enum PauseError {
     },
 }
 
-const C: &str = include_str!("../pause/pause.c");
-const GO: &str = include_str!("../pause/main.go");
+/// A program of ours.
+struct Small {
+    name: &'static str,
+    c: &'static str,
+    /// The same in Go, where there is one.
+    go: Option<&'static str>,
+}
+
+static PAUSE: Small =
+    Small { name: "pause", c: include_str!("../pause/pause.c"), go: Some(include_str!("../pause/main.go")) };
+static SHELL: Small = Small { name: "sh", c: include_str!("../pause/sh.c"), go: None };
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PauseError {
     let path = path.display().to_string();
@@ -47,26 +56,36 @@ fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PauseError {
 
 /// The pause program in the cache; under a second to build where it is not there.
 pub(crate) async fn locate() -> Result<PathBuf, PauseError> {
-    let version = hex::encode(&Sha256::digest([C, GO].concat())[..6]);
-    let dir = cache::dir().ok_or(PauseError::NoCache)?.join("bin").join(format!("pause-{version}"));
-    let place = dir.join("pause");
+    built(&PAUSE).await
+}
+
+/// The shell of the suite's busybox image, likewise.
+pub(crate) async fn shell() -> Result<PathBuf, PauseError> {
+    built(&SHELL).await
+}
+
+async fn built(program: &Small) -> Result<PathBuf, PauseError> {
+    let Small { name, c, go } = *program;
+    let version = hex::encode(&Sha256::digest([c, go.unwrap_or_default()].concat())[..6]);
+    let dir = cache::dir().ok_or(PauseError::NoCache)?.join("bin").join(format!("{name}-{version}"));
+    let place = dir.join(name);
     if place.is_file() {
         return Ok(place);
     }
     fs::create_dir_all(&dir).map_err(at("create", &dir))?;
     let work = tempfile::tempdir_in(&dir).map_err(at("create a directory in", &dir))?;
-    for (name, text) in [("pause.c", C), ("main.go", GO)] {
-        let path = work.path().join(name);
+    for (file, text) in [("main.c", Some(c)), ("main.go", go)] {
+        let Some(text) = text else { continue };
+        let path = work.path().join(file);
         fs::write(&path, text).map_err(at("write", &path))?;
     }
     let mut tried = Vec::new();
-    for attempt in [
-        ["cc", "-static", "-Os", "-s", "-o", "pause", "pause.c"].as_slice(),
-        &["go", "build", "-trimpath", "-ldflags=-s -w", "-o", "pause", "main.go"],
-    ] {
+    let by_c = ["cc", "-static", "-Os", "-s", "-o", name, "main.c"];
+    let by_go = ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", name, "main.go"];
+    for attempt in [Some(by_c.as_slice()), go.map(|_| by_go.as_slice())].into_iter().flatten() {
         match run(attempt, work.path()).await {
             Ok(output) if output.status.success() => {
-                let built = work.path().join("pause");
+                let built = work.path().join(name);
                 let bytes = fs::read(&built).map_err(at("read", &built))?;
                 if elf::is_static(&bytes) {
                     fs::rename(&built, &place).map_err(at("move into the cache", &built))?;

@@ -25,6 +25,14 @@ pub enum Program {
     Containerd,
     /// kube-scheduler 1.36, to compare ours with.
     KubeScheduler,
+    /// Kubernetes' own end-to-end suite, 1.36.
+    E2eTest,
+    /// What runs it.
+    Ginkgo,
+    /// The program of the suite's image that tries to gain privileges.
+    Nonewprivs,
+    /// The program of the suite's image that watches connections being dropped.
+    Regression74839,
 }
 
 /// Why a program is not to be had.
@@ -89,6 +97,10 @@ impl Program {
             Self::Agnhost => "agnhost",
             Self::Containerd => "containerd-bin",
             Self::KubeScheduler => "kube-scheduler",
+            Self::E2eTest => "e2e.test",
+            Self::Ginkgo => "ginkgo",
+            Self::Nonewprivs => "nonewprivs",
+            Self::Regression74839 => "regression-issue-74839",
         }
     }
 
@@ -107,15 +119,24 @@ impl Program {
             }
             Self::Runc => version("runc version").is_some_and(|v| v >= (1, 3, 6)),
             Self::Registry => printed.contains("distribution/v3"),
-            // Nobody installs agnhost but for this purpose; directories are not in PATH.
-            Self::Agnhost | Self::CniPlugins | Self::Containerd => true,
+            Self::Ginkgo => version("Ginkgo Version ").is_some_and(|v| v >= (2, 28, 0)),
+            // Directories are not in PATH.
+            Self::CniPlugins | Self::Containerd => true,
+            // Nobody installs these but for this purpose.
+            Self::Agnhost | Self::E2eTest | Self::Nonewprivs | Self::Regression74839 => true,
         }
+    }
+
+    /// Whether it tells a version: what is made for tests alone does not.
+    pub(crate) fn versioned(self) -> bool {
+        !matches!(self, Self::Agnhost | Self::E2eTest | Self::Nonewprivs | Self::Regression74839)
     }
 
     /// What it is called with to print its version.
     pub(crate) fn version_args(self) -> &'static [&'static str] {
         match self {
             Self::Kubectl => &["version", "--client"],
+            Self::Ginkgo => &["version"],
             _ => &["--version"],
         }
     }
@@ -164,6 +185,8 @@ mod tests {
             (Program::Runc, "runc version 1.1.5+ds1\n", false),
             (Program::Kubectl, "Client Version: v1.36.3\nKustomize Version: v5\n", true),
             (Program::Kubectl, "", false),
+            (Program::Ginkgo, "Ginkgo Version 2.28.1\n", true),
+            (Program::Ginkgo, "Ginkgo Version 1.16.5\n", false),
         ] {
             assert_eq!(program.fits(printed), fits, "{program:?} {printed}");
         }

@@ -49,6 +49,8 @@ pub struct UpOptions {
     pub kubeconfig: Option<PathBuf>,
     /// A registry (`host:port`, plain HTTP) that answers for every registry, instead of a local one.
     pub registry: Option<String>,
+    /// Whether our scheduler has the pods that name none, too.
+    pub default_scheduler: bool,
     /// The `podway` binary, with `podway-monitor` beside it; without it the nodes are made and
     /// nothing is started on them, nor a scheduler.
     pub podway: Option<PathBuf>,
@@ -63,6 +65,7 @@ impl Default for UpOptions {
             nodes: 1,
             kubeconfig: None,
             registry: None,
+            default_scheduler: false,
             podway: None,
         }
     }
@@ -232,6 +235,7 @@ impl Work<'_> {
                 registry: endpoint.clone(),
                 registry_only: options.registry.is_some(),
                 audit: existing.is_none(),
+                default_scheduler: options.default_scheduler,
             };
             let nodes: Vec<NodeParts> =
                 network.nodes(options.nodes).map(|n| NodeParts::new(layout, n)).collect();

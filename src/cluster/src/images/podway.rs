@@ -52,23 +52,23 @@ pub fn podway(podway: &Path, monitor: &Path) -> Result<Image, ImageError> {
     image(PODWAY, &[layer.finish()?], &run)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
     fs::read(path).map_err(|source| ImageError::Read { path: path.display().to_string(), source })
 }
 
 /// A path as a layer has it.
-fn within(path: &Path) -> String {
+pub(super) fn within(path: &Path) -> String {
     path.display().to_string().trim_start_matches('/').to_owned()
 }
 
 /// The directories of `files`, each before what is in it.
-fn directories<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<String> {
+pub(super) fn directories<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<String> {
     let above = files.flat_map(|f| f.ancestors().skip(1));
     above.map(within).filter(|dir| !dir.is_empty()).collect()
 }
 
 /// What `loader` maps for `program`: itself, and every library.
-fn libraries(loader: &str, program: &Path) -> Result<BTreeSet<PathBuf>, ImageError> {
+pub(super) fn libraries(loader: &str, program: &Path) -> Result<BTreeSet<PathBuf>, ImageError> {
     // Not what this environment adds or replaces: the image has another.
     let output = Command::new(loader).arg("--list").arg(program).env_clear().stdin(Stdio::null()).output();
     let output = output.map_err(|source| ImageError::Read { path: loader.to_owned(), source })?;

@@ -67,7 +67,7 @@ impl Work<'_> {
         let running = || async { true };
         let local = Ipv4Addr::LOCALHOST;
         let port = self.port(parts::SCHEDULER, local, Some(10351))?;
-        let daemon = parts::scheduler(&shared.podway, self.layout, port);
+        let daemon = parts::scheduler(&shared.podway, self.layout, port, shared.default_scheduler);
         self.ensure(&daemon, || async { tokio::net::TcpStream::connect((local, port)).await.is_ok() })
             .await?;
         for node in nodes {

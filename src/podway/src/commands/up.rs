@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Use the cluster of this kubeconfig instead of an own control plane.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Have podway's scheduler place the pods that name no scheduler, too.
+    #[arg(long)]
+    default_scheduler: bool,
     /// Use this registry (plain HTTP) for every image, instead of an own one.
     #[arg(long, value_name = "HOST:PORT")]
     registry: Option<String>,
@@ -72,6 +75,7 @@ async fn up(args: Args) -> anyhow::Result<()> {
         nodes: args.nodes,
         kubeconfig,
         registry: args.registry,
+        default_scheduler: args.default_scheduler,
         podway: Some(podway),
     };
     let logs = args.state_dir.join("logs");
