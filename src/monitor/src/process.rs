@@ -102,6 +102,20 @@ pub(crate) fn kill(pid: u32, signo: u8) -> io::Result<()> {
     }
 }
 
+/// Sends `signo` to the process group that `pid`, an unreaped child, leads; to `pid` alone if it has
+/// gone into another one.
+pub(crate) fn kill_group(pid: u32, signo: u8) -> io::Result<()> {
+    use nix::errno::Errno;
+    let target = i32::try_from(pid).ok().filter(|p| *p > 1);
+    let signal = Signal::try_from(i32::from(signo)).ok();
+    let Some((target, signal)) = target.zip(signal) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    match nix::sys::signal::killpg(nix::unistd::Pid::from_raw(target), signal) {
+        Ok(()) => Ok(()),
+        Err(Errno::ESRCH) => kill(pid, signo),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Nanoseconds since the epoch.
 pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -17,7 +17,8 @@ pub use codec::{DecodeError, MAX_MESSAGE};
 /// The version that both sides must speak; raised on every change of the wire.
 pub const VERSION: u32 = 2;
 
-/// The most bytes of one output stream that an [`Request::Exec`] may ask to have captured (CRI: 16 MiB).
+/// The most bytes of output, both streams together, that an [`Request::Exec`] may ask to have
+/// captured (CRI: 16 MiB).
 pub const MAX_CAPTURE: u32 = 16 * 1024 * 1024;
 
 /// Output up to this many bytes (both streams together) comes inside the reply, more in memfds.
@@ -89,9 +90,9 @@ pub enum Request {
         exec_id: String,
         /// The OCI process object.
         process_json_path: PathBuf,
-        /// Killed after this many milliseconds; 0 is no limit.
+        /// Killed with its process group after this many milliseconds; 0 is no limit.
         timeout_ms: u64,
-        /// Bytes kept per stream, at most [`MAX_CAPTURE`]; the rest is read and dropped.
+        /// Bytes kept of both streams together, at most [`MAX_CAPTURE`]; the rest is read and dropped.
         capture_limit: u32,
     },
     /// Starts a process on three descriptors sent along (stdin, stdout, stderr), or on a terminal;

@@ -121,9 +121,22 @@ fn a_container_lives_is_asked_and_dies_on_record() {
         Reply::ExecDone { exit_code: 0, stdout, .. } => assert_eq!(stdout.len(), 1 << 20),
         other => panic!("{other:?}"),
     }
-    match exec(&mut client, "while :; do :; done", 200) {
-        Reply::ExecDone { exit_code: 137, timed_out: true, .. } => {}
+    // Both streams together are kept up to the limit, the rest is dropped and stops nobody.
+    match exec(&mut client, "busybox head -c 900000 /dev/zero; busybox head -c 900000 /dev/zero >&2", 0) {
+        Reply::ExecDone { exit_code: 0, stdout, stderr, .. } => {
+            assert_eq!(stdout.len() + stderr.len(), 1 << 20)
+        }
         other => panic!("{other:?}"),
+    }
+    // At the time limit its whole process group dies, a child in the background too.
+    let child = match exec(&mut client, "busybox sleep 1000 & echo $!; wait", 300) {
+        Reply::ExecDone { exit_code: 137, timed_out: true, stdout, .. } => String::from_utf8(stdout).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let gone = format!("while busybox grep -q '^State:.[^Z]' /proc/{}/status; do :; done", child.trim());
+    match exec(&mut client, &gone, 20_000) {
+        Reply::ExecDone { timed_out: false, .. } => {}
+        other => panic!("process {child} lives: {other:?}"),
     }
     // Streaming exec on our own descriptors.
     std::fs::write(at("p.json"), process(&["/bin/sh", "-c", "busybox cat; exit 5"])).unwrap();

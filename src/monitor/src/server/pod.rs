@@ -333,8 +333,8 @@ impl Pod {
             }
             Sink::Exec(exec_id, stream) => {
                 if let Some(exec) = self.execs.get_mut(exec_id) {
+                    let room = exec.limit.saturating_sub(exec.outputs.iter().map(Vec::len).sum());
                     let kept = &mut exec.outputs[*stream as usize];
-                    let room = exec.limit.saturating_sub(kept.len());
                     kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 }
             }

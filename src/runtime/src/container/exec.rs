@@ -51,7 +51,12 @@ pub fn exec_file(runtime: &Runtime, id: &Id, cmd: &[String], tty: bool) -> Resul
     Ok(file)
 }
 
-/// Runs a command in a container to its end: exit code, stdout, stderr (16 MiB each at most).
+/// The most output of a command, both streams together: what the CRI allows, less what is around it in
+/// the answer, for clients take no message over 16 MiB.
+const MAX_OUTPUT: u32 = podway_monitor::protocol::MAX_CAPTURE - 1024;
+
+/// Runs a command in a container to its end: exit code, stdout, stderr (16 MiB together at most, the
+/// rest is dropped). At `timeout` its process group is killed.
 ///
 /// # Errors
 /// [`OpError`]; a command that took longer than `timeout` seconds (0: none) is one.
@@ -69,7 +74,7 @@ pub async fn exec_sync(
         exec_id: file.exec_id.clone(),
         process_json_path: file.path.clone(),
         timeout_ms: u64::try_from(timeout).unwrap_or(0).saturating_mul(1000),
-        capture_limit: podway_monitor::protocol::MAX_CAPTURE,
+        capture_limit: MAX_OUTPUT,
     };
     let answer = supervisor::call(&runtime.monitor_socket(&entry.sandbox), request).await;
     match answer.map_err(|e| OpError::of_runc("exec", e))? {

@@ -15,7 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{JobKind, Outcome, Pod, system};
 use crate::log::Stream;
-use crate::process::{Ended, kill};
+use crate::process::{Ended, kill_group};
 use crate::server::{Asker, Sink, Wires, refused};
 
 pub(super) struct Exec {
@@ -51,7 +51,7 @@ impl Pod {
         self.execs.values().filter_map(|e| e.deadline).min()
     }
 
-    /// Kills the execs whose time is up.
+    /// Kills the execs whose time is up, each with its process group: runc makes it the leader of one.
     pub(in super::super) fn expire(&mut self, now: Instant) {
         for (exec_id, exec) in &mut self.execs {
             if exec.deadline.is_some_and(|at| at <= now) {
@@ -59,7 +59,7 @@ impl Pod {
                 exec.timed_out = true;
                 // Without a pid runc still prepares it: it is killed when runc is done.
                 if exec.pid != 0
-                    && let Err(e) = kill(exec.pid, 9)
+                    && let Err(e) = kill_group(exec.pid, 9)
                 {
                     eprintln!("exec {exec_id}: kill failed: {e}");
                 }
@@ -124,7 +124,7 @@ impl Pod {
         if let Some(ended) = self.orphans.remove(&pid) {
             self.exec_exited(wires, exec_id, ended);
         } else if exec.timed_out
-            && let Err(e) = kill(pid, 9)
+            && let Err(e) = kill_group(pid, 9)
         {
             eprintln!("exec {exec_id}: kill failed: {e}");
         }
