@@ -1,6 +1,8 @@
 //! What the agent writes to the API server for a pod: its status, its end, its flow, its warnings.
 //! Behind a trait, so that a worker is tested without a server.
 
+use crate::metrics::Metrics;
+use crate::status::budget::Budget;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -11,6 +13,8 @@ use podway_api::podflow::{PodFlow, PodFlowStatus};
 use podway_flow::Flow;
 use podway_flow::record::bounded;
 use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Why a write did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -53,15 +57,28 @@ pub trait PodApi: Send + Sync {
 pub struct KubeApi {
     client: kube::Client,
     events: Recorder,
+    budget: Arc<Mutex<Budget>>,
+    metrics: Arc<Metrics>,
     services: kube::runtime::reflector::Store<Service>,
 }
 
 impl KubeApi {
     /// Through `client`, as `node`; `services` is kept up to date by a watch.
     #[must_use]
-    pub fn new(client: kube::Client, node: &str, services: kube::runtime::reflector::Store<Service>) -> Self {
+    pub fn new(
+        client: kube::Client,
+        node: &str,
+        services: kube::runtime::reflector::Store<Service>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let reporter = Reporter { controller: "kubelet".to_owned(), instance: Some(node.to_owned()) };
-        KubeApi { events: Recorder::new(client.clone(), reporter), client, services }
+        KubeApi {
+            events: Recorder::new(client.clone(), reporter),
+            budget: Arc::new(Mutex::new(Budget::new(Instant::now()))),
+            metrics,
+            client,
+            services,
+        }
     }
 }
 
@@ -111,6 +128,12 @@ impl PodApi for KubeApi {
     }
 
     async fn warn(&self, pod: &Pod, reason: &str, message: &str) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if !self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
+            self.metrics.events_discarded.inc();
+            tracing::debug!(uid, reason, message, "an event is beyond the budget");
+            return;
+        }
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),

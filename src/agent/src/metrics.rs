@@ -56,6 +56,8 @@ pub struct Metrics {
     /// `kubelet_orphaned_runtime_pods`: pods in the runtime that no API object stands for.
     pub orphans: Counter,
     admission_rejections: Family<Labels, Counter>,
+    /// `podway_events_discarded`: events beyond the budget.
+    pub events_discarded: Counter,
 }
 
 impl Metrics {
@@ -81,6 +83,7 @@ impl Metrics {
             running_pods: Gauge::default(),
             orphans: Counter::default(),
             admission_rejections: Family::default(),
+            events_discarded: Counter::default(),
             registry: Registry::default(),
         };
         let s = || Unit::Seconds;
@@ -143,6 +146,11 @@ impl Metrics {
             "kubelet_started_containers_errors",
             "Containers that failed to start",
             m.started_containers_errors.clone(),
+        );
+        registry.register(
+            "podway_events_discarded",
+            "Events that were not written for the budget's sake",
+            m.events_discarded.clone(),
         );
         registry.register("kubelet_desired_pods", "Pods that should run", m.desired_pods.clone());
         registry.register("kubelet_running_pods", "Pods with a ready sandbox", m.running_pods.clone());

@@ -28,11 +28,16 @@ struct Entry {
     name: String,
     /// What it takes of the node; nothing once it is at its end.
     ask: Ask,
+    /// That the watch told of its end.
+    left: bool,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     pods: HashMap<String, Entry>,
+    /// What we deleted and of which the watch still has to tell the end: news of it that are on their
+    /// way, or a finalizer's, are no reason to begin it again.
+    deleted: HashSet<String>,
     /// What runs here and that no API object stands for, until it is gone.
     orphans: HashMap<String, Handle>,
     /// Whether the runtime has told of all that it holds: what is bound to the node later is new to it.
@@ -74,6 +79,9 @@ impl Pods {
             let _ = entry.handle.inputs.send(Input::Pod(object));
             return;
         }
+        if table.deleted.contains(&uid) {
+            return;
+        }
         let pod = match Pod::read(Arc::clone(&object)) {
             Ok(pod) => pod,
             Err(error) => {
@@ -88,7 +96,7 @@ impl Pods {
         let started = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
         let fresh = changed && table.swept && !started && !table.orphans.contains_key(&uid);
         let (handle, ended) = worker::spawn(self.context.clone(), Beginning { pod, seen, refused, fresh });
-        table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask });
+        table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask, left: false });
         self.count(&table);
         drop(table);
         let pods = Arc::clone(self);
@@ -124,6 +132,9 @@ impl Pods {
         let entry = {
             let mut table = self.table();
             let entry = table.pods.remove(uid);
+            if gone && entry.as_ref().is_some_and(|e| !e.left) {
+                table.deleted.insert(uid.to_owned());
+            }
             self.count(&table);
             entry
         };
@@ -143,7 +154,10 @@ impl Pods {
 
     /// The watch told that a pod is gone.
     pub fn delete(&self, uid: &str) {
-        if let Some(entry) = self.table().pods.get(uid) {
+        let mut table = self.table();
+        table.deleted.remove(uid);
+        if let Some(entry) = table.pods.get_mut(uid) {
+            entry.left = true;
             let _ = entry.handle.inputs.send(Input::Gone);
         }
     }
@@ -151,8 +165,11 @@ impl Pods {
     /// The watch listed every pod of the node: those that it did not name are gone, and what is here
     /// without an object is taken down.
     pub async fn listed(self: &Arc<Self>, uids: &HashSet<String>) {
-        for (uid, entry) in &self.table().pods {
-            if !uids.contains(uid) {
+        {
+            let mut table = self.table();
+            table.deleted.retain(|uid| uids.contains(uid));
+            for (_, entry) in table.pods.iter_mut().filter(|(uid, _)| !uids.contains(*uid)) {
+                entry.left = true;
                 let _ = entry.handle.inputs.send(Input::Gone);
             }
         }

@@ -15,6 +15,7 @@ use crate::pod::admission::Offer;
 use crate::pod::context::Context;
 use crate::pod::status;
 use crate::pods::Pods;
+use crate::status::pace::Pace;
 use crate::volumes::VolumeManager;
 use crate::volumes::api::ApiSource;
 use crate::{lease, server, watch};
@@ -214,7 +215,8 @@ fn context(
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
     let source = Arc::new(ApiSource(client.clone()));
     Ok(Context {
-        api: Arc::new(KubeApi::new(client.clone(), &config.node_name, services)),
+        api: Arc::new(KubeApi::new(client.clone(), &config.node_name, services, Arc::clone(&metrics))),
+        pace: Pace::default(),
         volumes: VolumeManager::new(
             config.root_dir.clone(),
             Arc::clone(&source) as _,

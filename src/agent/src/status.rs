@@ -1,3 +1,5 @@
-//! Writing a pod's status: what of it changed ([`diff`]) and when it is worth a write ([`writer`]).
+//! What the API server is told of a pod: when, how much of it, and not too often.
+pub mod budget;
 pub mod diff;
+pub mod pace;
 pub mod writer;

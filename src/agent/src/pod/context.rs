@@ -9,6 +9,7 @@ use crate::env::Objects;
 use crate::metrics::Metrics;
 use crate::pod::model::Pod;
 use crate::pod::status;
+use crate::status::pace::Pace;
 use crate::volumes::VolumeManager;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use podway_flow::Clock;
@@ -29,6 +30,8 @@ pub struct Context {
     pub volumes: VolumeManager,
     /// Pod cgroups.
     pub cgroups: Arc<Cgroups>,
+    /// How often intermediate words of the node's pods go out.
+    pub pace: Pace,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The process' clock.

@@ -20,6 +20,7 @@ use crate::pod::start::{Start, record};
 use crate::probe::schedule::{Answer, Probes};
 use crate::probe::spec::Kind;
 use crate::source::PodView;
+use crate::status::pace::Slot;
 use crate::status::writer::Writer;
 use crate::volumes::{MountedVolume, VolumeError};
 use k8s_openapi::api::core::v1 as api;
@@ -153,6 +154,13 @@ struct Worker {
     tasks: JoinSet<Done>,
     running: HashMap<Id, Running>,
     retries: HashMap<Key, Retry>,
+    /// What the last failure of each said, until it succeeds.
+    errors: HashMap<Key, String>,
+    last_error: Option<String>,
+    /// When it was taken on.
+    born: Micros,
+    /// Since when it goes.
+    end_since: Option<Micros>,
     images: HashMap<String, v1::Image>,
     volumes: BTreeMap<String, MountedVolume>,
     /// Of which container, at which restart, people were warned.
@@ -168,6 +176,8 @@ struct Worker {
     flow_told: bool,
     flow_made: bool,
     flow_written: Option<Micros>,
+    /// When an unfinished flow may go.
+    flow_slot: Option<Slot>,
     /// That the flow should be written, and whether it is the whole.
     flow_due: Option<bool>,
     flow_failures: u32,
@@ -211,7 +221,12 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         PodView { object: Arc::clone(&pod.object), containers: Vec::new(), flow: Arc::new(start.flow([])) };
     let (view, receiver) = watch::channel(Arc::new(view));
     let worker = Worker {
-        writer: Writer::new(&pod.uid, base, seen),
+        writer: Writer::new(&pod.uid, base, seen, context.pace.clone()),
+        born: seen,
+        end_since: None,
+        flow_slot: None,
+        errors: HashMap::new(),
+        last_error: None,
         context,
         pod,
         inputs,
@@ -416,6 +431,7 @@ fn earlier(a: Option<Micros>, b: Option<Micros>) -> Option<Micros> {
 
 mod act;
 mod care;
+mod ending;
 mod report;
 mod results;
 #[cfg(test)]

@@ -2,9 +2,12 @@
 //!
 //! One write is in flight at a time; what changes meanwhile goes into the next. What flips within
 //! 20 ms shares a write; before the pod runs nothing is written for its first second, unless it
-//! failed. The state that the API server last answered with is the base: nothing is read.
+//! failed. What is only on its way goes by the node's pace ([`Pace`]) and at most once a second;
+//! Ready, the phase and the end never wait for it. The state that the API server last answered with
+//! is the base: nothing is read.
 
 use crate::status::diff;
+use crate::status::pace::{POD_GAP, Pace, Slot};
 use k8s_openapi::api::core::v1::PodStatus;
 use podway_flow::Micros;
 use serde_json::Value;
@@ -42,7 +45,7 @@ pub enum Step {
 }
 
 /// The writer of one pod.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Writer {
     uid: String,
     base: PodStatus,
@@ -56,6 +59,11 @@ pub struct Writer {
     born: Micros,
     not_before: Micros,
     sent: PodStatus,
+    pace: Pace,
+    /// When the next intermediate word may go.
+    slot: Option<Slot>,
+    /// When the last one went.
+    word: Option<Micros>,
     /// What the API server made of the last write: it may drop a field that it does not know, and
     /// must not be asked for it again and again.
     answered: Option<PodStatus>,
@@ -65,10 +73,18 @@ fn after(at: Micros, delay: Duration) -> Micros {
     crate::pod::core::add(at, delay)
 }
 
+/// What others act upon, and what therefore never waits: the phase, and whether it is ready.
+fn decides(status: &PodStatus) -> (Option<&str>, [bool; 2]) {
+    let holds =
+        |type_: &str| status.conditions.iter().flatten().any(|c| c.type_ == type_ && c.status == "True");
+    (status.phase.as_deref(), ["Ready", "ContainersReady"].map(holds))
+}
+
 impl Writer {
-    /// For the pod `uid`, of which the API server holds `base`, taken on at `born`.
+    /// For the pod `uid`, of which the API server holds `base`, taken on at `born`, on a node of that
+    /// `pace`.
     #[must_use]
-    pub fn new(uid: &str, base: PodStatus, born: Micros) -> Self {
+    pub fn new(uid: &str, base: PodStatus, born: Micros, pace: Pace) -> Self {
         Writer {
             uid: uid.to_owned(),
             base,
@@ -81,6 +97,9 @@ impl Writer {
             born,
             not_before: born,
             sent: PodStatus::default(),
+            pace,
+            slot: None,
+            word: None,
             answered: None,
         }
     }
@@ -111,7 +130,7 @@ impl Writer {
         self.wanted = Some(status);
         if !differs {
             if !self.in_flight {
-                (self.changed, self.hurry) = (None, None);
+                (self.changed, self.hurry, self.slot) = (None, None, None);
             }
             return;
         }
@@ -136,15 +155,35 @@ impl Writer {
         }
         match diff::patch(&self.uid, &self.base, wanted) {
             Some(patch) => {
+                let flips = decides(&self.base) != decides(wanted);
+                if let Some(at) = (!flips).then(|| self.paced(now)).flatten() {
+                    return Step::Wait(at);
+                }
+                let Some(wanted) = &self.wanted else { return Step::Idle };
+                self.slot = None;
                 self.in_flight = true;
                 self.sent = wanted.clone();
                 Step::Write(patch)
             }
             None => {
-                self.changed = None;
+                (self.changed, self.slot) = (None, None);
                 Step::Idle
             }
         }
+    }
+
+    /// Until when an intermediate word waits; none when it goes now.
+    fn paced(&mut self, now: Micros) -> Option<Micros> {
+        if let Some(at) = self.word.map(|at| after(at, POD_GAP)).filter(|at| now < *at) {
+            return Some(at);
+        }
+        let slot = self.slot.take().unwrap_or_else(|| self.pace.slot(now));
+        if now < slot.at() {
+            return Some(self.slot.insert(slot).at());
+        }
+        slot.used();
+        self.word = Some(now);
+        None
     }
 
     /// The write was answered with this status. Returns how long the change took to get there, in µs.
@@ -190,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_starts_well_is_written_once() {
-        let mut w = Writer::new("u", PodStatus::default(), T);
+        let mut w = Writer::new("u", PodStatus::default(), T, Pace::default());
         w.offer(status("Pending"), Urgency::Later, ms(1));
         assert_eq!(w.step(ms(1)), Step::Wait(ms(1000)));
         w.offer(status("Running"), Urgency::Now, ms(60));
@@ -203,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_slow_pod_says_so_after_a_second_and_flips_within_20_ms_share_a_write() {
-        let mut w = Writer::new("u", PodStatus::default(), T);
+        let mut w = Writer::new("u", PodStatus::default(), T, Pace::default());
         w.offer(status("Pending"), Urgency::Later, ms(1));
         assert!(writes(&w.step(ms(1000))));
         w.offer(status("A"), Urgency::Soon, ms(1001));
@@ -217,8 +256,28 @@ mod tests {
     }
 
     #[test]
+    fn words_of_the_way_are_paced_and_the_end_is_not() {
+        let pace = Pace::default();
+        let word = |text: &str| PodStatus { message: Some(text.into()), ..status("Pending") };
+        let mut all: Vec<Writer> =
+            (0..3).map(|n| Writer::new(&format!("{n}"), status("Pending"), T, pace.clone())).collect();
+        for w in &mut all {
+            w.offer(word("pulling"), Urgency::Later, ms(1));
+        }
+        let steps: Vec<Step> = all.iter_mut().map(|w| w.step(ms(1000))).collect();
+        assert!(writes(&steps[0]));
+        assert_eq!(steps[1..], [Step::Wait(ms(1200)), Step::Wait(ms(1400))]);
+        all[1].offer(status("Running"), Urgency::Now, ms(1010));
+        assert!(writes(&all[1].step(ms(1010))), "a flip does not wait, and gives its time back");
+        all[0].written(word("pulling"), ms(1005));
+        all[0].offer(word("pulled"), Urgency::Soon, ms(1020));
+        assert_eq!(all[0].step(ms(1040)), Step::Wait(ms(2000)), "one pod speaks once a second");
+        assert!(writes(&all[0].step(ms(2000))));
+    }
+
+    #[test]
     fn what_the_server_drops_is_not_asked_for_again() {
-        let mut w = Writer::new("u", PodStatus::default(), T);
+        let mut w = Writer::new("u", PodStatus::default(), T, Pace::default());
         let wanted = PodStatus { observed_generation: Some(1), ..status("A") };
         w.offer(wanted.clone(), Urgency::Now, T);
         assert!(writes(&w.step(T)));
@@ -230,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_waits_longer_each_time() {
-        let mut w = Writer::new("u", PodStatus::default(), T);
+        let mut w = Writer::new("u", PodStatus::default(), T, Pace::default());
         w.offer(status("A"), Urgency::Now, T);
         assert!(writes(&w.step(T)));
         w.failed(T);

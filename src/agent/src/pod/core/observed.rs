@@ -75,7 +75,7 @@ impl State {
 }
 
 impl Instance {
-    pub(super) fn live(&self) -> bool {
+    pub(in crate::pod) fn live(&self) -> bool {
         matches!(self.state, State::Running | State::Created | State::Unknown)
     }
 }

@@ -1,7 +1,7 @@
 //! What a worker tells: the status, the flow, warnings, and the view of the kubelet API. It acts on
 //! nothing of the pod.
 
-use super::{Done, Key, Worker, is_ready};
+use super::{Done, Key, Worker, earlier, is_ready};
 use crate::api::ApiError;
 use crate::pod::actions::chain;
 use crate::pod::core::{State, add};
@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// How long a start waits for the API server's audit log before its flow is written without it.
 const AUDIT_PATIENCE: Duration = Duration::from_millis(500);
+/// A flow of a pod that is on its way is first written after this long.
+const FLOW_FIRST: Duration = Duration::from_secs(3);
 /// A flow of a pod that does not get on is written again only after this long.
 const FLOW_AGAIN: Duration = Duration::from_secs(10);
 /// A flow that cannot be written this often (the CRD is not there) is given up: the pod matters more.
@@ -82,9 +84,18 @@ impl Worker {
         if self.runs(&Key::Flow) {
             return None;
         }
-        let recent = self.flow_written.map(|at| add(at, FLOW_AGAIN)).filter(|at| !whole && now < *at);
-        if let Some(at) = recent.or(self.waits(&Key::Flow, now)) {
+        let early = self.flow_written.map_or(add(self.born, FLOW_FIRST), |at| add(at, FLOW_AGAIN));
+        let early = Some(early).filter(|at| !whole && now < *at);
+        if let Some(at) = early.or(self.waits(&Key::Flow, now)) {
             return Some(at);
+        }
+        let slot = self.flow_slot.take();
+        if !whole {
+            let slot = slot.unwrap_or_else(|| self.context.pace.slot(now));
+            if now < slot.at() {
+                return Some(self.flow_slot.insert(slot).at());
+            }
+            slot.used();
         }
         self.flow_due = None;
         self.flow_written = Some(now);
@@ -137,13 +148,20 @@ impl Worker {
         (of(Some(&with)), Some(flow))
     }
 
-    /// Offers the status to the writer and begins a write that is due.
+    /// Tells how the pod stands.
     pub(super) fn report(&mut self, now: Micros) -> Option<Micros> {
         let stored = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
-        if self.gone || stored || self.journal.terminal_reported || self.runs(&Key::Delete) {
+        if self.gone || self.runs(&Key::Delete) {
             return None;
         }
-        let (status, flow) = self.status(now);
+        if self.pod.deletion.is_some() {
+            self.end_since.get_or_insert(now);
+        }
+        if stored || self.journal.terminal_reported {
+            return self.report_end(now);
+        }
+        let (mut status, flow) = self.status(now);
+        let slow = self.tell_end(&mut status, now);
         if is_ready(Some(&status)) {
             self.told_ready.get_or_insert(now);
         }
@@ -158,6 +176,7 @@ impl Worker {
         let urgency = match phase {
             "Succeeded" | "Failed" => Urgency::Now,
             // Its end is what people wait for; what changes on the way there goes along with it.
+            _ if slow == Some(Ok(())) => Urgency::Soon,
             _ if self.pod.deletion.is_some() => Urgency::Rest,
             // The first answer of a probe may be about to change it again.
             _ if self.settled && !self.journal.probes.may_turn() => Urgency::Now,
@@ -168,6 +187,17 @@ impl Worker {
             _ => Urgency::Soon,
         };
         self.warn_of_crashes(&status);
+        earlier(self.offer(status, flow, urgency, now), slow.and_then(Result::err))
+    }
+
+    /// Offers a status to the writer and begins a write that is due.
+    pub(super) fn offer(
+        &mut self,
+        status: api::PodStatus,
+        flow: Option<Flow>,
+        urgency: Urgency,
+        now: Micros,
+    ) -> Option<Micros> {
         self.last_status = Some(status.clone());
         self.writer.offer(status, urgency, now);
         match self.writer.step(now) {

@@ -28,9 +28,12 @@ impl Worker {
             }
             Some(done) => self.result(done, now),
         };
+        let error = self.last_error.take();
         if ok {
             self.retries.remove(&key);
+            self.errors.remove(&key);
         } else {
+            error.into_iter().for_each(|e| drop(self.errors.insert(key.clone(), e)));
             let limits = if key == Key::Volumes { MOUNT_RETRY } else { EFFECT_RETRY };
             let retry = later(self.retries.get(&key).copied(), now, limits);
             // Failures of these have their own delays, kept in the journal for people to see.
@@ -69,6 +72,7 @@ impl Worker {
                     }
                     Err(error) => {
                         let text = format!("MountVolume.SetUp failed: {}", chain(&error));
+                        self.last_error = Some(text.clone());
                         self.warn("FailedMount", &text);
                         false
                     }
@@ -182,10 +186,11 @@ impl Worker {
         }
     }
 
-    pub(super) fn logged(&self, result: Result<(), String>, what: &str) -> bool {
+    pub(super) fn logged(&mut self, result: Result<(), String>, what: &str) -> bool {
         if let Err(error) = &result {
             tracing::warn!(pod = %self.pod.uid, namespace = %self.pod.namespace, name = %self.pod.name, error, "cannot {what}");
         }
+        self.last_error = result.as_ref().err().cloned();
         result.is_ok()
     }
 }

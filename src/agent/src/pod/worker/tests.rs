@@ -7,7 +7,11 @@ use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::tests::Fake;
 use crate::metrics::Metrics;
+use crate::pod::admission::Offer;
 use crate::pod::status;
+use crate::pods::Pods;
+use crate::source::PodSource as _;
+use crate::status::pace::Pace;
 use crate::volumes::VolumeManager;
 use async_trait::async_trait;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -25,6 +29,8 @@ struct State {
     containers: Vec<(String, String, v1::ContainerConfig, v1::ContainerState, i32)>,
     /// Pulls fail while set.
     no_image: bool,
+    /// Containers do not stop while set.
+    stuck: bool,
 }
 
 #[derive(Clone, Default)]
@@ -153,6 +159,9 @@ impl RuntimeService for Runtime {
     ) -> Result<Response<v1::StopContainerResponse>, Status> {
         let request = request.into_inner();
         self.called(format!("stop {} {}", request.container_id, request.timeout));
+        if self.lock().stuck {
+            return std::future::pending().await;
+        }
         for c in self.lock().containers.iter_mut().filter(|c| c.0 == request.container_id) {
             (c.3, c.4) = (v1::ContainerState::ContainerExited, 143);
         }
@@ -428,6 +437,7 @@ impl Bench {
             ),
             cgroups: Arc::new(Cgroups::new(&tree, "/")),
             metrics,
+            pace: Pace::default(),
             clock: Clock::new(),
             audit: None,
             podflow: true,
@@ -570,6 +580,8 @@ async fn a_bad_image_says_so_at_once_and_turns_to_waiting_after_a_second() {
     assert!(begun.elapsed() < Duration::from_millis(900), "a failure is told at once");
     bench.server.until(|s| reason(s) == "ImagePullBackOff").await;
     assert!(bench.server.has("warn Failed: Failed to pull image \"i:1\": no such image"));
+    bench.server.until(|s| s.has("flow true")).await;
+    assert!(begun.elapsed() >= Duration::from_secs(3), "an unfinished flow is in no hurry");
     let flow = bench.server.flow.lock().unwrap().clone().unwrap();
     assert_eq!(
         flow.summary(Phase::ImagesPulled).unwrap().outcome,
@@ -605,4 +617,52 @@ async fn what_no_object_stands_for_is_taken_down_without_a_word() {
     assert!(ended.await.unwrap());
     assert!(bench.runtime.lock().sandboxes.is_empty());
     assert_eq!(bench.server.writes.lock().unwrap().len(), writes, "nobody is there to be told");
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_go_names_what_it_waits_for() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    let (handle, _ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    bench.runtime.lock().stuck = true;
+    bench.delete(&handle);
+    let told = |s: &Server| {
+        let conditions = s.object().status.and_then(|s| s.conditions).unwrap_or_default();
+        conditions.into_iter().find(|c| c.type_ == "podway.dev/Terminating")
+    };
+    bench.server.until(|s| told(s).is_some()).await;
+    let condition = told(&bench.server).unwrap();
+    assert_eq!(
+        (condition.status.as_str(), condition.reason.as_deref()),
+        ("True", Some("ContainersStopping"))
+    );
+    let message = condition.message.unwrap();
+    assert!(message.starts_with("waiting for the exit of container c (until 20"), "{message}");
+}
+
+#[tokio::test]
+async fn what_was_deleted_is_not_begun_again_by_late_news() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    let offer =
+        Offer { node: "n1".to_owned(), allocatable: BTreeMap::new(), labels: BTreeMap::new(), max_pods: 10 };
+    let pods = Pods::new(bench.context.clone(), offer);
+    {
+        let mut pod = bench.server.pod.lock().unwrap();
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");
+        pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+    }
+    let object = Arc::new(bench.server.object());
+    pods.apply(Arc::clone(&object), bench.context.clock.now(), true);
+    bench.server.until(|s| s.has("delete u-1")).await;
+    while !pods.pods().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    pods.apply(Arc::clone(&object), bench.context.clock.now(), true);
+    assert!(pods.pods().is_empty(), "a finalizer's news, or news that were on their way");
+    pods.listed(&HashSet::from(["u-1".to_owned()])).await;
+    pods.apply(Arc::clone(&object), bench.context.clock.now(), false);
+    assert!(pods.pods().is_empty(), "the same after a listing that still has it");
+    pods.delete("u-1");
+    pods.apply(object, bench.context.clock.now(), true);
+    assert_eq!(pods.pods().len(), 1, "nothing is kept once its end was told");
 }
