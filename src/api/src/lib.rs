@@ -5,6 +5,7 @@
 
 pub mod annotations;
 pub mod crds;
+pub mod join;
 pub mod podflow;
 pub mod reasons;
 pub mod stock;

@@ -13,6 +13,8 @@ pub mod clock;
 pub mod conditions;
 pub mod flow;
 pub mod html;
+pub mod numbers;
+pub mod path;
 pub mod phase;
 pub mod picture;
 pub mod record;

@@ -4,7 +4,7 @@
 //! Pure: the same flow and the same `now` give the same picture. Nothing is guessed: a phase without
 //! a record has no bar, and a time with a resolution of a second is marked `~`.
 
-use crate::{Flow, Micros, Outcome, Phase, PhaseSummary, Record, Resolution, Writer};
+use crate::{Flow, Micros, Outcome, Phase, PhaseSummary, Record, Resolution, Writer, path};
 
 /// The most parts (containers, images, volumes, attempts) of one phase that get a row of their own.
 const PART_ROWS: usize = 16;
@@ -112,7 +112,7 @@ pub fn picture(flow: &Flow, now: Option<Micros>) -> Picture {
         horizon: end.since(origin).max(1),
         rows: Phase::ALL.iter().flat_map(|&phase| rows_of(flow, phase, frame)).collect(),
         slowest: slowest(flow, &phases),
-        critical_path: critical_path(&phases),
+        critical_path: path::critical(&phases).iter().map(|step| step.phase).collect(),
         notes: notes(flow, &phases),
         evidence: evidence(flow),
     }
@@ -295,34 +295,6 @@ fn slowest(flow: &Flow, phases: &[PhaseSummary]) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// Back from the phase that ended last: each time to the one that ended latest before this began.
-fn critical_path(phases: &[PhaseSummary]) -> Vec<Phase> {
-    let ended: Vec<(Micros, Micros, Phase)> =
-        phases.iter().filter_map(|s| Some((s.start, s.end?, s.phase))).collect();
-    let last = ended
-        .iter()
-        .find(|&&(_, _, phase)| phase == Phase::Ready)
-        .or_else(|| ended.iter().max_by_key(|&&(_, end, phase)| (end, phase)));
-    let mut path = Vec::new();
-    let mut at = last.copied();
-    while let Some((start, _, phase)) = at {
-        path.push(phase);
-        // (start, phase) falls strictly, so that phases of one instant cannot form a circle.
-        at = ended
-            .iter()
-            .map(|&(s, e, p)| (s, if seen_early(p) && s <= start { e.min(start) } else { e }, p))
-            .filter(|&(s, e, p)| (s, p) < (start, phase) && e <= start)
-            .max_by_key(|&(_, e, p)| (e, p));
-    }
-    path.reverse();
-    path
-}
-
-/// Whether others may act on a phase before it ends: a write shows on watches before it is answered.
-const fn seen_early(phase: Phase) -> bool {
-    matches!(phase, Phase::Persisted | Phase::Bound | Phase::StatusReported)
 }
 
 fn notes(flow: &Flow, phases: &[PhaseSummary]) -> Vec<String> {

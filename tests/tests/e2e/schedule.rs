@@ -18,12 +18,39 @@ pub async fn deployment_of_5_over_2_nodes(ns: Ns) -> anyhow::Result<()> {
     let pods = ns.api::<Pod>().list(&ListParams::default()).await?;
     let nodes: BTreeSet<&str> = pods.iter().map(node).collect();
     ensure!(nodes == BTreeSet::from(["podway-0", "podway-1"]), "the pods are on {nodes:?}");
+    numbers_of_5(&ns).await?;
     // One that is deleted is replaced.
     let victim = &pods.items[0];
     ns.kubectl(&["delete", "pod", victim.metadata.name.as_deref().unwrap_or_default(), "--wait=false"])
         .await?;
     ns.gone(victim).await?;
     wait::until(ns.api(), "metadata.name=five", "5 replicas again", LIMIT, five).await?;
+    Ok(())
+}
+
+/// The five as numbers: quantiles, blame, the path, a comparison, and kube-burner's documents.
+async fn numbers_of_5(ns: &Ns) -> anyhow::Result<()> {
+    let told = async |args: &[&str]| {
+        let all = [&["flow", "-n", &ns.name, "-l", "app=five"], args].concat();
+        let answer = ns.cluster.podway(&all).await?;
+        ensure!(answer.code == 0, "podway {all:?}: {}", answer.err);
+        ensure!(answer.out.lines().all(|l| l.chars().count() <= 80), "{}", answer.out);
+        println!("{}", answer.out);
+        anyhow::Ok(answer.out)
+    };
+    let stats: serde_json::Value = serde_json::from_str(&told(&["stats", "-o", "json"]).await?)?;
+    ensure!(stats["pods"] == 5 && stats["ready"] == 5 && stats["total"]["count"] == 5, "{stats}");
+    ensure!(stats["total"]["p50Micros"].as_u64() <= stats["total"]["p99Micros"].as_u64(), "{stats}");
+    let phases = stats["phases"].as_array().map_or(0, Vec::len);
+    ensure!(phases >= 12, "{phases} phases in {stats}");
+    ensure!(told(&["blame"]).await?.contains("WORST POD"));
+    ensure!(told(&["chain"]).await?.contains("ContainersStarted"));
+    ensure!(told(&["compare", "app=five", "app=five"]).await?.contains("A and B take the same time"));
+    let documents: Vec<serde_json::Value> =
+        serde_json::from_str(&told(&["stats", "-o", "kube-burner"]).await?)?;
+    let of = |name: &str| documents.iter().filter(|d| d["metricName"] == name).count();
+    let counts = [of("podLatencyMeasurement"), of("podLatencyQuantilesMeasurement")];
+    ensure!(counts == [5, 4], "{counts:?} documents");
     Ok(())
 }
 

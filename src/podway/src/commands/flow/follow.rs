@@ -15,7 +15,8 @@ use podway_api::PodFlow;
 use podway_flow::{Flow, Outcome, Phase};
 use tokio::time::Instant;
 
-use super::{Args, Output, SETTLE, Source, render};
+use super::source::{SETTLE, Source};
+use super::{Args, Output, render};
 use crate::commands::up::progress;
 use crate::commands::{Hinted, one_line, print};
 
