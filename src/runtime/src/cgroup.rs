@@ -1,4 +1,7 @@
-//! Where a container's cgroup is, on v1 and v2, and what limits the kernel holds for it.
+//! Where a container's cgroup is, on v1 and v2, and what limits the kernel holds for it; what it
+//! uses is read by [`usage`].
+
+pub mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

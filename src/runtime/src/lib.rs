@@ -27,6 +27,7 @@ pub mod sandbox;
 pub mod service;
 pub mod spec;
 pub mod state;
+pub mod stats;
 pub mod status;
 pub mod streaming;
 pub mod supervisor;

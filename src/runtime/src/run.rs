@@ -7,6 +7,7 @@ use crate::metrics::Metrics;
 use crate::rootfs::Layer;
 use crate::service::Service;
 use crate::state::{Images, Pin, ResolvedImage, Runtime};
+use crate::stats::Collector;
 use crate::streaming::{self, Streaming};
 use crate::{recover, spec, telemetry};
 use podway_cri::v1::image_service_server::ImageService;
@@ -83,8 +84,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let store = ImageStore::open(&config.root)?;
     let puller = Puller::new(Arc::clone(&store), config.registry.config_path.clone());
     let server = ImageServer::new(Arc::clone(&store), puller, podway_flow::Clock::new());
-    let metrics = Arc::new(Metrics::default());
-    serve(config, store, server.counted(Arc::clone(&metrics)), metrics, shutdown).await
+    let watchers = (Arc::new(Metrics::default()), Arc::new(Collector::new(config.root.clone())));
+    let server = server.counted(Arc::clone(&watchers.0)).beside(Arc::clone(&watchers.1));
+    serve(config, store, server, watchers, shutdown).await
 }
 
 /// Serves until `shutdown`. Containers and their monitors live on after it.
@@ -95,7 +97,7 @@ pub async fn serve(
     config: Config,
     images: Arc<dyn Images>,
     image_service: impl ImageService,
-    metrics: Arc<Metrics>,
+    watchers: (Arc<Metrics>, Arc<Collector>),
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let socket = podway_cri::client::socket_path(&config.listen)?;
@@ -106,7 +108,7 @@ pub async fn serve(
     let output = tokio::process::Command::new(&runc).arg("--version").output().await;
     let output = output.map_err(|e| RunError::Runc(runc, e))?;
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let runtime = Arc::new(Runtime::open(config, images, version, metrics)?);
+    let runtime = Arc::new(Runtime::open(config, images, version, watchers)?);
     recover::recover(&runtime).await;
     let address = runtime.config.streaming.listen;
     let (streaming, streams) =

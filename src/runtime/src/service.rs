@@ -6,7 +6,7 @@ use crate::names::Made;
 use crate::state::{Container, Runtime, Stage};
 use crate::streaming::Streaming;
 use crate::streaming::process::Wanted;
-use crate::{cni, container, events, sandbox, status, supervisor};
+use crate::{cni, container, events, sandbox, stats, status, supervisor};
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
 use podway_flow::wire;
@@ -24,6 +24,16 @@ pub struct Service {
 }
 
 type Never<T> = tokio_stream::Empty<Result<T, Status>>;
+type Parts<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
+/// A list as a stream: each item once, so many a message that none grows over a client's limit.
+fn parts<I, T>(all: Vec<I>, message: impl Fn(Vec<I>) -> T) -> Response<Parts<T>> {
+    let (mut all, mut messages) = (all.into_iter().peekable(), Vec::new());
+    while all.peek().is_some() {
+        messages.push(Ok(message(all.by_ref().take(32).collect())));
+    }
+    Response::new(tokio_stream::iter(messages))
+}
 
 fn not_built<T>(rpc: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("not supported: {rpc}")))
@@ -340,27 +350,33 @@ impl RuntimeService for Service {
     }
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        not_built("ContainerStats")
+        let id = id("container", request.into_inner().container_id)?;
+        let stats = Some(stats::container(&self.runtime, &id).await?);
+        Ok(Response::new(v1::ContainerStatsResponse { stats }))
     }
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        not_built("ListContainerStats")
+        let stats = stats::containers(&self.runtime, request.into_inner().filter).await;
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        not_built("PodSandboxStats")
+        let id = id("sandbox", request.into_inner().pod_sandbox_id)?;
+        let stats = Some(stats::sandbox(&self.runtime, &id).await?);
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats }))
     }
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        not_built("ListPodSandboxStats")
+        let stats = stats::sandboxes(&self.runtime, request.into_inner().filter).await;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
     async fn checkpoint_container(
         &self,
@@ -372,13 +388,15 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        not_built("ListMetricDescriptors")
+        let descriptors = stats::metrics::descriptors();
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        not_built("ListPodSandboxMetrics")
+        let pod_metrics = stats::sandbox_metrics(&self.runtime).await;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
     async fn update_pod_sandbox_resources(
         &self,
@@ -400,25 +418,28 @@ impl RuntimeService for Service {
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
         not_built("StreamContainers")
     }
-    type StreamContainerStatsStream = Never<v1::StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Parts<v1::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        not_built("StreamContainerStats")
+        let all = stats::containers(&self.runtime, request.into_inner().filter).await;
+        Ok(parts(all, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
-    type StreamPodSandboxStatsStream = Never<v1::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Parts<v1::StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        not_built("StreamPodSandboxStats")
+        let all = stats::sandboxes(&self.runtime, request.into_inner().filter).await;
+        Ok(parts(all, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
-    type StreamPodSandboxMetricsStream = Never<v1::StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Parts<v1::StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        not_built("StreamPodSandboxMetrics")
+        let all = stats::sandbox_metrics(&self.runtime).await;
+        Ok(parts(all, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 }

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::names::{Name, Names};
 use crate::rootfs::Layer;
 use crate::spec::ImageDefaults;
+use crate::stats::Collector;
 use podway_cri::v1::ContainerEventResponse;
 use podway_flow::{Clock, Record};
 use serde::{Deserialize, Serialize};
@@ -167,6 +168,8 @@ pub struct Runtime {
     pub runc_version: String,
     /// What it counts.
     pub metrics: Arc<Metrics>,
+    /// What is known of the use of resources.
+    pub stats: Arc<Collector>,
     /// What is being made.
     pub names: Names,
     /// One lock per sandbox and container.
@@ -196,7 +199,7 @@ impl Runtime {
         config: Config,
         images: Arc<dyn Images>,
         runc_version: String,
-        metrics: Arc<Metrics>,
+        (metrics, stats): (Arc<Metrics>, Arc<Collector>),
     ) -> Result<Self, JournalError> {
         let sandbox_journal: Journal<Sandbox> = Journal::open(config.root.join("journal/sandboxes"))?;
         let container_journal: Journal<Container> = Journal::open(config.root.join("journal/containers"))?;
@@ -215,6 +218,7 @@ impl Runtime {
             events: broadcast::channel(1024).0,
             runc_version,
             metrics,
+            stats,
             names: Names::default(),
             locks: Locks::default(),
             monitors: Locks::default(),

@@ -8,6 +8,7 @@ use super::reference::ImageRef;
 use super::registry::{Credentials, RegistryError};
 use super::store::{Image, ImageStore, StoreError};
 use crate::metrics::Metrics;
+use crate::stats::Collector;
 use futures::stream::{self, BoxStream, StreamExt};
 use podway_cri::v1::image_service_server::ImageService;
 use podway_cri::{metadata, v1};
@@ -22,19 +23,26 @@ pub struct ImageServer {
     puller: Arc<Puller>,
     clock: Clock,
     metrics: Arc<Metrics>,
+    containers: Option<Arc<Collector>>,
 }
 
 impl ImageServer {
     /// A server over `store`; `clock` is the process' one.
     #[must_use]
     pub fn new(store: Arc<ImageStore>, puller: Arc<Puller>, clock: Clock) -> Self {
-        ImageServer { store, puller, clock, metrics: Arc::default() }
+        ImageServer { store, puller, clock, metrics: Arc::default(), containers: None }
     }
 
     /// The same with the process' metrics.
     #[must_use]
     pub fn counted(self, metrics: Arc<Metrics>) -> Self {
         ImageServer { metrics, ..self }
+    }
+
+    /// The same beside containers, whose writable layers are told as theirs.
+    #[must_use]
+    pub fn beside(self, containers: Arc<Collector>) -> Self {
+        ImageServer { containers: Some(containers), ..self }
     }
 
     fn list(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
@@ -172,15 +180,21 @@ impl ImageService for ImageServer {
         _: Request<v1::ImageFsInfoRequest>,
     ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
         let usage = self.store.usage();
-        let filesystem = v1::FilesystemUsage {
-            timestamp: self.clock.now().0.saturating_mul(1000),
+        let now = self.clock.now().0.saturating_mul(1000);
+        let (bytes, inodes) = match &self.containers {
+            Some(containers) => containers.written(now).await,
+            None => (0, 0),
+        };
+        // One file system for both: the kubelet takes differing mount points for a split one.
+        let filesystem = |bytes, inodes| v1::FilesystemUsage {
+            timestamp: now,
             fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.store.root().display().to_string() }),
-            used_bytes: Some(v1::UInt64Value { value: usage.bytes }),
-            inodes_used: Some(v1::UInt64Value { value: usage.inodes }),
+            used_bytes: Some(v1::UInt64Value { value: bytes }),
+            inodes_used: Some(v1::UInt64Value { value: inodes }),
         };
         Ok(Response::new(v1::ImageFsInfoResponse {
-            image_filesystems: vec![filesystem.clone()],
-            container_filesystems: vec![filesystem],
+            image_filesystems: vec![filesystem(usage.bytes, usage.inodes)],
+            container_filesystems: vec![filesystem(bytes, inodes)],
         }))
     }
 }
