@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn the_binding_carries_the_uid_the_node_and_the_decision() {
         let pod = PodInfo { namespace: "d".into(), name: "p".into(), uid: "u".into(), ..PodInfo::default() };
-        let placement = Placement { pod: Arc::new(pod), node: "n".into(), annotation: Some("[]".into()) };
+        let placement =
+            Placement { pod: Arc::new(pod), node: "n".into(), annotation: Some("[]".into()), volumes: None };
         let object = binding(&placement);
         assert_eq!(object.metadata.uid.as_deref(), Some("u"));
         assert_eq!(object.target.name.as_deref(), Some("n"));

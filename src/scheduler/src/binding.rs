@@ -272,7 +272,8 @@ mod tests {
             lanes: Arc::new(Semaphore::new(1)),
             clock: Clock::new(),
         };
-        let mut placement = Placement { pod: Arc::default(), node: "n".into(), annotation: None };
+        let mut placement =
+            Placement { pod: Arc::default(), node: "n".into(), annotation: None, volumes: None };
         let mut result = reserve(&binder, &placement);
         if result.is_ok() {
             result = cycle(&binder, &mut placement, &Recall::default(), || "[]".to_owned()).await;

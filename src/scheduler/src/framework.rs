@@ -7,6 +7,7 @@
 use crate::cache::{NodePod, NodeState, Snapshot};
 use crate::model::{NodeInfo, PodInfo};
 use crate::objects::Change;
+use crate::plugins::volume_binding::VolumePlan;
 use futures::future::BoxFuture;
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -371,6 +372,8 @@ pub struct Placement {
     pub node: String,
     /// The flow document for the Binding's annotation.
     pub annotation: Option<String>,
+    /// What is to become of its claims before it is bound.
+    pub volumes: Option<Arc<VolumePlan>>,
 }
 
 /// Books what the node gives the pod, in memory.

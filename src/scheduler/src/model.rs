@@ -13,16 +13,21 @@ pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod spread;
+pub mod storage;
 
 pub use affinity::{PodAffinity, PodTerm, WeightedPodTerm};
 pub use budget::DisruptionBudget;
 pub use labels::LabelSelector;
 pub use node::NodeInfo;
-pub use pod::{HostPort, PodInfo, ScheduledCondition, Toleration};
+pub use pod::{Disk, HostPort, PodInfo, ScheduledCondition, Toleration};
 pub use quantity::QuantityError;
 pub use resources::Resources;
 pub use selector::{NodeTerm, Operator, PreferredTerm, Requirement};
 pub use spread::SpreadConstraint;
+pub use storage::{
+    CsiDriver, CsiNode, PersistentVolume, PersistentVolumeClaim, PodVolume, StorageCapacity, StorageClass,
+    VolumeAttachment,
+};
 
 /// Whose object it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

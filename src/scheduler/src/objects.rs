@@ -7,10 +7,13 @@ use crate::model::Meta;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use crate::model::budget::DisruptionBudget;
+pub use crate::model::{
+    CsiDriver, CsiNode, DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageCapacity,
+    StorageClass, VolumeAttachment,
+};
 
 /// Objects of a kind by key (`name`, or `namespace/name`), shared.
-pub type Map<T> = Arc<BTreeMap<String, Arc<T>>>;
+pub type Map<T> = Arc<BTreeMap<Arc<str>, Arc<T>>>;
 
 /// A kind that is kept.
 pub trait Kept: Sized + Send + Sync + PartialEq + 'static {
@@ -56,10 +59,17 @@ macro_rules! kinds {
         pub struct Objects { $($(#[$doc])* pub $field: Map<$kind>),+ }
 
         impl Objects {
-            fn put(&mut self, key: String, object: Object) -> Option<Object> {
+            /// An object is so now; returns what it was.
+            pub fn put(&mut self, key: String, object: Object) -> Option<Object> {
                 match object {
-                    $(Object::$kind(o) => Arc::make_mut(&mut self.$field).insert(key, o).map(Object::$kind)),+
+                    $(Object::$kind(o) => Arc::make_mut(&mut self.$field).insert(key.into(), o).map(Object::$kind)),+
                 }
+            }
+
+            /// The object by kind and key.
+            #[must_use]
+            pub fn get(&self, kind: Kind, key: &str) -> Option<Object> {
+                match kind { $(Kind::$kind => self.$field.get(key).cloned().map(Object::$kind)),+ }
             }
 
             fn take(&mut self, kind: Kind, key: &str) -> Option<Object> {
@@ -69,7 +79,7 @@ macro_rules! kinds {
             }
 
             fn keys(&self, kind: Kind) -> Vec<String> {
-                match kind { $(Kind::$kind => self.$field.keys().cloned().collect()),+ }
+                match kind { $(Kind::$kind => self.$field.keys().map(|k| k.to_string()).collect()),+ }
             }
         }
     };
@@ -78,6 +88,20 @@ macro_rules! kinds {
 kinds! {
     /// PodDisruptionBudgets.
     DisruptionBudget budgets,
+    /// PersistentVolumes.
+    PersistentVolume volumes,
+    /// PersistentVolumeClaims.
+    PersistentVolumeClaim claims,
+    /// StorageClasses.
+    StorageClass classes,
+    /// CSINodes.
+    CsiNode csi_nodes,
+    /// CSIDrivers.
+    CsiDriver csi_drivers,
+    /// CSIStorageCapacities.
+    StorageCapacity capacities,
+    /// VolumeAttachments.
+    VolumeAttachment attachments,
 }
 
 /// An object came, changed or went.
@@ -189,6 +213,10 @@ mod tests {
         let gone = take(Step::Done);
         assert_eq!((gone.len(), gone[0].label(), &gone[0].new), (1, "ObjectDelete", &None));
         assert_eq!(take(Step::Gone("d/b".into())).len(), 1);
-        assert!(objects.budgets.is_empty() && lists.complete());
+        assert!(objects.budgets.is_empty() && !lists.complete());
+        for kind in Kind::ALL {
+            lists.take(&mut objects, *kind, Step::Done);
+        }
+        assert!(lists.complete());
     }
 }

@@ -12,8 +12,12 @@ use crate::evict::{Eviction, evict};
 use crate::explain::{annotation_of, records};
 use crate::framework::{ClusterEvent, Framework, Placement, Preemption};
 use crate::metrics::{AttemptResult, Health, Metrics};
-use crate::model::{DisruptionBudget, Meta, NodeInfo, PodInfo};
+use crate::model::{
+    CsiDriver, CsiNode, DisruptionBudget, Meta, NodeInfo, PersistentVolume, PersistentVolumeClaim, PodInfo,
+    StorageCapacity, StorageClass, VolumeAttachment,
+};
 use crate::objects::{Kept, Kind, Lists, Step};
+use crate::plugins::volume_binding::{Assumed, VolumeBinder, VolumePlan};
 use crate::plugins::{default_binder::DefaultBinder, default_framework};
 use crate::queue::{Queue, QueuedPod};
 use crate::server::{self, Probe, ServeError};
@@ -82,6 +86,8 @@ struct Scheduler {
     binder: Binder,
     /// The pods whose binding is under way, as last seen on the watch.
     binding: HashMap<String, (Arc<PodInfo>, Arc<Recall>)>,
+    /// What their claims are taken to have.
+    assumed: HashMap<String, Assumed>,
     /// Where victims are evicted.
     evictor: kube::Client,
     lists: Lists,
@@ -119,6 +125,10 @@ pub async fn run_with(
 ) -> Result<(), RunError> {
     let clients = clients.into();
     let metrics = Arc::new(Metrics::new());
+    if framework.pre_bind.is_empty() {
+        let binder = VolumeBinder::new(clients.bind.clone(), VolumeBinder::TIMEOUT);
+        framework.pre_bind.push(Arc::new(binder));
+    }
     if framework.bind.is_empty() {
         framework.bind.push(Arc::new(DefaultBinder::new(clients.bind.clone(), metrics.clone())));
     }
@@ -148,7 +158,11 @@ pub async fn run_with(
         inputs.clone(),
     ));
     tasks.spawn(watch(Api::<Pod>::all(clients.watch.clone()), live, "pods", Input::Pod, inputs.clone()));
-    tasks.spawn(watch_objects::<DisruptionBudget>(clients.watch.clone(), inputs.clone()));
+    macro_rules! kinds {
+        ($($kind:ty),+) => { $(tasks.spawn(watch_objects::<$kind>(clients.watch.clone(), inputs.clone()));)+ };
+    }
+    kinds!(DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageClass);
+    kinds!(CsiNode, CsiDriver, StorageCapacity, VolumeAttachment);
     let evictor = clients.status.clone();
     let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
     let binder = Binder {
@@ -163,6 +177,7 @@ pub async fn run_with(
         config,
         binder,
         binding: HashMap::new(),
+        assumed: HashMap::new(),
         evictor,
         lists: Lists::default(),
         cycles: JoinSet::new(),
@@ -508,6 +523,10 @@ impl Scheduler {
 
     fn remove_pod(&mut self, uid: &str) {
         self.forget_waiting(uid);
+        if let Some((_, recall)) = self.binding.get(uid) {
+            // What may still be held up need not be.
+            recall.recall();
+        }
         if let Some(pod) = self.cache.remove_pod(uid) {
             self.happened(&ClusterEvent::AssignedPodDelete(pod));
         }
@@ -540,10 +559,18 @@ impl Scheduler {
             }
             Err(CycleError::Failed(failure)) => return self.failed(queued, failure.to_string(), started),
         };
-        let placement = Placement { pod: queued.pod.clone(), node: decision.node.clone(), annotation: None };
+        let node = snapshot.node(&decision.node).filter(|_| !queued.pod.volumes.is_empty());
+        let volumes = node.and_then(|node| VolumePlan::of(&queued.pod, &node.info, &snapshot)).map(Arc::new);
+        if let Some(plan) = &volumes {
+            let assumed = plan.assume(self.cache.objects_mut());
+            self.assumed.insert(queued.pod.uid.clone(), assumed);
+        }
+        let node = decision.node.clone();
+        let placement = Placement { pod: queued.pod.clone(), node, annotation: None, volumes };
         self.cache.assume(queued.pod.clone(), &decision.node);
         if let Err(unbound) = binding::reserve(&self.binder, &placement) {
             self.cache.remove_pod(&queued.pod.uid);
+            self.revert_volumes(&queued.pod.uid);
             return self.unbound(queued, &unbound, started);
         }
         self.bind(queued, placement, decision, started);
@@ -578,12 +605,14 @@ impl Scheduler {
         let Bound { mut queued, placement, started, result } = bound;
         let latest = self.binding.remove(&queued.pod.uid);
         let Err(unbound) = result else {
+            self.assumed.remove(&queued.pod.uid);
             let (now, metrics) = (self.binder.clock.now(), &self.binder.metrics);
             metrics.attempt(AttemptResult::Scheduled, &queued.pod.scheduler_name, now.since(started));
             metrics.scheduled(queued.attempts, now.since(queued.added));
             return self.notify(Notice::Scheduled(queued.pod, placement.node));
         };
         binding::unreserve(&self.binder, &placement);
+        self.revert_volumes(&queued.pod.uid);
         if !self.cache.is_assumed(&queued.pod.uid) {
             // Deleted meanwhile, or bound by another and seen so on the watch.
             return;
@@ -594,6 +623,14 @@ impl Scheduler {
         }
         if !queued.pod.deleting {
             self.unbound(queued, &unbound, started);
+        }
+    }
+
+    /// A pod's claims get nothing after all; other pods may.
+    fn revert_volumes(&mut self, uid: &str) {
+        if let Some(assumed) = self.assumed.remove(uid) {
+            let freed = assumed.revert(self.cache.objects_mut());
+            freed.into_iter().for_each(|change| self.happened(&ClusterEvent::Object(change)));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{ModelError, Resources, quantity};
 use k8s_openapi::api::core::v1;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A taint's effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct NodeInfo {
     pub allocatable: Resources,
     /// `status.allocatable.pods`.
     pub allocatable_pods: i64,
+    /// `status.declaredFeatures`.
+    pub features: BTreeSet<String>,
     /// Image name to size in bytes; an image has several names.
     pub images: BTreeMap<String, i64>,
 }
@@ -99,6 +101,7 @@ impl NodeInfo {
                 .collect(),
             allocatable: Resources::parse(&allocatable, "status.allocatable")?,
             allocatable_pods,
+            features: status.and_then(|s| s.declared_features.clone()).into_iter().flatten().collect(),
             images,
         })
     }

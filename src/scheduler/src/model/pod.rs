@@ -2,7 +2,7 @@
 
 use super::node::{Effect, Taint};
 use super::resources::{CPU, MEMORY};
-use super::{ModelError, NodeTerm, PodAffinity, PreferredTerm, Resources, SpreadConstraint};
+use super::{ModelError, NodeTerm, PodAffinity, PodVolume, PreferredTerm, Resources, SpreadConstraint};
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeMap;
 
@@ -121,6 +121,10 @@ pub struct PodInfo {
     pub preferred_terms: Vec<PreferredTerm>,
     /// Tolerations.
     pub tolerations: Vec<Toleration>,
+    /// Volumes that its placement goes by.
+    pub volumes: Vec<PodVolume>,
+    /// Features that its node must declare.
+    pub needs: Vec<&'static str>,
     /// What of the spec this scheduler does not honour yet, by field name; such a pod is refused.
     pub unsupported: Vec<&'static str>,
     /// PodScheduled as last seen.
@@ -193,6 +197,11 @@ impl PodInfo {
             required_terms,
             preferred_terms,
             tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
+            volumes: PodVolume::of(
+                meta.name.as_deref().unwrap_or_default(),
+                spec.volumes.as_deref().unwrap_or_default(),
+            ),
+            needs: needs(spec),
             unsupported: unsupported(spec),
             condition: condition(pod),
             nominated: status.and_then(|s| s.nominated_node_name.clone()).unwrap_or_default(),
@@ -256,10 +265,68 @@ fn unsupported(spec: &v1::PodSpec) -> Vec<&'static str> {
     if spec.resource_claims.iter().flatten().count() > 0 {
         out.push("resourceClaims");
     }
-    if spec.volumes.iter().flatten().any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some()) {
-        out.push("volumes.persistentVolumeClaim");
+    out
+}
+
+/// The features that a node must declare for such a pod (`component-helpers/nodedeclaredfeatures`).
+fn needs(spec: &v1::PodSpec) -> Vec<&'static str> {
+    let mut out = Vec::new();
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut rules = all.flat_map(|c| c.restart_policy_rules.iter().flatten());
+    if rules.any(|rule| rule.action == "RestartAllContainers") {
+        out.push("RestartAllContainersOnContainerExits");
+    }
+    if spec.host_network == Some(true) && spec.host_users == Some(false) {
+        out.push("UserNamespacesHostNetworkSupport");
     }
     out
+}
+
+/// A disk that two pods of a node cannot always share (`plugins/volumerestrictions`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// gcePersistentDisk: name, and whether it is only read.
+    Gce(String, bool),
+    /// awsElasticBlockStore: volume ID.
+    Ebs(String),
+    /// iscsi: IQN, and whether it is only read.
+    Iscsi(String, bool),
+    /// rbd: monitors, pool, image, and whether it is only read.
+    Rbd(Vec<String>, String, String, bool),
+}
+
+impl Disk {
+    /// The disk of a volume, if it is one.
+    #[must_use]
+    pub fn of(volume: &v1::Volume) -> Option<Self> {
+        if let Some(d) = &volume.gce_persistent_disk {
+            return Some(Disk::Gce(d.pd_name.clone(), d.read_only == Some(true)));
+        }
+        if let Some(d) = &volume.aws_elastic_block_store {
+            return Some(Disk::Ebs(d.volume_id.clone()));
+        }
+        if let Some(d) = &volume.iscsi {
+            return Some(Disk::Iscsi(d.iqn.clone(), d.read_only == Some(true)));
+        }
+        let d = volume.rbd.as_ref()?;
+        let pool = d.pool.clone().unwrap_or_else(|| "rbd".to_owned());
+        Some(Disk::Rbd(d.monitors.clone(), pool, d.image.clone(), d.read_only == Some(true)))
+    }
+
+    /// True when both cannot be on a node.
+    #[must_use]
+    pub fn conflicts(&self, other: &Disk) -> bool {
+        match (self, other) {
+            (Disk::Gce(a, reads), Disk::Gce(b, other)) | (Disk::Iscsi(a, reads), Disk::Iscsi(b, other)) => {
+                a == b && !(*reads && *other)
+            }
+            (Disk::Ebs(a), Disk::Ebs(b)) => a == b,
+            (Disk::Rbd(monitors, pool, image, reads), Disk::Rbd(others, p, i, other)) => {
+                monitors.iter().any(|m| others.contains(m)) && pool == p && image == i && !(*reads && *other)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Upstream's `podTerminatingByPreemption`, less the deletion that is told apart by `deleting`.
