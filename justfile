@@ -4,9 +4,12 @@ ci:
 fmt:
     cargo fmt --all --check
 clippy:
-    cargo clippy --release --workspace --all-targets -- -D warnings
+    cargo clippy --release --workspace --all-targets --features podway-runtime/failpoints -- -D warnings
 test:
     tests/run
+# kill -9 of the runtime at each step that leaves something behind (tests/run has it too)
+points:
+    cargo test --release --workspace --features podway-runtime/failpoints --test points
 crds:
     cargo run --release --bin podway -- crds > crds/podflows.yaml
 deny:

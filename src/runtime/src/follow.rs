@@ -5,6 +5,7 @@
 
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
+use crate::points::{self, Point};
 use crate::state::{Life, Runtime, Stage};
 use crate::{events, orphan, supervisor};
 use podway_cri::v1::ContainerEventType;
@@ -33,6 +34,7 @@ pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<Vec<ListedCo
     }
     let dir = runtime.sandbox_dir(sandbox).join("monitor");
     supervisor::start(runtime.config.monitor.path.clone(), socket, dir).await?;
+    points::at(Point::MonitorStarted);
     watch(runtime, sandbox).await?;
     Ok(Vec::new())
 }
@@ -62,7 +64,7 @@ async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
         if let Event::Exited { id, exit_code, .. } = event
             && let (Ok(id), Some(state)) = (Id::try_from(id), state.upgrade())
         {
-            settled(&state, &id, Some(exit_code));
+            settle(&state, &id, Some(exit_code));
         }
     };
     supervisor::watch(&runtime.monitor_socket(sandbox), told, ended).await?;
@@ -72,14 +74,11 @@ async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
 /// Takes the durable exit record over; without one the code that is known otherwise, else 255.
 /// Only for a container that has ended. News is told to the listeners, even what could not be
 /// journalled. Blocks.
-///
-/// # Errors
-/// [`OpError::Journal`].
-pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) -> Result<(), OpError> {
+pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
     let record = ExitRecord::read(&runtime.container_dir(id).join("exit")).ok();
     let now = runtime.now_ns();
     let mut news = false;
-    let noted = runtime.note_container(id, |c| {
+    runtime.note_container(id, |c| {
         if c.stage != Stage::Exited {
             news = true;
             c.stage = Stage::Exited;
@@ -90,15 +89,8 @@ pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) -> Result<(), OpErr
         }
     });
     if news {
+        points::at(Point::ExitJournalled);
         events::publish(runtime, id, ContainerEventType::ContainerStoppedEvent);
-    }
-    Ok(noted?)
-}
-
-/// As [`settle`] where nobody waits for the answer.
-fn settled(runtime: &Runtime, id: &Id, code: Option<i32>) {
-    if let Err(error) = settle(runtime, id, code) {
-        tracing::error!(container = %id, error = error.chain(), "an exit was not journalled");
     }
 }
 
@@ -144,7 +136,7 @@ pub fn adopt(runtime: &Arc<Runtime>, id: &Id) {
             },
         };
         let journal = blocking(move || {
-            settled(&runtime, &id, code);
+            settle(&runtime, &id, code);
             Ok(())
         });
         if let Err(error) = journal.await {
@@ -181,7 +173,7 @@ pub async fn resume(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError>
             Some((State::Exited, code)) => {
                 let (state, of) = (Arc::clone(runtime), id);
                 blocking(move || {
-                    settled(&state, &of, Some(code));
+                    settle(&state, &of, Some(code));
                     Ok(())
                 })
                 .await?;

@@ -4,6 +4,7 @@
 //! What the journal says is memory; the kernel is the truth. `load_all` runs once, on start.
 
 use crate::ids::Id;
+use crate::points::{self, Point};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -66,6 +67,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
             let mut file = File::create(&staged)?;
             file.write_all(&bytes)?;
             file.sync_data()?;
+            points::at(Point::JournalStaged);
             fs::rename(&staged, &path)
         };
         write().map_err(|e| JournalError::Io(path.clone(), e))

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod names;
 pub mod netns;
 pub mod orphan;
+pub mod points;
 pub mod recover;
 pub mod rootfs;
 pub mod run;

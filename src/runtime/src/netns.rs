@@ -5,6 +5,7 @@
 //! The thread is never reused: it stays in the new namespaces until it ends.
 
 use crate::journal::private_dir;
+use crate::points::{self, Point};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::BTreeMap;
@@ -112,6 +113,7 @@ fn set_up(wanted: &Wanted) -> Result<(), NamespaceError> {
     ];
     let flags = kinds.iter().filter(|k| k.2).fold(CloneFlags::empty(), |f, k| f | k.1);
     unshare(flags).map_err(step("unshare namespaces"))?;
+    points::at(Point::NamespacesMade);
     if wanted.net {
         loopback_up().map_err(step("bring the loopback up"))?;
     }
@@ -128,6 +130,7 @@ fn set_up(wanted: &Wanted) -> Result<(), NamespaceError> {
         let source = format!("/proc/thread-self/ns/{kind}");
         mount(Some(source.as_str()), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(step(format!("pin the {kind} namespace")))?;
+        points::at(Point::NamespacePinned);
     }
     Ok(())
 }

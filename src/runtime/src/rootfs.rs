@@ -3,6 +3,7 @@
 pub mod implicit;
 
 use crate::journal::private_dir;
+use crate::points::{self, Point};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,7 @@ pub fn mount_overlay(layers: &[Layer], data: &Path, target: &Path) -> Result<(),
         std::fs::create_dir_all(dir).map_err(err)?;
     }
     implicit::apply(layers, &upper).map_err(err)?;
+    points::at(Point::RootfsDirectories);
     let lower: Vec<String> = layers.iter().rev().map(|l| l.dir.display().to_string()).collect();
     let options =
         format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());

@@ -9,6 +9,7 @@ use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::journal::private_dir;
 use crate::names::{Made, Name};
+use crate::points::{self, Point};
 use crate::state::{Attached, Life, Runtime, Sandbox};
 use crate::status::{options, sandbox_config};
 use crate::{cgroup, container, follow, netns, rootfs, supervisor};
@@ -142,6 +143,7 @@ impl Journalled {
         };
         blocking(move || {
             runtime.put_sandbox(&id, entry.clone())?;
+            points::at(Point::SandboxIntent);
             Ok(Journalled { runtime, id, entry, config })
         })
         .await
@@ -201,6 +203,7 @@ impl Journalled {
         let io = |what| move |e| OpError::Io(what, e);
         let dir = self.runtime.sandbox_dir(&self.id);
         private_dir(&dir).map_err(io("make the sandbox' directory"))?;
+        points::at(Point::SandboxDirectory);
         std::fs::write(dir.join("hostname"), format!("{}\n", self.hostname()))
             .map_err(io("write hostname"))?;
         if let Some(dns) = &self.config.dns_config {
@@ -225,6 +228,7 @@ impl Journalled {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
             mount(Some("shm"), &shm, Some("tmpfs"), flags, Some("mode=1777,size=65536k"))
                 .map_err(|e| OpError::Io("mount the sandbox' shm", e.into()))?;
+            points::at(Point::ShmMounted);
         }
         Ok(())
     }
@@ -244,12 +248,14 @@ impl Pinned {
             // The intent: from here on a DEL is owed, whatever becomes of the ADD.
             step.entry.attached = Some(Attached { network: network.clone(), result: None });
             step.runtime.put_sandbox(&step.id, step.entry.clone())?;
+            points::at(Point::NetworkIntent);
             Ok((step, network))
         });
         let added = async {
             let (step, network) = intent.await?;
             let attachment = attachment(&step.runtime, &step.id, &step.config);
             let added = network.add(runner(&step.runtime), &attachment).await?;
+            points::at(Point::NetworkAdded);
             Ok::<_, OpError>((step, network, added))
         };
         let (mut step, network, added) = match added.await {
@@ -276,7 +282,9 @@ impl Networked {
         step.entry.life = Life::Ready;
         step.entry.records = step.runtime.take_failed(uid);
         step.entry.records.extend(recorder.snapshot());
-        blocking(move || Ok(step.runtime.put_sandbox(&step.id, step.entry)?)).await
+        blocking(move || Ok(step.runtime.put_sandbox(&step.id, step.entry)?)).await?;
+        points::at(Point::SandboxReady);
+        Ok(())
     }
 }
 
@@ -316,21 +324,29 @@ async fn stop_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
     let Some(entry) = runtime.sandbox(id) else { return Ok(()) };
     if entry.life == Life::Ready {
         let (state, of) = (Arc::clone(runtime), id.clone());
-        blocking(move || Ok(state.update_sandbox(&of, |s| s.life = Life::Stopped)?)).await?;
+        blocking(move || {
+            state.note_sandbox(&of, |s| s.life = Life::Stopped);
+            Ok(())
+        })
+        .await?;
+        points::at(Point::SandboxStopped);
     }
     let stops = runtime
         .containers_of(id)
         .into_iter()
         .map(|(cid, _)| async move { container::stop(runtime, &cid, 0).await });
     join_all(stops).await.into_iter().collect::<Result<(), _>>()?;
+    points::at(Point::ContainersEnded);
     if let Some(attached) = &entry.attached {
         let attachment = attachment(runtime, id, &sandbox_config(&entry)?);
         attached.network.del(runner(runtime), &attachment, attached.result.as_ref()).await?;
+        points::at(Point::NetworkDeleted);
     }
     let (state, id) = (Arc::clone(runtime), id.clone());
     blocking(move || {
         netns::remove(&state.namespaces(&id)).map_err(|e| OpError::Io("unpin the namespaces", e))?;
-        state.update_sandbox(&id, |s| s.attached = None)?;
+        points::at(Point::NamespacesUnpinned);
+        state.note_sandbox(&id, |s| s.attached = None);
         Ok(())
     })
     .await
@@ -354,22 +370,28 @@ async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
         .into_iter()
         .map(|(cid, _)| async move { container::remove(runtime, &cid).await });
     join_all(removes).await.into_iter().collect::<Result<(), _>>()?;
+    points::at(Point::ContainersRemoved);
     let socket = runtime.monitor_socket(id);
     match supervisor::call(&socket, Request::Shutdown).await {
         Err(error) if !supervisor::is_gone(&error) => return Err(error.into()),
         _ => {}
     }
+    points::at(Point::MonitorEnded);
     let (runtime, id) = (Arc::clone(runtime), id.clone());
     blocking(move || {
         rootfs::remove_file(&socket).map_err(|e| OpError::Io("remove the monitor's socket", e))?;
         let dir = runtime.sandbox_dir(&id);
         rootfs::unmount(&dir.join("shm")).map_err(|e| OpError::Io("unmount the sandbox' shm", e))?;
+        points::at(Point::ShmUnmounted);
         rootfs::remove_tree(&dir).map_err(|e| OpError::Io("remove the sandbox' directory", e))?;
         if entry.cgroup.ends_with(id.as_str()) {
             let removed = runtime.cgroups.remove_tree(&entry.cgroup);
             removed.map_err(|e| OpError::Io("remove the sandbox' cgroup", e))?;
         }
-        Ok(runtime.forget_sandbox(&id)?)
+        points::at(Point::SandboxFilesGone);
+        runtime.forget_sandbox(&id)?;
+        points::at(Point::SandboxForgotten);
+        Ok(())
     })
     .await
 }

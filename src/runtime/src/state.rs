@@ -317,6 +317,19 @@ impl Runtime {
         Ok(true)
     }
 
+    /// As [`Runtime::update_sandbox`] for what is being undone: it goes on even if it cannot be
+    /// journalled, for a full disk must not keep what would make room. After a crash it is undone once
+    /// more. Blocks.
+    pub fn note_sandbox(&self, id: &Id, change: impl FnOnce(&mut Sandbox)) {
+        let _writing = self.writing(id);
+        let Some(mut entry) = self.sandbox(id) else { return };
+        change(&mut entry);
+        if let Err(error) = self.sandbox_journal.put(id, &entry) {
+            tracing::error!(sandbox = %id, error = crate::image::pull::chain(&error), "a stop was not journalled");
+        }
+        self.maps().sandboxes.insert(id.clone(), entry);
+    }
+
     /// Writes a new container's entry, then shows it. Blocks.
     ///
     /// # Errors
@@ -349,18 +362,16 @@ impl Runtime {
 
     /// As [`Runtime::update_container`], but what happened is shown even if it cannot be journalled
     /// (a full disk): an exit is a fact, and its own record is on disk already. Blocks.
-    ///
-    /// # Errors
-    /// [`JournalError`]; the change stands in memory.
-    pub fn note_container(&self, id: &Id, change: impl FnOnce(&mut Container)) -> Result<(), JournalError> {
+    pub fn note_container(&self, id: &Id, change: impl FnOnce(&mut Container)) {
         let writing = self.writing(id);
-        let Some(mut entry) = self.container(id) else { return Ok(()) };
+        let Some(mut entry) = self.container(id) else { return };
         change(&mut entry);
-        let journalled = self.container_journal.put(id, &entry);
+        if let Err(error) = self.container_journal.put(id, &entry) {
+            tracing::error!(container = %id, error = crate::image::pull::chain(&error), "an end was not journalled");
+        }
         self.maps().containers.insert(id.clone(), entry);
         drop(writing);
         self.changed.send_modify(|n| *n += 1);
-        journalled
     }
 
     /// Forgets a sandbox. Blocks.

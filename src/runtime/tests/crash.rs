@@ -6,61 +6,19 @@
 mod cri;
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/process.rs"]
+mod process;
 
 use cri::Cri;
 use node::Node;
 use podway_cri::v1;
-use podway_runtime::config::Config;
-use std::process::{Child, Command, Stdio};
+use process::Process;
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 
-const VARIABLE: &str = "PODWAY_TEST_RUNTIME";
-
-/// Not a test of its own: this executable, started again by [`Process::start`], is the runtime.
+/// Not a test of its own: see [`process::run`].
 #[tokio::test(flavor = "multi_thread")]
 async fn runtime_process() {
-    let Some(path) = std::env::var_os(VARIABLE) else { return };
-    let config = Config::load(path.as_ref()).unwrap();
-    podway_runtime::run::run(config, CancellationToken::new()).await.unwrap();
-}
-
-struct Process(Child);
-
-impl Process {
-    fn start(node: &Node) -> Process {
-        let c = &node.config;
-        let text = format!(
-            "listen = {:?}\nroot = {:?}\nstate = {:?}\ncgroup_parent = {:?}\n[cni]\nbin_dirs = {:?}\nconf_dir = {:?}\n[runc]\npath = {:?}\n[monitor]\npath = {:?}\n",
-            c.listen,
-            c.root,
-            c.state,
-            c.cgroup_parent,
-            c.cni.bin_dirs,
-            c.cni.conf_dir,
-            c.runc.path,
-            c.monitor.path
-        );
-        let file = node.at("runtime.toml");
-        std::fs::write(&file, text).unwrap();
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(node.at("runtime.log")).unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "runtime_process", "--nocapture"]).env(VARIABLE, file);
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Process(command.spawn().unwrap())
-    }
-
-    async fn connect(&mut self, node: &Node) -> Cri {
-        cri::connect(&node.config.listen, || matches!(self.0.try_wait(), Ok(None))).await
-    }
-}
-
-impl Drop for Process {
-    /// Always `kill -9`.
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    process::run().await;
 }
 
 /// The living processes whose command line is exactly `command`.
@@ -240,6 +198,45 @@ async fn a_created_container_is_started_once_whoever_died_since() {
         assert_eq!(processes(&command).len(), 1);
         cri.remove_pod(&sandbox).await;
         assert_eq!(node.leftovers(), Vec::<String>::new());
+    }
+}
+
+/// Its monitor made the exit durable and died before the runtime, which sleeps or is dead, heard of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_durable_exit_code_outlives_the_monitor_that_nobody_heard() {
+    let Some(node) = node::node() else { return };
+    for dead in [false, true] {
+        let mut process = Process::start(&node);
+        let mut cri = process.connect(&node).await;
+        let script = "busybox mkfifo /go; read x < /go; exit 9";
+        let (sandbox, id) = bring_up(&mut cri, &node, &format!("durable{dead}"), script).await.unwrap();
+        let ready = ["sh", "-c", "until test -p /go; do sleep 0.02; done"];
+        assert_eq!(cri.exec(&id, &ready).await.unwrap().exit_code, 0);
+        let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
+        let runtime = nix::unistd::Pid::from_raw(i32::try_from(process.pid()).unwrap());
+        nix::sys::signal::kill(runtime, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        // In the container's own mount: the overlay's pipe is not the one that lies in its upper directory.
+        let state = std::fs::read(node.at("state/runc").join(&id).join("state.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+        std::fs::write(format!("/proc/{}/root/go", state["init_process_pid"]), "\n").unwrap();
+        let record = node.at("root/containers").join(&id).join("exit");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !record.exists() {
+            assert!(Instant::now() < deadline, "no exit record");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        kill(monitor);
+        if dead {
+            drop(process);
+            process = Process::start(&node);
+            cri = process.connect(&node).await;
+        } else {
+            nix::sys::signal::kill(runtime, nix::sys::signal::Signal::SIGCONT).unwrap();
+        }
+        let status = cri.exited(&id).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (9, "Error"), "dead: {dead}");
+        cri.remove_pod(&sandbox).await;
+        assert_eq!(node.leftovers(), Vec::<String>::new(), "dead: {dead}");
     }
 }
 

@@ -6,6 +6,7 @@ use super::life::remove_alone;
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::names::{Made, Name};
+use crate::points::{self, Point};
 use crate::state::{Container, Life, ResolvedImage, Runtime, Sandbox, Stage};
 use crate::status::sandbox_config;
 use crate::{rootfs, spec};
@@ -120,6 +121,7 @@ async fn build(
             c.stage = Stage::Created;
             c.records = record.snapshot();
         })?;
+        points::at(Point::ContainerCreated);
         Ok(())
     })
     .await
@@ -166,6 +168,7 @@ fn prepare(
         records: Vec::new(),
     };
     runtime.put_container(id, entry)?;
+    points::at(Point::ContainerIntent);
     if !runtime.pin(id, &image.layers) {
         return Err(missing()); // removed a moment ago
     }
@@ -180,6 +183,7 @@ fn prepare(
         span.fail("MountFailed", &error.chain());
         return Err(error);
     }
+    points::at(Point::RootfsMounted);
     span.succeed("Mounted");
 
     let mut span = begin(Phase::SpecGenerated);
@@ -199,6 +203,7 @@ fn prepare(
     };
     span.note("sha256", hex::encode(Sha256::digest(&document)));
     span.note("path", bundle.join("config.json").display());
+    points::at(Point::SpecWritten);
     span.succeed("Generated");
 
     if let Some(dir) = Path::new(&log).parent().filter(|_| !log.is_empty()) {

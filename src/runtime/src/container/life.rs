@@ -2,6 +2,7 @@
 
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
+use crate::points::{self, Point};
 use crate::state::{Container, Runtime, Stage};
 use crate::{follow, orphan, rootfs, supervisor};
 use podway_monitor::{ClientError, ErrorCode, Request};
@@ -38,6 +39,7 @@ pub async fn stop(runtime: &Arc<Runtime>, id: &Id, grace: i64) -> Result<(), OpE
     }
     if let Ok(grace @ 1..) = u64::try_from(grace) {
         signal(runtime, id, &entry, entry.stop_signal).await?;
+        points::at(Point::StopSignalled);
         if tokio::time::timeout(Duration::from_secs(grace), runtime.exited(id)).await.is_ok() {
             return Ok(());
         }
@@ -55,7 +57,7 @@ async fn discard(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
         let (state, of) = (Arc::clone(runtime), id.clone());
         blocking(move || {
             let never = "the container was stopped before it was started";
-            state.update_container(&of, |c| c.refusal = Some(never.to_owned()))?;
+            state.note_container(&of, |c| c.refusal = Some(never.to_owned()));
             Ok(())
         })
         .await?;
@@ -90,7 +92,8 @@ pub(super) async fn signal(
             // Who waits for its end was set up when the monitor's was noticed.
             return Ok(init.signal(signo)?);
         }
-        follow::settle(&state, &id, None)
+        follow::settle(&state, &id, None);
+        Ok(())
     })
     .await
 }
@@ -119,12 +122,17 @@ pub(super) async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), 
             let root = state.config.state.join("runc");
             orphan::remove(&state.config.runc.path, &root, &id, (&state.cgroups, &entry.cgroup))?;
         }
+        points::at(Point::RuncDeleted);
         let bundle = state.bundle(&id);
         rootfs::unmount(&bundle.join("rootfs")).map_err(|e| OpError::Io("unmount the root filesystem", e))?;
+        points::at(Point::RootfsUnmounted);
         for dir in [bundle, state.container_dir(&id)] {
             rootfs::remove_tree(&dir).map_err(|e| OpError::Io("remove the container's files", e))?;
         }
-        Ok(state.forget_container(&id)?)
+        points::at(Point::ContainerFilesGone);
+        state.forget_container(&id)?;
+        points::at(Point::ContainerForgotten);
+        Ok(())
     })
     .await
 }

@@ -8,6 +8,7 @@ use super::life::{ended, known, signal};
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::names::Made;
+use crate::points::{self, Point};
 use crate::state::{Container, Runtime, Stage};
 use crate::status::container_config;
 use crate::{follow, supervisor};
@@ -68,6 +69,7 @@ async fn start_alone(runtime: &Arc<Runtime>, id: &Id, recorder: &Recorder) -> Re
     };
     let span = begin(Phase::ContainersCreated);
     let pid = create(runtime, id, &entry, &config, span).await?;
+    points::at(Point::RuncCreated);
 
     let mut span = begin(Phase::ContainersStarted);
     span.note("pid", pid);
@@ -84,6 +86,7 @@ async fn start_alone(runtime: &Arc<Runtime>, id: &Id, recorder: &Recorder) -> Re
             return Err(error);
         }
     };
+    points::at(Point::RuncStarted);
     span.succeed("Started");
     let (state, of, record, now) = (Arc::clone(runtime), id.clone(), recorder.clone(), runtime.now_ns());
     blocking(move || {
@@ -95,6 +98,7 @@ async fn start_alone(runtime: &Arc<Runtime>, id: &Id, recorder: &Recorder) -> Re
             c.started_at = now.min(if c.finished_at > 0 { c.finished_at } else { now });
             c.records.extend(record.snapshot());
         })?;
+        points::at(Point::ContainerRunning);
         Ok(())
     })
     .await
@@ -129,7 +133,11 @@ async fn create(
             if let OpError::Runc(refusal) = &error {
                 refused(runtime, id, refusal.clone()).await?;
                 let (state, of) = (Arc::clone(runtime), id.clone());
-                blocking(move || follow::settle(&state, &of, None)).await?;
+                blocking(move || {
+                    follow::settle(&state, &of, None);
+                    Ok(())
+                })
+                .await?;
             }
             return Err(error);
         }

@@ -12,6 +12,7 @@ use super::registry::{
 };
 use super::store::{Image, ImageStore, StoreError};
 use super::unpack::{Limits, UnpackError, unpack};
+use crate::points::{self, Point};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use podway_flow::{Phase, Recorder};
@@ -394,6 +395,7 @@ impl Puller {
         // Once started it ends by itself: this future's end is the channel's end.
         let worker = tokio::task::spawn_blocking(move || {
             let staging = Staging(store.staging()?);
+            points::at(Point::LayerStaged);
             let root = std::fs::File::open(&staging.0)
                 .map_err(|e| EndpointError::Unpack(layer.digest, UnpackError::Read(e)))?;
             let done = unpack(receiver, layer.size, root.into(), limits)
@@ -404,7 +406,9 @@ impl Puller {
             if done.diff != diff {
                 return Err(EndpointError::Digest { want: diff, got: done.diff, of: "diff" });
             }
+            points::at(Point::LayerUnpacked);
             store.commit_layer(&staging.0, diff, done.unpacked)?;
+            points::at(Point::LayerCommitted);
             Ok(done.compressed_bytes)
         });
         let mut broken = None;

@@ -10,6 +10,7 @@ mod index;
 use super::reference::{Digest, ImageRef};
 use super::registry::ImageConfig;
 use super::unpack::Unpacked;
+use crate::points::{self, Point};
 use crate::rootfs::{self, Layer};
 use index::{File, Stored, StoredLayer, directories, io_error};
 pub use index::{Image, StoreError};
@@ -221,6 +222,7 @@ impl ImageStore {
     ) -> Result<Arc<Image>, StoreError> {
         let directory = std::fs::File::open(&self.root).map_err(io_error("open", &self.root))?;
         rustix::fs::syncfs(&directory).map_err(|e| io_error("sync", &self.root)(e.into()))?;
+        points::at(Point::LayersSynced);
         let state = self.lock();
         let mut index = (*self.index()).clone();
         let (tag, digest) = names;
@@ -258,6 +260,7 @@ impl ImageStore {
         }
         let image = image.clone();
         self.replace(&state, index)?;
+        points::at(Point::ImageEntered);
         Ok(image)
     }
 
@@ -276,6 +279,7 @@ impl ImageStore {
             }
             self.replace(&state, index)?;
         }
+        points::at(Point::ImageForgotten);
         self.collect()?;
         Ok(true)
     }
@@ -302,6 +306,7 @@ impl ImageStore {
                 let path = self.layer_dir(layer);
                 std::fs::rename(&path, &grave).map_err(io_error("remove", &path))?;
                 state.layers.remove(&layer);
+                points::at(Point::LayerBuried);
                 doomed.push(grave);
             }
             if !doomed.is_empty() {

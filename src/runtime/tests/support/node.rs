@@ -110,6 +110,18 @@ impl Node {
         self.dir.path().join(name)
     }
 
+    /// Puts the runtime's root on a tmpfs of its own.
+    pub fn remount_root(&self, options: &str) {
+        let root = self.at("root");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&root).status();
+        assert!(mounted.unwrap().success());
+        self.add_image();
+    }
+
+    pub fn unmount_root(&self) {
+        assert!(Command::new("umount").arg(self.at("root")).status().unwrap().success());
+    }
+
     /// busybox with `sh` and the directories that a distribution has, straight into the store.
     fn add_image(&self) {
         std::fs::create_dir_all(&self.config.root).unwrap();

@@ -2,6 +2,7 @@
 
 use super::super::reference::Digest;
 use super::super::registry::ImageConfig;
+use crate::points::{self, Point};
 use crate::rootfs::Layer;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -109,6 +110,7 @@ impl File {
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&bytes)?;
             file.sync_all()?;
+            points::at(Point::IndexStaged);
             std::fs::rename(&temporary, &path)?;
             std::fs::File::open(root)?.sync_all()
         };
