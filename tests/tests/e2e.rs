@@ -22,6 +22,8 @@ mod network;
 mod restarts;
 #[path = "e2e/schedule.rs"]
 mod schedule;
+#[path = "e2e/streams.rs"]
+mod streams;
 
 use podway_tests::suite::{self, Case};
 use std::process::ExitCode;
@@ -67,6 +69,7 @@ const CASES: &[Case] = &[
     case!(TOGETHER, kubectl::logs),
     case!(TOGETHER, kubectl::exec),
     case!(TOGETHER, kubectl::deleted_with_grace),
+    case!(TOGETHER, streams::over_both_protocols),
     case!(TOGETHER, metrics::scraped_by_prometheus),
     case!(TOGETHER, network::localhost),
     case!(TOGETHER, network::across_nodes),

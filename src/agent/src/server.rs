@@ -10,6 +10,7 @@ pub mod cache;
 pub mod exec;
 pub mod logs;
 mod metrics;
+pub mod proxy;
 pub mod tls;
 
 use crate::config::Config;
@@ -23,8 +24,8 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Json, Response};
-use axum::routing::get;
-use exec::Streaming;
+use axum::routing::{get, post};
+use exec::{Streaming, Target};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -183,12 +184,6 @@ async fn connection(stream: TcpStream, tls: &Tls, router: Router) {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    let not_supported = |what: &'static str| {
-        let answer = move || async move {
-            (StatusCode::NOT_IMPLEMENTED, format!("not supported: {what}; the runtime has no such stream"))
-        };
-        get(answer).post(answer)
-    };
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/healthz/ping", get(|| async { "ok" }))
@@ -198,10 +193,14 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/pods", get(pods))
         .route("/pods/", get(pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
-        .route("/exec/{namespace}/{pod}/{container}", get(run).post(run))
-        .route("/exec/{namespace}/{pod}/{uid}/{container}", get(run).post(run))
-        .route("/attach/{*rest}", not_supported("attach"))
-        .route("/portForward/{*rest}", not_supported("port-forward"))
+        .route("/exec/{namespace}/{pod}/{container}", get(exec).post(exec))
+        .route("/exec/{namespace}/{pod}/{uid}/{container}", get(exec).post(exec))
+        .route("/attach/{namespace}/{pod}/{container}", get(attach).post(attach))
+        .route("/attach/{namespace}/{pod}/{uid}/{container}", get(attach).post(attach))
+        .route("/portForward/{namespace}/{pod}", get(port_forward).post(port_forward))
+        .route("/portForward/{namespace}/{pod}/{uid}", get(port_forward).post(port_forward))
+        .route("/run/{namespace}/{pod}/{container}", post(run))
+        .route("/run/{namespace}/{pod}/{uid}/{container}", post(run))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404: Page Not Found") })
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), guard))
         .with_state(shared)
@@ -288,17 +287,57 @@ async fn container_logs(
     logs::answer(Arc::clone(&shared.parts.pods), namespace, pod, container, &query).await
 }
 
-async fn run(
-    State(shared): State<Arc<Shared>>,
+/// What a request of a stream has in its path and query.
+struct Wish {
+    shared: Arc<Shared>,
     names: Names,
-    RawQuery(query): RawQuery,
+    query: Vec<(String, String)>,
+}
+
+impl Wish {
+    fn new(shared: Arc<Shared>, names: Names, query: Option<&str>) -> Result<Self, Box<Response>> {
+        Ok(Wish { shared, names, query: pairs(query)? })
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            source: &self.shared.parts.pods,
+            streaming: &self.shared.parts.streaming,
+            names: ["namespace", "pod", "container"].map(|key| name(&self.names, key)),
+            uid: self.names.0.get("uid").map(String::as_str),
+        }
+    }
+}
+
+async fn exec(shared: State<Arc<Shared>>, names: Names, query: RawQuery, request: Request) -> Response {
+    match Wish::new(shared.0, names, query.0.as_deref()) {
+        Ok(wish) => wish.target().exec(&wish.query, request).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn attach(shared: State<Arc<Shared>>, names: Names, query: RawQuery, request: Request) -> Response {
+    match Wish::new(shared.0, names, query.0.as_deref()) {
+        Ok(wish) => wish.target().attach(&wish.query, request).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn port_forward(
+    shared: State<Arc<Shared>>,
+    names: Names,
+    query: RawQuery,
     request: Request,
 ) -> Response {
-    let query = match pairs(query.as_deref()) {
-        Ok(query) => query,
-        Err(refusal) => return *refusal,
-    };
-    let target = ["namespace", "pod", "container"].map(|key| name(&names, key));
-    let uid = names.0.get("uid").map(String::as_str);
-    exec::answer(&shared.parts.pods, &shared.parts.streaming, target, uid, &query, request).await
+    match Wish::new(shared.0, names, query.0.as_deref()) {
+        Ok(wish) => wish.target().port_forward(&wish.query, request).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn run(shared: State<Arc<Shared>>, names: Names, query: RawQuery) -> Response {
+    match Wish::new(shared.0, names, query.0.as_deref()) {
+        Ok(wish) => wish.target().run(&wish.query).await,
+        Err(refusal) => *refusal,
+    }
 }

@@ -157,7 +157,7 @@ async fn becomes_ready(cluster: &Cluster, runtime: &Arc<FakeRuntime>, handle: &H
     let info = status.node_info.as_ref().unwrap();
     assert_eq!(
         (info.kubelet_version.as_str(), info.container_runtime_version.as_str()),
-        ("v1.36.3+podway", "fake://1.2.3")
+        ("v1.36.3+podway", "podway://1.2.3")
     );
     assert!(!info.boot_id.is_empty() && !info.kernel_version.is_empty() && !info.os_image.is_empty());
     assert_eq!(status.images.as_ref().unwrap()[0].names.as_ref().unwrap(), &["example.com/a:1"]);
@@ -317,9 +317,18 @@ async fn only_who_may(cluster: &Cluster, ip: std::net::IpAddr, port: u16) {
     let through = |path: &str| format!("{proxied}{path}");
     assert_eq!(get(&cluster.client, &through("/healthz")).await, (200, "ok".to_owned()));
     assert_eq!(get(&cluster.client, &through("/nothing")).await.0, 404);
-    let attach = get(&cluster.client, &through("/attach/default/p/c")).await;
-    assert_eq!(attach.0, 501);
-    assert!(attach.1.contains("not supported: attach"), "{}", attach.1);
+    // Streams are checked before the runtime is asked for them.
+    for (path, code, text) in [
+        ("/attach/default/p/c", 400, "you must specify at least 1 of stdin, stdout, stderr"),
+        ("/attach/default/p/c?output=1", 400, "Upgrade request required"),
+        ("/attach/default/p/none?output=1", 404, "container not found (\"none\")"),
+        ("/portForward/default/none", 404, "pod does not exist"),
+        ("/portForward/default/p", 400, "Upgrade request required"),
+        ("/portForward/default/p/another", 404, "pod not found"),
+        ("/run/default/p/c?cmd=true", 405, ""),
+    ] {
+        assert_eq!(get(&cluster.client, &through(path)).await, (code, text.to_owned()), "{path}");
+    }
 }
 
 fn view(object: Pod, containers: Vec<ContainerView>) -> PodView {
@@ -350,8 +359,8 @@ async fn logs(cluster: &Cluster, pods: &Arc<FakePods>, dir: &Path) {
     let with_state = |object: &mut Pod, state: serde_json::Value| {
         object.status = serde_json::from_value(json!({"containerStatuses": [{
             "name": "c", "image": "a", "imageID": "", "ready": false, "restartCount": 1,
-            "containerID": "fake://now", "state": state,
-            "lastState": {"terminated": {"exitCode": 1, "containerID": "fake://old"}},
+            "containerID": "podway://now", "state": state,
+            "lastState": {"terminated": {"exitCode": 1, "containerID": "podway://old"}},
         }]}))
         .unwrap();
     };

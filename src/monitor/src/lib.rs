@@ -6,11 +6,13 @@
 //! exit records of the dead.
 
 pub mod client;
+pub mod console;
 pub mod exit;
 pub mod protocol;
 pub mod spawn;
 
 pub use client::{Client, ClientError};
+pub use console::Console;
 pub use exit::ExitRecord;
 pub use protocol::{Create, ErrorCode, Event, ListedContainer, Message, Reply, Request, VERSION};
 pub use spawn::spawn;

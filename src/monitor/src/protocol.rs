@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub use codec::{DecodeError, MAX_MESSAGE};
 
 /// The version that both sides must speak; raised on every change of the wire.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The most bytes of output, both streams together, that an [`Request::Exec`] may ask to have
 /// captured (CRI: 16 MiB).
@@ -44,10 +44,11 @@ pub struct Create {
     /// The container's memory cgroup directory (v1 memory controller, or the v2 cgroup), read
     /// after the exit to tell whether the kernel killed for memory.
     pub memory_cgroup: Option<PathBuf>,
-    /// Keep a stdin pipe open (handed out by [`Request::Stdin`]); otherwise stdin is /dev/null.
+    /// Keep a stdin pipe open (handed out by [`Request::Attach`]); otherwise stdin is /dev/null.
     pub stdin: bool,
-    /// Ask for a terminal.
-    pub terminal: bool,
+    /// For a terminal: where the monitor makes the socket over which runc hands its master over; at
+    /// most 107 bytes, in a private directory. The terminal is stdin, and its output is stdout.
+    pub console_socket: Option<PathBuf>,
     /// More arguments of `runc create`, before the id.
     pub extra_args: Vec<String>,
 }
@@ -119,12 +120,21 @@ pub enum Request {
         /// The container.
         id: String,
     },
-    /// Asks for a duplicate of the stdin pipe's write end; answered by [`Reply::Fd`].
-    Stdin {
+    /// Sends the container's output from now on into the pipes whose write ends come along, in this
+    /// order; they are closed when it ends, or when they are not read. Answered by [`Reply::Fd`] with a
+    /// duplicate of the stdin pipe's write end, or of the terminal's master, which a client without
+    /// `stdin` gets too, for the size; by [`Reply::Ok`] where there is none.
+    Attach {
         /// The container.
         id: String,
+        /// The client writes to stdin. It is waited for when it does not read, as a terminal is.
+        stdin: bool,
+        /// A pipe for stdout comes along.
+        stdout: bool,
+        /// A pipe for stderr comes along.
+        stderr: bool,
     },
-    /// Closes the monitor's end of stdin (CRI `stdin_once`).
+    /// Closes the monitor's end of stdin (CRI `stdin_once`); a terminal stays open.
     CloseStdin {
         /// The container.
         id: String,

@@ -42,9 +42,12 @@ struct Connection {
 }
 
 /// Whose output a pipe carries.
+#[derive(Clone)]
 enum Sink {
     Container(String, Stream),
     Exec(String, Stream),
+    /// To a client that is attached to this container.
+    Tap(String),
 }
 
 struct Pipe {
@@ -102,7 +105,9 @@ impl Monitor {
                 let flags = event.flags;
                 self.ready(event.data.u64(), flags)?;
             }
-            self.pod.expire(Instant::now());
+            let now = Instant::now();
+            self.pod.expire(now);
+            self.pod.expire_taps(&mut self.wires, now);
             while self.pod.take_reap_due() {
                 self.reap()?;
             }
@@ -122,7 +127,11 @@ impl Monitor {
                 self.reap()
             }
             token if self.wires.pipes.contains_key(&token) => {
-                self.wires.read_pipe(&mut self.pod, token, 4);
+                match self.wires.pipes.get(&token).map(|pipe| pipe.sink.clone()) {
+                    Some(Sink::Tap(id)) => self.pod.tap_ready(&mut self.wires, &id, token, flags),
+                    Some(sink) if self.pod.is_held(&sink) => {}
+                    _ => self.wires.read_pipe(&mut self.pod, token, 4),
+                }
                 Ok(())
             }
             token => {
@@ -243,17 +252,41 @@ impl Wires {
         Ok(token)
     }
 
+    /// The write end of a client's pipe: watched for its reader's leaving only, until it is full.
+    fn add_tap(&mut self, fd: OwnedFd, sink: Sink) -> io::Result<u64> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        let token = self.next;
+        self.next += 1;
+        epoll::add(&self.epoll, &fd, EventData::new_u64(token), EventFlags::empty())?;
+        self.pipes.insert(token, Pipe { fd, sink });
+        Ok(token)
+    }
+
+    /// Changes what a pipe is watched for; its end is always told.
+    fn want(&self, token: u64, wanted: EventFlags) {
+        let Some(pipe) = self.pipes.get(&token) else { return };
+        if let Err(e) = epoll::modify(&self.epoll, &pipe.fd, EventData::new_u64(token), wanted) {
+            eprintln!("a pipe could not be watched: {e}");
+        }
+    }
+
     /// Reads at most `rounds` buffers, so that one loud container does not keep the others waiting.
     fn read_pipe(&mut self, pod: &mut Pod, token: u64, rounds: usize) {
         let mut buffer = [0; 16 * 1024];
         for _ in 0..rounds {
             let Some(pipe) = self.pipes.get(&token) else { return };
-            match rustix::io::read(&pipe.fd, &mut buffer) {
+            let (read, sink) = (rustix::io::read(&pipe.fd, &mut buffer), pipe.sink.clone());
+            match read {
                 Ok(0) | Err(rustix::io::Errno::IO) => {
-                    pod.output_ended(&pipe.sink);
                     self.pipes.remove(&token);
+                    pod.output_ended(self, &sink);
                 }
-                Ok(n) => pod.output(&pipe.sink, &buffer[..n]),
+                Ok(n) => {
+                    pod.output(self, &sink, &buffer[..n]);
+                    if pod.is_held(&sink) {
+                        return;
+                    }
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }

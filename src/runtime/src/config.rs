@@ -23,13 +23,14 @@ pub struct Config {
     pub monitor: Monitor,
     /// The cgroup parent of sandboxes that name none.
     pub cgroup_parent: String,
-    /// Where exec is streamed.
+    /// Where exec, attach and port-forward are streamed.
     pub streaming: Streaming,
     /// Metrics and liveness.
     pub metrics: Metrics,
 }
 
-/// Where exec is streamed: an HTTP server whose URLs are handed out by the CRI call Exec.
+/// Where exec, attach and port-forward are streamed: an HTTP server whose URLs are handed out by the CRI
+/// calls of these names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streaming {

@@ -3,9 +3,9 @@
 use crate::error::OpError;
 use crate::ids::Id;
 use crate::names::Made;
-use crate::state::{Container, Runtime, Stage};
-use crate::streaming::Streaming;
-use crate::streaming::process::Wanted;
+use crate::state::{Container, Life, Runtime, Stage};
+use crate::streaming::client::Streams;
+use crate::streaming::{Purpose, Streaming, attach, ports, process};
 use crate::{cni, container, events, sandbox, stats, status, supervisor};
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
@@ -64,7 +64,7 @@ fn told<T>(answer: T, made: &Made) -> Response<T> {
 }
 
 impl Service {
-    /// A service whose exec URLs come from `streaming`.
+    /// A service whose URLs for streams come from `streaming`.
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, streaming: Arc<Streaming>) -> Self {
         Service { runtime, streaming }
@@ -76,6 +76,25 @@ impl Service {
             self.runtime.container(&id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
         Ok((id, entry))
     }
+
+    fn running(&self, text: String) -> Result<Id, OpError> {
+        match self.cid(text)? {
+            (id, Container { stage: Stage::Running, .. }) => Ok(id),
+            (id, _) => Err(OpError::Precondition(format!("container {id} is not running"))),
+        }
+    }
+}
+
+/// The streams of a request, as the kubelet's streaming server checks them.
+fn streams(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> Result<Streams, OpError> {
+    let wrong = |text: &str| Err(OpError::Invalid(text.to_owned()));
+    if tty && stderr {
+        return wrong("tty and stderr cannot both be true: a terminal is one stream");
+    }
+    if !(stdin || stdout || stderr) {
+        return wrong("one of stdin, stdout, or stderr must be set");
+    }
+    Ok(Streams { stdin, stdout, stderr, tty })
 }
 
 #[tonic::async_trait]
@@ -314,39 +333,42 @@ impl RuntimeService for Service {
     }
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
         let request = request.into_inner();
-        let (id, entry) = self.cid(request.container_id)?;
-        if entry.stage != Stage::Running {
-            return Err(Status::failed_precondition(format!("container {id} is not running")));
-        }
-        if request.tty && request.stderr {
-            return Err(Status::invalid_argument(
-                "tty and stderr cannot both be set: a terminal is one stream",
-            ));
-        }
-        if !(request.stdin || request.stdout || request.stderr) {
-            return Err(Status::invalid_argument("one of stdin, stdout and stderr must be set"));
-        }
-        let wanted = Wanted {
-            container: id,
-            cmd: request.cmd,
-            tty: request.tty,
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-        };
-        let url = self.streaming.url(wanted).map_err(|e| OpError::Io("draw a token", e))?;
-        let url =
-            url.ok_or_else(|| Status::resource_exhausted("too many exec streams wait for their client"))?;
-        Ok(Response::new(v1::ExecResponse { url }))
+        let container = self.running(request.container_id)?;
+        let streams = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
+        let purpose = Purpose::Exec(process::Wanted { container, cmd: request.cmd, streams });
+        Ok(Response::new(v1::ExecResponse { url: self.streaming.url(purpose)? }))
     }
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
-        not_built("Attach")
+    async fn attach(
+        &self,
+        request: Request<v1::AttachRequest>,
+    ) -> Result<Response<v1::AttachResponse>, Status> {
+        let request = request.into_inner();
+        let container = self.running(request.container_id)?;
+        let streams = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
+        let purpose = Purpose::Attach(attach::Wanted { container, streams });
+        Ok(Response::new(v1::AttachResponse { url: self.streaming.url(purpose)? }))
     }
     async fn port_forward(
         &self,
-        _: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        not_built("PortForward")
+        let request = request.into_inner();
+        let sandbox = id("sandbox", request.pod_sandbox_id)?;
+        let missing = || OpError::NotFound("sandbox", sandbox.to_string());
+        if self.runtime.sandbox(&sandbox).ok_or_else(missing)?.life != Life::Ready {
+            return Err(Status::failed_precondition(format!("sandbox {sandbox} is not running")));
+        }
+        let port = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0);
+        let ports: Option<Vec<u16>> = request.port.into_iter().map(port).collect();
+        let ports = ports.ok_or_else(|| Status::invalid_argument("port must be 1 to 65535"))?;
+        if ports.len() > ports::MOST {
+            let most = ports::MOST;
+            return Err(Status::invalid_argument(format!(
+                "not supported: more than {most} ports in one request"
+            )));
+        }
+        let purpose = Purpose::PortForward(sandbox, ports);
+        Ok(Response::new(v1::PortForwardResponse { url: self.streaming.url(purpose)? }))
     }
     async fn container_stats(
         &self,

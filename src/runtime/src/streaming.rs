@@ -1,47 +1,77 @@
-//! Exec as a stream: the CRI call gives a URL with a token, an HTTP server on loopback redeems it
-//! once, and the WebSocket that follows carries the process' stdio ([`channel`], [`process`]).
+//! Exec, attach and port-forward as streams: the CRI call gives a URL with a token, an HTTP server on
+//! loopback redeems it once, and what follows is a WebSocket or SPDY/3.1 ([`handshake`]).
 //!
 //! A token is 256 random bits, works once and for a minute; it is the only right that is checked, so
 //! it goes into no log. The process is started when the client is there, not when the URL is made.
+//! [`client`] is the other end whichever way it came, [`session`] carries an exec ([`process`]) or an
+//! attach ([`attach`]), [`forward`] and [`ports`] carry port-forward.
 
+pub mod attach;
 pub mod channel;
+pub mod client;
+pub mod forward;
+pub mod handshake;
+pub mod output;
+pub mod ports;
 pub mod process;
+pub mod session;
+mod tunnel;
 
+use crate::error::OpError;
 use crate::ids::Id;
 use crate::state::Runtime;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, Response, StatusCode, header};
-use channel::{Said, Version};
-use futures::{SinkExt as _, StreamExt as _};
+use axum::http::{Response, StatusCode};
+use axum::routing::get;
+use channel::Protocol;
+use client::{Client, Gone, Streams};
+use handshake::{Offer, Refusal};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use process::{Process, Wanted};
+use podway_spdy::{Role, Session};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::net::unix::pipe::Receiver;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
 const TOKENS: usize = 1024;
-/// The largest message of a client; kubectl's are 32 KiB.
-const MESSAGE_LIMIT: usize = 1 << 20;
+/// How long nothing may come or go (the kubelet's `streamingConnectionIdleTimeout`).
+const IDLE: Duration = Duration::from_secs(4 * 3600);
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+const FORWARD: &str = "portforward.k8s.io";
+
+/// What a URL is for.
+#[derive(Clone, Debug)]
+pub enum Purpose {
+    /// A process in a container.
+    Exec(process::Wanted),
+    /// A container's own process.
+    Attach(attach::Wanted),
+    /// Ports of a sandbox; those that are named are for clients without SPDY.
+    PortForward(Id, Vec<u16>),
+}
+
+impl Purpose {
+    fn name(&self) -> &'static str {
+        match self {
+            Purpose::Exec(_) => "exec",
+            Purpose::Attach(_) => "attach",
+            Purpose::PortForward(..) => "portforward",
+        }
+    }
+}
 
 /// URLs that are not used yet.
 #[derive(Debug)]
 pub struct Streaming {
     address: SocketAddr,
-    waiting: Mutex<HashMap<String, (Wanted, Instant)>>,
+    waiting: Mutex<HashMap<String, (Purpose, Instant)>>,
 }
 
 impl Streaming {
@@ -59,30 +89,32 @@ impl Streaming {
         Ok((Arc::new(streaming), listener))
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<String, (Wanted, Instant)>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, (Purpose, Instant)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A URL for one use. `None` while too many wait to be used.
+    /// A URL for one use.
     ///
     /// # Errors
-    /// The kernel's, when there is no randomness.
-    pub fn url(&self, wanted: Wanted) -> io::Result<Option<String>> {
-        let token = Id::random()?;
+    /// `ResourceExhausted` while too many wait to be used; no randomness.
+    pub fn url(&self, purpose: Purpose) -> Result<String, tonic::Status> {
+        let token = Id::random().map_err(|e| OpError::Io("draw a token", e))?;
         let now = Instant::now();
         let mut waiting = self.waiting();
         waiting.retain(|_, (_, until)| *until > now);
         if waiting.len() >= TOKENS {
-            return Ok(None);
+            return Err(tonic::Status::resource_exhausted("too many streams wait for their client"));
         }
-        let url = format!("http://{}/exec/{token}", self.address);
-        waiting.insert(token.to_string(), (wanted, now + TOKEN_LIFE));
-        Ok(Some(url))
+        let url = format!("http://{}/{}/{token}", self.address, purpose.name());
+        waiting.insert(token.to_string(), (purpose, now + TOKEN_LIFE));
+        Ok(url)
     }
 
-    fn redeem(&self, token: &str) -> Option<Wanted> {
-        let (wanted, until) = self.waiting().remove(token)?;
-        (until > Instant::now()).then_some(wanted)
+    fn redeem(&self, kind: &str, token: &str) -> Option<Purpose> {
+        let mut waiting = self.waiting();
+        waiting.get(token).filter(|(purpose, _)| purpose.name() == kind)?;
+        let (purpose, until) = waiting.remove(token)?;
+        (until > Instant::now()).then_some(purpose)
     }
 }
 
@@ -103,190 +135,137 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let app = Router::new()
-        .route("/exec/{token}", axum::routing::get(exec))
+        .route("/{kind}/{token}", get(redeem).post(redeem))
         .with_state(Shared { runtime, streaming });
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
-fn plain(code: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = code;
-    response
-}
-
-/// The key and the protocol of a WebSocket request.
-fn handshake(headers: &HeaderMap) -> Result<(String, Version), (StatusCode, &'static str)> {
-    let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let upgrade = text(header::UPGRADE).eq_ignore_ascii_case("websocket");
-    let key = text(header::SEC_WEBSOCKET_KEY);
-    if !upgrade || key.is_empty() || text(header::SEC_WEBSOCKET_VERSION) != "13" {
-        return Err((
-            StatusCode::UPGRADE_REQUIRED,
-            "not supported: this stream speaks WebSocket only, not SPDY\n",
-        ));
-    }
-    let offered: Vec<&str> =
-        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok()).collect();
-    let version = Version::choose(&offered.join(",")).ok_or((
-        StatusCode::BAD_REQUEST,
-        "Sec-WebSocket-Protocol needs v5.channel.k8s.io or v4.channel.k8s.io\n",
-    ))?;
-    Ok((key.to_owned(), version))
-}
-
-async fn exec(
+async fn redeem(
     State(shared): State<Shared>,
-    Path(token): Path<String>,
+    Path((kind, token)): Path<(String, String)>,
     mut request: Request,
 ) -> Response<Body> {
     // The request is looked at before the token is: one that could not be served costs no token.
-    let (key, version) = match handshake(request.headers()) {
-        Ok(good) => good,
-        Err((code, text)) => return plain(code, text),
+    let protocols = match kind.as_str() {
+        "exec" | "attach" => protocol_of_command,
+        _ => protocol_of_forward,
     };
-    let Some(wanted) = shared.streaming.redeem(&token) else {
-        return plain(StatusCode::NOT_FOUND, "no such stream: a URL works once and for one minute\n");
+    let chosen = handshake::read(request.headers()).and_then(|offer| Ok((protocols(&offer)?, offer)));
+    let (protocol, offer) = match chosen {
+        Ok(good) => good,
+        Err(Refusal(response)) => return *response,
+    };
+    let Some(purpose) = shared.streaming.redeem(&kind, &token) else {
+        let text = "no such stream: a URL works once and for one minute\n";
+        return *Refusal::new(StatusCode::NOT_FOUND, text).0;
     };
     let upgrade = hyper::upgrade::on(&mut request);
+    let answer = handshake::accept(&offer, &protocol);
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => {
-                let config = WebSocketConfig::default()
-                    .max_message_size(Some(MESSAGE_LIMIT))
-                    .max_frame_size(Some(MESSAGE_LIMIT));
-                let io = TokioIo::new(upgraded);
-                let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-                if let Err(error) = session(&shared.runtime, wanted, version, &mut socket).await {
-                    tracing::debug!(%error, "an exec's stream broke");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "an exec's connection was not upgraded"),
+            Ok(upgraded) => match serve_one(&shared.runtime, purpose, &offer, &protocol, upgraded).await {
+                Ok(()) => {}
+                Err(Gone) => tracing::debug!(kind, "a client left before the end of its stream"),
+            },
+            Err(error) => tracing::debug!(%error, kind, "a connection was not upgraded"),
         }
     });
-    let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, "");
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(version.name()));
-    if let Ok(accept) = header::HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
-    response
+    answer
 }
 
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+/// The first of the client's protocols that is one of ours.
+fn common(
+    offer: &Offer,
+    ours: &'static [&'static str],
+    oldest: Option<&'static str>,
+) -> Result<String, Refusal> {
+    let (Offer::WebSocket { protocols, .. } | Offer::Spdy { protocols }) = offer;
+    if let Some(oldest) = oldest.filter(|_| protocols.is_empty()) {
+        return Ok(oldest.to_owned());
+    }
+    let found = protocols.iter().find(|p| ours.contains(&p.as_str()));
+    found.cloned().ok_or_else(|| Refusal::protocols(offer, ours))
+}
 
-async fn session(
+fn protocol_of_command(offer: &Offer) -> Result<String, Refusal> {
+    match offer {
+        Offer::WebSocket { .. } => common(offer, channel::NAMES, Some("")),
+        Offer::Spdy { .. } => common(offer, client::SPDY_NAMES, None),
+    }
+}
+
+fn protocol_of_forward(offer: &Offer) -> Result<String, Refusal> {
+    match offer {
+        Offer::WebSocket { .. } => {
+            common(offer, &[TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io"], Some(""))
+        }
+        Offer::Spdy { .. } => common(offer, &[FORWARD], None),
+    }
+}
+
+async fn serve_one(
     runtime: &Arc<Runtime>,
-    wanted: Wanted,
-    version: Version,
-    socket: &mut Socket,
-) -> Result<(), WsError> {
-    // An empty message tells the client that the stream stands (as the kubelet does).
-    let first = if wanted.stdout || wanted.tty {
-        channel::STDOUT
-    } else if wanted.stderr {
-        channel::STDERR
-    } else {
-        channel::ERROR
+    purpose: Purpose,
+    offer: &Offer,
+    protocol: &str,
+    upgraded: Upgraded,
+) -> Result<(), Gone> {
+    let (process, mut client, doing) = match purpose {
+        Purpose::PortForward(sandbox, ports) => {
+            forwarded(runtime, &sandbox, &ports, offer, protocol, upgraded).await;
+            return Ok(());
+        }
+        Purpose::Exec(wanted) => {
+            let client = command_client(offer, protocol, wanted.streams, upgraded).await?;
+            (process::start(runtime, wanted).await, client, "executing command in container")
+        }
+        Purpose::Attach(wanted) => {
+            let client = command_client(offer, protocol, wanted.streams, upgraded).await?;
+            (attach::start(runtime, wanted).await, client, "attaching to container")
+        }
     };
-    socket.send(Message::binary(channel::write(first, b""))).await?;
-    let result = match process::start(runtime, wanted).await {
-        Ok(process) => stream(process, version, socket).await?,
+    let result = match process {
+        Ok(process) => session::run(process, &mut client).await?,
         Err(error) => Err(error.chain()),
     };
-    socket.send(Message::binary(channel::status(result))).await?;
-    // Clients take this code only as a good end: without one (1005) they drop the status just sent.
-    let end = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
-    socket.close(Some(end)).await?;
-    // Until the client has closed as well: a connection that is dropped early may lose the status.
-    let drain = async { while let Some(Ok(_)) = socket.next().await {} };
-    drop(tokio::time::timeout(Duration::from_secs(10), drain).await);
-    Ok(())
+    client.end(&result.map_err(|text| format!("error {doing}: {text}"))).await
 }
 
-/// Reads what is there; `None` for never, when there is nothing to read from.
-async fn read(pipe: &mut Option<Receiver>, buffer: &mut [u8]) -> io::Result<usize> {
-    match pipe {
-        Some(pipe) => pipe.read(buffer).await,
-        None => std::future::pending().await,
+async fn command_client(
+    offer: &Offer,
+    protocol: &str,
+    streams: Streams,
+    upgraded: Upgraded,
+) -> Result<Client, Gone> {
+    match offer {
+        Offer::WebSocket { .. } => {
+            let protocol = Protocol::named(protocol).ok_or(Gone)?;
+            Client::web_socket(tunnel::socket(upgraded).await, protocol, streams, IDLE).await
+        }
+        Offer::Spdy { .. } => {
+            let session = Session::start(TokioIo::new(upgraded), Role::Server, IDLE);
+            Client::spdy(session, protocol, streams).await
+        }
     }
 }
 
-/// Both directions until the process has ended and its output is told. A client that does not read
-/// holds back the process; a process that does not read holds back the client's input only.
-async fn stream(
-    mut process: Process,
-    version: Version,
-    socket: &mut Socket,
-) -> Result<Result<i32, String>, WsError> {
-    let (mut out, mut err) = (vec![0; 32 * 1024], vec![0; 32 * 1024]);
-    let mut pending: Vec<u8> = Vec::new();
-    let mut input_ended = false;
-    let mut client_left = false;
-    let result = loop {
-        if input_ended && pending.is_empty() && process.terminal.is_none() {
-            process.stdin = None;
-        }
-        tokio::select! {
-            code = &mut process.exit => {
-                break code.map_err(|_| "the pod's monitor has ended: the exit code is not known".to_owned());
+async fn forwarded(
+    runtime: &Arc<Runtime>,
+    sandbox: &Id,
+    ports: &[u16],
+    offer: &Offer,
+    protocol: &str,
+    upgraded: Upgraded,
+) {
+    let session = match offer {
+        Offer::Spdy { .. } => Session::start(TokioIo::new(upgraded), Role::Server, IDLE),
+        Offer::WebSocket { .. } => {
+            let socket = tunnel::socket(upgraded).await;
+            if let Some(protocol) = Protocol::named(protocol) {
+                return ports::serve(runtime, sandbox, ports, protocol, socket, IDLE).await;
             }
-            read = read(&mut process.stdout, &mut out) => match read {
-                // A terminal that its last process has closed reads as EIO.
-                Ok(0) | Err(_) => process.stdout = None,
-                Ok(n) => socket.send(Message::binary(channel::write(channel::STDOUT, &out[..n]))).await?,
-            },
-            read = read(&mut process.stderr, &mut err) => match read {
-                Ok(0) | Err(_) => process.stderr = None,
-                Ok(n) => socket.send(Message::binary(channel::write(channel::STDERR, &err[..n]))).await?,
-            },
-            wrote = async {
-                match &mut process.stdin {
-                    Some(stdin) => stdin.write(&pending).await,
-                    None => Ok(pending.len()),
-                }
-            }, if !pending.is_empty() => match wrote {
-                Ok(n) => drop(pending.drain(..n)),
-                // It reads no more: the rest of the input has nobody to go to.
-                Err(_) => {
-                    pending.clear();
-                    process.stdin = None;
-                }
-            },
-            message = socket.next(), if pending.is_empty() && !client_left => match message {
-                Some(Ok(Message::Binary(bytes))) => match channel::read(version, &bytes) {
-                    Said::Stdin(data) => pending.extend_from_slice(data),
-                    Said::EndOfStdin => input_ended = true,
-                    Said::Resize(columns, rows) => resize(&process, columns, rows),
-                    Said::Nothing => {}
-                },
-                Some(Ok(Message::Close(_))) | None => client_left = true,
-                Some(Ok(_)) => {}
-                Some(Err(_)) => client_left = true,
-            },
-        }
-        if client_left {
-            // With its pipes closed it reads the end of its input and may not write: most end by that.
-            return Ok(Err("the client has left".to_owned()));
+            Session::start(tunnel::bytes(socket), Role::Server, IDLE)
         }
     };
-    // What was written before the end is in the pipes; a child that keeps them open is not waited for.
-    for (number, pipe) in [(channel::STDOUT, &process.stdout), (channel::STDERR, &process.stderr)] {
-        let Some(pipe) = pipe else { continue };
-        // Straight from the kernel: the reactor may not know yet that there is something.
-        while let Ok(n @ 1..) = rustix::io::read(pipe, &mut out) {
-            socket.send(Message::binary(channel::write(number, &out[..n]))).await?;
-        }
-    }
-    Ok(result)
-}
-
-fn resize(process: &Process, columns: u16, rows: u16) {
-    let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
-    if let Some(terminal) = &process.terminal
-        && let Err(error) = rustix::termios::tcsetwinsize(terminal, size)
-    {
-        tracing::debug!(%error, "a terminal's size was not set");
-    }
+    forward::serve(runtime, sandbox, session).await;
 }

@@ -1,12 +1,13 @@
 //! containerd takes the place of our runtime: the agent speaks CRI and nothing else.
 
+use super::streams::talker;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
 use podway_cluster::{Program, process};
 use podway_flow::{Flow, Outcome, Phase, Writer};
 use podway_tests::cluster::{Cluster, built};
-use podway_tests::namespace::{LIMIT, Ns, STAY, condition, pod, status};
+use podway_tests::namespace::{LIMIT, Ns, condition, status};
 use podway_tests::wait;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -28,18 +29,21 @@ pub async fn the_agent_on_it(ns: Ns) -> anyhow::Result<()> {
 
 async fn a_pod_runs(ns: &Ns) -> anyhow::Result<()> {
     is_on(&ns.cluster, "containerd://2.").await?;
-    let script = format!("echo hello from containerd; {STAY}");
     let spec = json!({
         "nodeSelector": {"kubernetes.io/hostname": NODE},
         "volumes": [{"name": "v", "emptyDir": {}}],
         "main": {"volumeMounts": [{"name": "v", "mountPath": "/v"}],
             "resources": {"limits": {"memory": "32Mi", "cpu": "200m"}}}});
-    let _: Pod = ns.create(pod("guest", &script, spec)).await?;
+    let _: Pod = ns.create(talker("guest", spec)).await?;
     let ready = ns.ready("guest").await?;
     let id = status(&ready, "main").and_then(|s| s.container_id.as_deref()).unwrap_or_default();
     ensure!(id.starts_with("containerd://"), "the container is {id:?}");
-    ns.until_log("guest", "main", "hello from containerd").await?;
+    ns.until_log("guest", "main", "up").await?;
     ensure!(ns.kubectl(&["exec", "guest", "--", "sh", "-c", "echo x > /v/f; cat /v/f"]).await? == "x\n");
+    // The node does not say that its runtime knows the newer protocol: the API server translates it.
+    for web_sockets in ["true", "false"] {
+        super::streams::into(ns, "guest", web_sockets).await?;
+    }
 
     // What the agent sees from outside has its time; of what is inside a call, containerd says nothing,
     // and the flow says so.

@@ -21,8 +21,9 @@ use std::time::Instant;
 /// What is reported as the kubelet's version. It has to parse as Kubernetes' own: the API server and
 /// the tests of conformance compare it.
 pub const KUBELET_VERSION: &str = "v1.36.3+podway";
-/// The features that are declared: the API server hands WebSocket streams through to the agent.
-pub const DECLARED_FEATURES: &[&str] = &["ExtendWebSocketsToKubelet"];
+/// Declared where the runtime speaks the WebSocket protocols of kubectl: the API server hands its
+/// streams through then. For all others it has them translated to SPDY, which every runtime speaks.
+const WEB_SOCKETS: &str = "ExtendWebSocketsToKubelet";
 /// `nodeStatusMaxImages`.
 const MAX_IMAGES: usize = 50;
 /// `MaxNamesPerImageInNodeStatus`.
@@ -219,7 +220,13 @@ pub fn status(old: &NodeStatus, facts: &Facts<'_>) -> NodeStatus {
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.port) }),
         }),
-        declared_features: Some(DECLARED_FEATURES.iter().map(|f| (*f).to_owned()).collect()),
+        declared_features: seen.map_or_else(
+            || old.declared_features.clone(),
+            |seen| {
+                let ours = seen.version.starts_with("podway://");
+                Some(ours.then(|| WEB_SOCKETS.to_owned()).into_iter().collect())
+            },
+        ),
         node_info: Some(info),
         images: seen.map_or_else(|| old.images.clone(), |seen| images(&seen.images)),
         runtime_handlers: seen.map_or_else(|| old.runtime_handlers.clone(), |seen| handlers(&seen.handlers)),

@@ -1,24 +1,19 @@
-//! `/exec/{namespace}/{pod}/{container}?command=…`: the runtime is asked over CRI for a URL, and from
-//! then on the bytes of the upgraded connection go both ways as they are. Which protocol is spoken in
-//! it (WebSocket v5 from an API server that this node's `declaredFeatures` told so, else SPDY) is
-//! between the client and the runtime.
+//! `/exec`, `/attach` and `/run` of a container, `/portForward` of a pod: the runtime is asked over CRI
+//! for a URL, and the connection is handed through to it ([`super::proxy`]).
 
 use super::logs::has_container;
-use crate::source::PodSource;
+use super::proxy::{self, CALL};
+use crate::pod::cri_config::POD_UID;
+use crate::source::{PodSource, PodView};
 use async_trait::async_trait;
 use axum::body::Body;
-use axum::http::header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE};
-use axum::http::{HeaderMap, Request, StatusCode, Uri, Version};
+use axum::http::header::{CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use hyper_util::rt::TokioIo;
 use podway_cri::v1;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::TcpStream;
 use tonic::transport::Channel;
-
-/// How long the runtime may take until it answers.
-const CALL: Duration = Duration::from_secs(120);
 
 /// Where streams into containers come from.
 #[async_trait]
@@ -28,20 +23,77 @@ pub trait Streaming: Send + Sync {
     /// # Errors
     /// The CRI status.
     async fn exec(&self, request: v1::ExecRequest) -> Result<String, tonic::Status>;
+
+    /// The same for an attach.
+    ///
+    /// # Errors
+    /// The CRI status.
+    async fn attach(&self, request: v1::AttachRequest) -> Result<String, tonic::Status>;
+
+    /// The same for port-forward to the pod of this UID; ports are named by clients without SPDY.
+    ///
+    /// # Errors
+    /// The CRI status; `NotFound` without a sandbox that is ready.
+    async fn port_forward(&self, uid: &str, ports: Vec<i32>) -> Result<String, tonic::Status>;
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// The CRI status.
+    async fn run(&self, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse, tonic::Status>;
+}
+
+async fn in_time<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, tonic::Status> {
+    let late = |_| tonic::Status::deadline_exceeded("the runtime does not answer");
+    Ok(tokio::time::timeout(CALL, call).await.map_err(late)??.into_inner())
 }
 
 #[async_trait]
 impl Streaming for Channel {
     async fn exec(&self, request: v1::ExecRequest) -> Result<String, tonic::Status> {
+        Ok(in_time(podway_cri::client::runtime(self.clone()).exec(request)).await?.url)
+    }
+
+    async fn attach(&self, request: v1::AttachRequest) -> Result<String, tonic::Status> {
+        Ok(in_time(podway_cri::client::runtime(self.clone()).attach(request)).await?.url)
+    }
+
+    async fn port_forward(&self, uid: &str, port: Vec<i32>) -> Result<String, tonic::Status> {
         let mut client = podway_cri::client::runtime(self.clone());
-        let late = |_| tonic::Status::deadline_exceeded("the runtime does not answer");
-        let answer = tokio::time::timeout(CALL, client.exec(request)).await.map_err(late)?;
-        Ok(answer?.into_inner().url)
+        let ready = v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady as i32 };
+        let filter = v1::PodSandboxFilter {
+            state: Some(ready),
+            label_selector: HashMap::from([(POD_UID.to_owned(), uid.to_owned())]),
+            ..Default::default()
+        };
+        let request = v1::ListPodSandboxRequest { filter: Some(filter) };
+        let listed = in_time(client.list_pod_sandbox(request)).await?.items;
+        let newest = listed.into_iter().max_by_key(|sandbox| sandbox.created_at);
+        let missing = || tonic::Status::not_found("the pod has no sandbox that is ready");
+        let pod_sandbox_id = newest.ok_or_else(missing)?.id;
+        let request = v1::PortForwardRequest { pod_sandbox_id, port };
+        Ok(in_time(client.port_forward(request)).await?.url)
+    }
+
+    async fn run(&self, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse, tonic::Status> {
+        // It may take as long as the client waits.
+        Ok(podway_cri::client::runtime(self.clone()).exec_sync(request).await?.into_inner())
     }
 }
 
-/// Which streams are wanted (`remotecommand.NewOptions`), and the command.
-fn cri_request(id: &str, query: &[(String, String)]) -> Result<v1::ExecRequest, &'static str> {
+/// Which streams are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wanted {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+/// Reads them (`remotecommand.NewOptions`).
+fn wanted(query: &[(String, String)]) -> Result<Wanted, &'static str> {
     let on = |name: &str| query.iter().any(|(key, value)| key == name && value == "1");
     let (stdin, stdout, tty) = (on("input"), on("output"), on("tty"));
     // A terminal has one output only.
@@ -49,6 +101,11 @@ fn cri_request(id: &str, query: &[(String, String)]) -> Result<v1::ExecRequest, 
     if !stdin && !stdout && !stderr {
         return Err("you must specify at least 1 of stdin, stdout, stderr");
     }
+    Ok(Wanted { stdin, stdout, stderr, tty })
+}
+
+fn exec_request(id: &str, query: &[(String, String)]) -> Result<v1::ExecRequest, &'static str> {
+    let Wanted { stdin, stdout, stderr, tty } = wanted(query)?;
     let cmd: Vec<String> = query.iter().filter(|(key, _)| key == "command").map(|(_, v)| v.clone()).collect();
     if cmd.is_empty() {
         return Err("no command: give command=… for each word of it");
@@ -56,134 +113,141 @@ fn cri_request(id: &str, query: &[(String, String)]) -> Result<v1::ExecRequest, 
     Ok(v1::ExecRequest { container_id: id.to_owned(), cmd, tty, stdin, stdout, stderr })
 }
 
-/// A CRI error as the kubelet answers it.
-pub(super) fn refused(status: &tonic::Status) -> Response {
-    let code = match status.code() {
-        tonic::Code::NotFound => StatusCode::NOT_FOUND,
-        tonic::Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-        tonic::Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (code, status.message().to_owned()).into_response()
-}
-
-/// Answers a request to run a command in a container.
-pub async fn answer(
-    source: &Arc<dyn PodSource>,
-    streaming: &Arc<dyn Streaming>,
-    [namespace, name, container]: [&str; 3],
-    uid: Option<&str>,
+/// Whether it is a terminal is the container's to say: that cannot be changed any more.
+fn attach_request(
+    id: &str,
     query: &[(String, String)],
-    request: Request<Body>,
-) -> Response {
-    let Some(view) = source.pod(namespace, name) else {
-        return (StatusCode::NOT_FOUND, "pod does not exist").into_response();
+    tty: bool,
+) -> Result<v1::AttachRequest, &'static str> {
+    let Wanted { stdin, stdout, stderr, .. } = wanted(query)?;
+    Ok(v1::AttachRequest { container_id: id.to_owned(), stdin, tty, stdout, stderr: stderr && !tty })
+}
+
+/// The ports that a client names: one that speaks the channels of a WebSocket must, others open a
+/// stream for each (`portforward.NewV4Options`).
+fn ports(headers: &HeaderMap, query: &[(String, String)]) -> Result<Vec<i32>, String> {
+    let has = |name, word: &str| {
+        let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.any(|value| value.to_ascii_lowercase().contains(word))
     };
-    let missing = || (StatusCode::NOT_FOUND, format!("container not found ({container:?})")).into_response();
-    let other = uid.is_some_and(|uid| view.object.metadata.uid.as_deref() != Some(uid));
-    if other || !has_container(&view.object, container) {
-        return missing();
+    if !has(UPGRADE, "websocket") || has(SEC_WEBSOCKET_PROTOCOL, "spdy/3.1+portforward.k8s.io") {
+        return Ok(Vec::new());
     }
-    let Some(instance) = view.container(container, false) else { return missing() };
-    let wanted = match cri_request(&instance.id, query) {
-        Ok(wanted) => wanted,
-        Err(text) => return (StatusCode::BAD_REQUEST, text).into_response(),
+    let given: Vec<&str> = query.iter().filter(|(key, _)| key == "port").map(|(_, v)| v.as_str()).collect();
+    if given.is_empty() {
+        return Err("query parameter \"port\" is required".to_owned());
+    }
+    let port = |text: &str| match text.parse::<u16>() {
+        Ok(0) => Err(format!("port {text:?} must be > 0")),
+        Ok(port) => Ok(i32::from(port)),
+        Err(_) => Err(format!("unable to parse {text:?} as a port")),
     };
-    if !request.headers().contains_key(UPGRADE) {
-        return (StatusCode::BAD_REQUEST, "Upgrade request required").into_response();
-    }
-    let url = match streaming.exec(wanted).await {
-        Ok(url) => url,
-        Err(status) => return refused(&status),
-    };
-    match connect(&url, request).await {
-        Ok(response) => response,
-        Err(error) => {
-            tracing::warn!(%error, source = error.cause(), "a stream of the runtime cannot be reached");
-            (StatusCode::BAD_GATEWAY, format!("{error}: {}", error.cause())).into_response()
-        }
-    }
+    given.into_iter().flat_map(|list| list.split(',')).map(port).collect()
 }
 
-/// Why the runtime's end of a stream could not be reached.
-#[derive(Debug, thiserror::Error)]
-enum StreamError {
-    #[error("the runtime's streaming URL {0:?} is not supported: have it stream on http://host:port")]
-    Url(String),
-    #[error("cannot connect to the runtime's streaming server at {0}")]
-    Connect(String, #[source] std::io::Error),
-    #[error("the runtime's streaming server did not answer")]
-    Request(#[from] hyper::Error),
-    #[error("the runtime's streaming server did not answer in {} s", CALL.as_secs())]
-    Late,
-    #[error("the request cannot be passed on")]
-    Build(#[from] axum::http::Error),
+/// A container that a request names.
+pub struct Target<'a> {
+    /// The pods.
+    pub source: &'a Arc<dyn PodSource>,
+    /// The streams.
+    pub streaming: &'a Arc<dyn Streaming>,
+    /// Namespace, pod and container; the last is empty where a pod is meant.
+    pub names: [&'a str; 3],
+    /// The pod's UID, where it is given.
+    pub uid: Option<&'a str>,
 }
 
-impl StreamError {
-    fn cause(&self) -> String {
-        std::error::Error::source(self).map(ToString::to_string).unwrap_or_default()
-    }
+fn bad(text: impl Into<String>) -> Response {
+    (StatusCode::BAD_REQUEST, text.into()).into_response()
 }
 
-/// The headers that go on: all but who asked us, and where.
-fn passed(from: &HeaderMap, host: &str) -> HeaderMap {
-    let mut headers = from.clone();
-    for own in [AUTHORIZATION, HOST, axum::http::HeaderName::from_static("cookie")] {
-        headers.remove(own);
+impl Target<'_> {
+    fn pod(&self) -> Result<PodView, Box<Response>> {
+        let [namespace, name, _] = self.names;
+        let missing = |text: &'static str| Box::new((StatusCode::NOT_FOUND, text).into_response());
+        let view = self.source.pod(namespace, name).ok_or_else(|| missing("pod does not exist"))?;
+        let other = self.uid.is_some_and(|uid| view.object.metadata.uid.as_deref() != Some(uid));
+        if other { Err(missing("pod not found")) } else { Ok(view) }
     }
-    if let Ok(host) = host.parse() {
-        headers.insert(HOST, host);
-    }
-    headers
-}
 
-/// Passes the request on to `url`, and once both ends have changed protocols, the bytes.
-async fn connect(url: &str, mut request: Request<Body>) -> Result<Response, StreamError> {
-    let bad = || StreamError::Url(url.to_owned());
-    let uri: Uri = url.parse().map_err(|_| bad())?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(bad)?;
-    let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
-    let dial =
-        tokio::time::timeout(CALL, TcpStream::connect(&address)).await.map_err(|_| StreamError::Late)?;
-    let stream = dial.map_err(|e| StreamError::Connect(address, e))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "the connection to the runtime's streaming server ended");
-        }
-    });
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut onward = Request::builder()
-        .method(request.method().clone())
-        .uri(path)
-        .version(Version::HTTP_11)
-        .body(http_body_util::Empty::<axum::body::Bytes>::new())?;
-    *onward.headers_mut() = passed(request.headers(), authority.as_str());
-    let client = hyper::upgrade::on(&mut request);
-    let answer =
-        tokio::time::timeout(CALL, sender.send_request(onward)).await.map_err(|_| StreamError::Late)??;
-    let (mut parts, body) = answer.into_parts();
-    if parts.status != StatusCode::SWITCHING_PROTOCOLS {
-        // The runtime's own words; the connection is not changed.
-        parts.headers.remove(CONNECTION);
-        parts.headers.remove(UPGRADE);
-        drop(connection);
-        return Ok(Response::from_parts(parts, Body::new(body)));
+    /// The pod, and the id of the newest instance of the container.
+    fn container(&self) -> Result<(PodView, String), Box<Response>> {
+        let view = self.pod()?;
+        let [.., container] = self.names;
+        let found = view.container(container, false).filter(|_| has_container(&view.object, container));
+        let text = format!("container not found ({container:?})");
+        let id = found.ok_or_else(|| (StatusCode::NOT_FOUND, text).into_response())?.id.clone();
+        Ok((view, id))
     }
-    let runtime = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
-    tokio::spawn(async move {
-        // Our side of the client changes only after this answer has gone out, so both are awaited here.
-        let (client, runtime) = match tokio::try_join!(client, runtime) {
-            Ok(both) => both,
-            Err(error) => return tracing::debug!(%error, "a stream was not upgraded"),
+
+    fn is_terminal(&self, view: &PodView) -> bool {
+        let Some(spec) = &view.object.spec else { return false };
+        let [.., name] = self.names;
+        let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| (&c.name, c.tty));
+        let mut all = all.map(|c| (&c.name, c.tty)).chain(ephemeral);
+        all.any(|(of, tty)| of == name && tty == Some(true))
+    }
+
+    /// Runs a command in the container on the client's streams.
+    pub async fn exec(&self, query: &[(String, String)], request: Request<Body>) -> Response {
+        let id = match self.container() {
+            Ok((_, id)) => id,
+            Err(refusal) => return *refusal,
         };
-        let (mut client, mut runtime) = (TokioIo::new(client), TokioIo::new(runtime));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut runtime).await {
-            tracing::debug!(%error, "a stream ended");
+        match exec_request(&id, query) {
+            Ok(wanted) => proxy::answer(self.streaming.exec(wanted), request).await,
+            Err(text) => bad(text),
         }
-    });
-    Ok(Response::from_parts(parts, Body::empty()))
+    }
+
+    /// Joins the client's streams with those of the container's own process.
+    pub async fn attach(&self, query: &[(String, String)], request: Request<Body>) -> Response {
+        let (view, id) = match self.container() {
+            Ok(found) => found,
+            Err(refusal) => return *refusal,
+        };
+        match attach_request(&id, query, self.is_terminal(&view)) {
+            Ok(wanted) => proxy::answer(self.streaming.attach(wanted), request).await,
+            Err(text) => bad(text),
+        }
+    }
+
+    /// Takes connections of the client to ports of the pod.
+    pub async fn port_forward(&self, query: &[(String, String)], request: Request<Body>) -> Response {
+        let ports = match ports(request.headers(), query) {
+            Ok(ports) => ports,
+            Err(text) => return bad(text),
+        };
+        let view = match self.pod() {
+            Ok(view) => view,
+            Err(refusal) => return *refusal,
+        };
+        let uid = view.object.metadata.uid.clone().unwrap_or_default();
+        proxy::answer(self.streaming.port_forward(&uid, ports), request).await
+    }
+
+    /// Runs a command to its end and answers with its output (`getRun`).
+    pub async fn run(&self, query: &[(String, String)]) -> Response {
+        let id = match self.container() {
+            Ok((_, id)) => id,
+            Err(refusal) => return *refusal,
+        };
+        let text = query.iter().find(|(key, _)| key == "cmd").map_or("", |(_, v)| v.as_str());
+        let cmd = text.split(' ').map(str::to_owned).collect();
+        match self.streaming.run(v1::ExecSyncRequest { container_id: id, cmd, timeout: 0 }).await {
+            Ok(v1::ExecSyncResponse { mut stdout, stderr, exit_code: 0 }) => {
+                stdout.extend(stderr);
+                ([(CONTENT_TYPE, "application/json")], stdout).into_response()
+            }
+            Ok(v1::ExecSyncResponse { stderr, exit_code, .. }) => {
+                let text =
+                    format!("command {text:?} exited with {exit_code}: {}", String::from_utf8_lossy(&stderr));
+                (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+            }
+            Err(status) => proxy::refused(&status),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -199,21 +263,34 @@ mod tests {
     #[test]
     fn what_the_runtime_is_asked_for() {
         let request =
-            cri_request("id", &query("command=sh&command=-c&input=1&output=1&error=1&tty=1")).unwrap();
+            exec_request("id", &query("command=sh&command=-c&input=1&output=1&error=1&tty=1")).unwrap();
         assert_eq!(request.cmd, ["sh", "-c"]);
         assert!(request.tty && request.stdin && request.stdout && !request.stderr);
-        assert!(cri_request("id", &query("command=sh&tty=1")).unwrap_err().contains("at least 1"));
-        assert!(cri_request("id", &query("output=1")).unwrap_err().contains("no command"));
+        assert!(exec_request("id", &query("command=sh&tty=1")).unwrap_err().contains("at least 1"));
+        assert!(exec_request("id", &query("output=1")).unwrap_err().contains("no command"));
+
+        let all = query("input=1&output=1&error=1");
+        let request = attach_request("id", &all, false).unwrap();
+        assert!(request.stdin && request.stdout && request.stderr && !request.tty);
+        let request = attach_request("id", &all, true).unwrap();
+        assert!(request.tty && !request.stderr, "the container's terminal counts, not the query's");
     }
 
     #[test]
-    fn the_clients_token_is_not_passed_on() {
-        let from: HeaderMap = [(AUTHORIZATION, "Bearer x"), (HOST, "node"), (UPGRADE, "websocket")]
-            .into_iter()
-            .map(|(k, v)| (k, v.parse().unwrap()))
-            .collect();
-        let to = passed(&from, "127.0.0.1:1");
-        assert_eq!((to.get(AUTHORIZATION), to.len()), (None, 2));
-        assert_eq!(to[HOST], "127.0.0.1:1");
+    fn ports_are_named_by_who_has_no_streams_for_them() {
+        let headers = |pairs: &[(axum::http::HeaderName, &str)]| -> HeaderMap {
+            pairs.iter().map(|(k, v)| (k.clone(), v.parse().unwrap())).collect()
+        };
+        let spdy = headers(&[(UPGRADE, "SPDY/3.1")]);
+        let tunnel =
+            headers(&[(UPGRADE, "websocket"), (SEC_WEBSOCKET_PROTOCOL, "SPDY/3.1+portforward.k8s.io")]);
+        let channels = headers(&[(UPGRADE, "websocket"), (SEC_WEBSOCKET_PROTOCOL, "v4.channel.k8s.io")]);
+        for none in [&spdy, &tunnel] {
+            assert_eq!(ports(none, &query("port=80")), Ok(vec![]));
+        }
+        assert_eq!(ports(&channels, &query("port=80,81&port=8080")), Ok(vec![80, 81, 8080]));
+        for wrong in ["x=1", "port=0", "port=65536", "port=", "port=a"] {
+            assert!(ports(&channels, &query(wrong)).unwrap_err().contains("port"), "{wrong}");
+        }
     }
 }

@@ -62,7 +62,7 @@ pub fn observation(network: bool) -> Observation {
         message: if status { "" } else { "no conflist" }.to_owned(),
     };
     Observation {
-        version: "fake://1.2.3".to_owned(),
+        version: "podway://1.2.3".to_owned(),
         conditions: vec![condition("RuntimeReady", true), condition("NetworkReady", network)],
         handlers: vec![v1::RuntimeHandler::default()],
         features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
@@ -174,6 +174,20 @@ impl Streaming for FakeStreaming {
     async fn exec(&self, request: v1::ExecRequest) -> Result<String, tonic::Status> {
         self.asked.lock().unwrap().push(request);
         Ok(self.url.clone())
+    }
+
+    async fn attach(&self, _: v1::AttachRequest) -> Result<String, tonic::Status> {
+        Err(tonic::Status::failed_precondition("container is not running"))
+    }
+
+    async fn port_forward(&self, uid: &str, _: Vec<i32>) -> Result<String, tonic::Status> {
+        Err(tonic::Status::not_found(format!("no sandbox of {uid}")))
+    }
+
+    async fn run(&self, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse, tonic::Status> {
+        let exit_code = i32::from(request.cmd == ["false"]);
+        let stdout = format!("{:?}", request.cmd).into_bytes();
+        Ok(v1::ExecSyncResponse { stdout, stderr: b" err".to_vec(), exit_code })
     }
 }
 

@@ -9,6 +9,7 @@ fn requests() -> Vec<Request> {
             runc: "/r".into(),
             log_path: Some("/log".into()),
             stdin: true,
+            console_socket: Some("/s".into()),
             extra_args: vec!["--no-pivot".into()],
             ..Create::default()
         })),
@@ -30,7 +31,7 @@ fn requests() -> Vec<Request> {
         },
         Request::SignalExec { exec_id: "e".into(), signo: 9 },
         Request::ReopenLog { id: id() },
-        Request::Stdin { id: id() },
+        Request::Attach { id: id(), stdin: true, stdout: false, stderr: true },
         Request::CloseStdin { id: id() },
         Request::List,
         Request::Shutdown,

@@ -20,7 +20,7 @@ impl Request {
                 .path(&c.exit_file)
                 .optional_path(c.memory_cgroup.as_deref())
                 .flag(c.stdin)
-                .flag(c.terminal)
+                .optional_path(c.console_socket.as_deref())
                 .texts(&c.extra_args),
             Request::Start { id } => e.kind(3).text(id),
             Request::Signal { id, signo } => e.kind(4).text(id).u8(*signo),
@@ -36,7 +36,9 @@ impl Request {
                 .optional_path(console_socket.as_deref()),
             Request::SignalExec { exec_id, signo } => e.kind(8).text(exec_id).u8(*signo),
             Request::ReopenLog { id } => e.kind(9).text(id),
-            Request::Stdin { id } => e.kind(10).text(id),
+            Request::Attach { id, stdin, stdout, stderr } => {
+                e.kind(10).text(id).flag(*stdin).flag(*stdout).flag(*stderr)
+            }
             Request::CloseStdin { id } => e.kind(11).text(id),
             Request::List => e.kind(12),
             Request::Shutdown => e.kind(13),
@@ -59,7 +61,7 @@ impl Request {
                 exit_file: d.path()?,
                 memory_cgroup: d.optional_path()?,
                 stdin: d.flag()?,
-                terminal: d.flag()?,
+                console_socket: d.optional_path()?,
                 extra_args: d.texts()?,
             })),
             3 => Request::Start { id: d.text()? },
@@ -80,7 +82,7 @@ impl Request {
             },
             8 => Request::SignalExec { exec_id: d.text()?, signo: d.u8()? },
             9 => Request::ReopenLog { id: d.text()? },
-            10 => Request::Stdin { id: d.text()? },
+            10 => Request::Attach { id: d.text()?, stdin: d.flag()?, stdout: d.flag()?, stderr: d.flag()? },
             11 => Request::CloseStdin { id: d.text()? },
             12 => Request::List,
             13 => Request::Shutdown,

@@ -4,26 +4,25 @@
 //! child when `runc create` ends; if it dies before that is known, its status waits in `orphans`.
 //! An exit is drained, logged, recorded durably, and only then told.
 
+mod create;
 mod exec;
+mod io;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use podway_monitor::exit::ExitRecord;
-use podway_monitor::protocol::{
-    Create, ErrorCode, Event, ListedContainer, MAX_CAPTURE, Reply, Request, State,
-};
-use rustix::pipe::{PipeFlags, pipe_with};
+use podway_monitor::protocol::{ErrorCode, Event, ListedContainer, MAX_CAPTURE, Reply, Request, State};
 
-use super::{Asker, Sink, Wires, refused};
-use crate::log::{CriLog, Stream};
-use crate::process::{Ended, Runc, kill, now_ns, oom_killed};
+use super::{Asker, Wires, refused};
+use crate::log::CriLog;
+use crate::process::{Ended, Runc, kill, oom_killed};
+use create::Output;
 use exec::Exec;
+use io::{Tap, Wanted};
 
 /// A reply now, or none because a job will give it.
 type Outcome = Option<(Reply, Vec<OwnedFd>)>;
@@ -35,8 +34,11 @@ struct Container {
     log: CriLog,
     exit_file: PathBuf,
     memory_cgroup: Option<PathBuf>,
+    /// The write end of its standard input, or its terminal's master.
     stdin: Option<OwnedFd>,
+    terminal: bool,
     pipes: Vec<u64>,
+    taps: Vec<Tap>,
     record: Option<ExitRecord>,
     /// Who waits for the exit (or for the end of `runc create`) to have it deleted.
     delete: Vec<Asker>,
@@ -47,7 +49,7 @@ struct Container {
 }
 
 enum JobKind {
-    Create { id: String, ours: [OwnedFd; 2], argv: Vec<String> },
+    Create { id: String, ours: Output, argv: Vec<String> },
     Start { id: String },
     Delete { id: String },
     Exec { exec_id: String },
@@ -139,15 +141,14 @@ impl Pod {
                 c.log.reopen().map_err(|e| system("log_path could not be opened", &e))?;
                 Ok(Some((Reply::Ok, vec![])))
             }),
-            Request::Stdin { id } => self.container(&id).and_then(|c| match &c.stdin {
-                Some(fd) => match fd.try_clone() {
-                    Ok(fd) => Ok(Some((Reply::Fd, vec![fd]))),
-                    Err(e) => Err(system("stdin could not be duplicated", &e)),
-                },
-                None => Err(refused(ErrorCode::NotRunning, "stdin is closed")),
-            }),
+            Request::Attach { id, stdin, stdout, stderr } => {
+                self.attach(wires, &id, &Wanted { stdin, stdout, stderr }, fds)
+            }
             Request::CloseStdin { id } => self.container(&id).map(|c| {
-                c.stdin = None;
+                // A terminal has no half to close: its end of input is a character.
+                if !c.terminal {
+                    c.stdin = None;
+                }
                 Some((Reply::Ok, vec![]))
             }),
             Request::List => Ok(Some((Reply::List(self.list()), vec![]))),
@@ -164,70 +165,6 @@ impl Pod {
     fn pid_file(&mut self) -> PathBuf {
         self.counter += 1;
         self.state_dir.join(format!("{}.pid", self.counter))
-    }
-
-    fn create(&mut self, asker: Asker, create: Create) -> Result<Outcome, Reply> {
-        if !good_name(&create.id) {
-            return Err(refused(ErrorCode::Invalid, "id must be [A-Za-z0-9_.-], 1 to 128 bytes"));
-        }
-        // A runtime that died before it heard asks again: the container is created once.
-        match self.containers.get_mut(&create.id) {
-            None => {}
-            Some(c) if c.state == State::Creating => {
-                c.waiters.push(asker);
-                return Ok(None);
-            }
-            Some(c) if c.state != State::Exited => {
-                let created = Reply::Created { pid: c.pid, micros: 0, argv: vec![] };
-                return Ok(Some((created, vec![])));
-            }
-            Some(_) => return Err(refused(ErrorCode::Exists, &format!("container {} exists", create.id))),
-        }
-        if create.terminal {
-            return Err(refused(ErrorCode::NotSupported, "not supported: tty"));
-        }
-        let log = CriLog::open(create.log_path).map_err(|e| system("log_path could not be opened", &e))?;
-        let runc = Runc { binary: create.runc, root: create.runc_root, log: create.runc_log };
-        let pid_file = self.pid_file();
-        let mut rest: Vec<&OsStr> = vec![
-            "create".as_ref(),
-            "--bundle".as_ref(),
-            create.bundle.as_ref(),
-            "--pid-file".as_ref(),
-            pid_file.as_ref(),
-        ];
-        rest.extend(create.extra_args.iter().map(OsStr::new));
-        rest.push(create.id.as_ref());
-        let arguments = runc.arguments(&rest);
-        let mut argv = vec![runc.binary.display().to_string()];
-        argv.extend(arguments.iter().map(|a| a.to_string_lossy().into_owned()));
-
-        let pipes = |e: rustix::io::Errno| system("pipe failed", &e.into());
-        let (out, out_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
-        let (err, err_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(pipes)?;
-        let (stdin_theirs, stdin) = match create.stdin {
-            true => pipe_with(PipeFlags::CLOEXEC).map_err(pipes).map(|(r, w)| (r.into(), Some(w)))?,
-            false => (Stdio::null(), None),
-        };
-        let stdio = [stdin_theirs, out_theirs.into(), err_theirs.into()];
-        let kind = JobKind::Create { id: create.id.clone(), ours: [out, err], argv };
-        self.job(asker, kind, runc.clone(), &arguments, stdio, pid_file)?;
-        let container = Container {
-            runc,
-            pid: 0,
-            state: State::Creating,
-            log,
-            exit_file: create.exit_file,
-            memory_cgroup: create.memory_cgroup,
-            stdin,
-            pipes: vec![],
-            record: None,
-            delete: vec![],
-            starting: false,
-            waiters: vec![],
-        };
-        self.containers.insert(create.id, container);
-        Ok(None)
     }
 
     /// Runs runc as a child; what follows is in [`Pod::job_done`].
@@ -324,31 +261,6 @@ impl Pod {
         self.containers.iter().map(line).collect()
     }
 
-    pub(super) fn output(&mut self, sink: &Sink, bytes: &[u8]) {
-        match sink {
-            Sink::Container(id, stream) => {
-                if let Some(container) = self.containers.get_mut(id) {
-                    container.log.feed(*stream, bytes, now_ns());
-                }
-            }
-            Sink::Exec(exec_id, stream) => {
-                if let Some(exec) = self.execs.get_mut(exec_id) {
-                    let room = exec.limit.saturating_sub(exec.outputs.iter().map(Vec::len).sum());
-                    let kept = &mut exec.outputs[*stream as usize];
-                    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                }
-            }
-        }
-    }
-
-    pub(super) fn output_ended(&mut self, sink: &Sink) {
-        if let Sink::Container(id, stream) = sink
-            && let Some(container) = self.containers.get_mut(id)
-        {
-            container.log.end(*stream, now_ns());
-        }
-    }
-
     /// A child has ended: runc, an init, an exec, or one whose name is not known yet.
     pub(super) fn reaped(&mut self, wires: &mut Wires, pid: u32, ended: Ended) {
         if let Some(job) = self.jobs.remove(&pid) {
@@ -431,9 +343,10 @@ impl Pod {
                         (Reply::Error { code, message }, waiting)
                     }
                     _ => {
-                        let container = self.containers.remove(&id);
-                        if let Some(c) = &container {
+                        let mut container = self.containers.remove(&id);
+                        if let Some(c) = &mut container {
                             wires.close_pipes(&c.pipes);
+                            c.end_taps(wires, true);
                         }
                         (Reply::Ok, container.map(|c| c.delete))
                     }
@@ -462,23 +375,12 @@ impl Pod {
         wires.reply(job.asker, reply, vec![]);
     }
 
-    fn created(&mut self, wires: &mut Wires, id: &str, pid: u32, ours: [OwnedFd; 2]) -> Result<(), Reply> {
-        let container = self.container(id)?;
-        container.pid = pid;
-        container.state = State::Created;
-        for (fd, stream) in ours.into_iter().zip([Stream::Stdout, Stream::Stderr]) {
-            let token = wires
-                .add_pipe(fd, Sink::Container(id.to_owned(), stream))
-                .map_err(|e| system("output could not be watched", &e))?;
-            container.pipes.push(token);
-        }
-        Ok(())
-    }
-
     /// Output first, then the durable record, then the news.
     fn exited(&mut self, wires: &mut Wires, id: String, ended: Ended) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         let tokens = container.pipes.clone();
+        // Nobody holds it back any more.
+        container.state = State::Exited;
         wires.drain(self, &tokens);
         let Some(container) = self.containers.get_mut(&id) else { return };
         let record = ExitRecord {
@@ -491,7 +393,6 @@ impl Pod {
             // Told all the same: a pod must not hang because a disk is full.
             eprintln!("container {id}: exit record {}: {e}", container.exit_file.display());
         }
-        container.state = State::Exited;
         container.record = Some(record);
         container.stdin = None;
         let waiting = container.delete.clone();
@@ -501,6 +402,7 @@ impl Pod {
             oom_killed: record.oom_killed,
             finished_at_ns: record.finished_at_ns,
         });
+        container.end_of_taps(wires);
         if !waiting.is_empty()
             && let Err(refusal) = self.run_delete(id)
         {
@@ -515,7 +417,7 @@ fn null_stdio() -> [Stdio; 3] {
     [Stdio::null(), Stdio::null(), Stdio::null()]
 }
 
-fn system(what: &str, e: &io::Error) -> Reply {
+fn system(what: &str, e: &std::io::Error) -> Reply {
     refused(ErrorCode::System, &format!("{what}: {e}"))
 }
 

@@ -43,6 +43,13 @@ pub fn exec_file(runtime: &Runtime, id: &Id, cmd: &[String], tty: bool) -> Resul
     let mut process = spec["process"].take();
     process["args"] = serde_json::json!(cmd);
     process["terminal"] = serde_json::json!(tty);
+    if tty && let Some(env) = process["env"].as_array_mut() {
+        // Programs ask what kind of terminal theirs is; the container need not have one of its own.
+        let is_set = env.iter().any(|v| v.as_str().is_some_and(|v| v.starts_with("TERM=")));
+        if !is_set {
+            env.push(serde_json::json!("TERM=xterm"));
+        }
+    }
     let exec_id = Id::random().map_err(|e| OpError::Io("draw an id", e))?.to_string();
     let dir = bundle.join("exec");
     private_dir(&dir).map_err(|e| OpError::Io("make the exec directory", e))?;

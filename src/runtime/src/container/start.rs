@@ -170,7 +170,10 @@ fn request(runtime: &Runtime, id: &Id, entry: &Container, config: &ContainerConf
         exit_file: runtime.container_dir(id).join("exit"),
         memory_cgroup: Some(runtime.cgroups.dir("memory", &entry.cgroup)),
         stdin: config.stdin,
-        terminal: config.tty,
+        // A socket's path has at most 107 bytes: a short name in a short directory.
+        console_socket: config
+            .tty
+            .then(|| runtime.config.state.join("m").join(format!("{}.tty", id.short()))),
         extra_args: Vec::new(),
     }
 }

@@ -1,19 +1,15 @@
 //! A process to stream to: started by the pod's monitor on our pipes or on a terminal, its exit heard.
 
+use super::attach::Attached;
+use super::output::Output;
 use crate::container;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
-use crate::rootfs::remove_file;
 use crate::state::Runtime;
 use crate::supervisor::SupervisorError;
-use podway_monitor::{Client, ClientError, Event, Message, Reply, Request};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use podway_monitor::{Client, ClientError, Console, Event, Message, Reply, Request};
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
@@ -25,29 +21,32 @@ pub struct Wanted {
     pub container: Id,
     /// The command.
     pub cmd: Vec<String>,
-    /// On a terminal.
-    pub tty: bool,
-    /// The client sends standard input.
-    pub stdin: bool,
-    /// The client wants standard output.
-    pub stdout: bool,
-    /// The client wants standard error.
-    pub stderr: bool,
+    /// Which streams the client has.
+    pub streams: super::client::Streams,
 }
 
-/// A running process.
+/// What runs, and its stdio.
 #[derive(Debug)]
 pub struct Process {
     /// Its standard input, or the terminal's master.
     pub stdin: Option<Sender>,
     /// Its standard output, or the terminal's master.
-    pub stdout: Option<Receiver>,
+    pub stdout: Option<Output>,
     /// Its standard error.
-    pub stderr: Option<Receiver>,
+    pub stderr: Option<Output>,
     /// The terminal, to set its size.
     pub terminal: Option<OwnedFd>,
-    /// Its exit code; an error if the monitor ended first.
-    pub exit: oneshot::Receiver<i32>,
+    /// What ends the session.
+    pub end: End,
+}
+
+/// What ends a session.
+#[derive(Debug)]
+pub enum End {
+    /// The process' exit code; an error if the monitor ended first.
+    Exit(oneshot::Receiver<i32>),
+    /// The end of a container that runs by itself.
+    Container(Attached),
 }
 
 /// Starts it.
@@ -60,14 +59,14 @@ pub async fn start(runtime: &Arc<Runtime>, wanted: Wanted) -> Result<Process, Op
     let started = blocking(move || begin(&state, &wanted)).await?;
     let io = |e| OpError::Io("watch the process' pipes", e);
     let reading = |fd: Option<OwnedFd>| {
-        fd.map(|fd| Receiver::from_file_unchecked(File::from(fd))).transpose().map_err(io)
+        fd.map(|fd| Receiver::from_file_unchecked(File::from(fd)).map(Output::Pipe)).transpose().map_err(io)
     };
     Ok(Process {
         stdin: started.stdin.map(|fd| Sender::from_file_unchecked(File::from(fd))).transpose().map_err(io)?,
         stdout: reading(started.stdout)?,
         stderr: reading(started.stderr)?,
         terminal: started.terminal,
-        exit: started.exit,
+        end: End::Exit(started.exit),
     })
 }
 
@@ -79,26 +78,12 @@ struct Started {
     exit: oneshot::Receiver<i32>,
 }
 
-/// A socket that is gone with this; its path is short, since a socket's has at most 107 bytes.
-struct Console {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Drop for Console {
-    fn drop(&mut self) {
-        if let Err(error) = remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "a console socket stays");
-        }
-    }
-}
-
 fn pipe_error(e: rustix::io::Errno) -> OpError {
     OpError::Io("make a pipe", e.into())
 }
 
 fn begin(runtime: &Runtime, wanted: &Wanted) -> Result<Started, OpError> {
-    let file = container::exec_file(runtime, &wanted.container, &wanted.cmd, wanted.tty)?;
+    let file = container::exec_file(runtime, &wanted.container, &wanted.cmd, wanted.streams.tty)?;
     let entry = runtime
         .container(&wanted.container)
         .ok_or_else(|| OpError::NotFound("container", wanted.container.to_string()))?;
@@ -110,14 +95,13 @@ fn begin(runtime: &Runtime, wanted: &Wanted) -> Result<Started, OpError> {
         process_json_path: file.path.clone(),
         console_socket,
     };
-    if wanted.tty {
-        // A connection that waits is not lost: runc connects while the monitor runs it.
+    let streams = wanted.streams;
+    if streams.tty {
+        // A socket's path has at most 107 bytes: a short name in a short directory.
         let path = runtime.config.state.join("m").join(format!("{}.tty", &file.exec_id[..12]));
-        let listener = UnixListener::bind(&path).map_err(|e| OpError::Io("make the console socket", e))?;
-        let console = Console { listener, path };
-        let exit = ask(client, &request(Some(console.path.clone())), &[], &file.exec_id)?;
-        let master = receive_master(&console.listener).map_err(|e| OpError::Io("receive the terminal", e))?;
-        rustix::io::ioctl_fionbio(&master, true).map_err(|e| OpError::Io("set up the terminal", e.into()))?;
+        let console = Console::bind(&path).map_err(|e| OpError::Io("make the console socket", e))?;
+        let exit = ask(client, &request(Some(path)), &[], &file.exec_id)?;
+        let master = console.master().map_err(|e| OpError::Io("receive the terminal", e))?;
         let copy = || master.try_clone().map_err(|e| OpError::Io("duplicate the terminal", e));
         return Ok(Started {
             stdin: Some(copy()?),
@@ -141,7 +125,7 @@ fn begin(runtime: &Runtime, wanted: &Wanted) -> Result<Started, OpError> {
         Ok((Some(read), Some(write)))
     };
     let ((stdin_theirs, stdin), (stdout, stdout_theirs), (stderr, stderr_theirs)) =
-        (pipe(wanted.stdin)?, pipe(wanted.stdout)?, pipe(wanted.stderr)?);
+        (pipe(streams.stdin)?, pipe(streams.stdout)?, pipe(streams.stderr)?);
     for ours in [&stdin, &stdout, &stderr].into_iter().flatten() {
         rustix::io::ioctl_fionbio(ours, true).map_err(pipe_error)?;
     }
@@ -197,21 +181,4 @@ fn tell(sender: oneshot::Sender<i32>, code: i32) {
     if sender.send(code).is_err() {
         tracing::debug!(code, "an exec ended after its client had left");
     }
-}
-
-/// The terminal's master, as runc sends it: one message with one descriptor.
-fn receive_master(listener: &UnixListener) -> io::Result<OwnedFd> {
-    // runc exec has ended with success: its connection is there, so this does not wait.
-    listener.set_nonblocking(true)?;
-    let (stream, _) = listener.accept()?;
-    stream.set_nonblocking(false)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 4096];
-    rustix::net::recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let sent = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    sent.ok_or_else(|| io::Error::other("runc sent no descriptor"))
 }

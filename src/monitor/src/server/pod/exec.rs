@@ -44,11 +44,17 @@ impl Exec {
             timed_out: false,
         }
     }
+
+    /// Keeps output up to the limit; the rest is dropped.
+    pub(super) fn keep(&mut self, stream: Stream, bytes: &[u8]) {
+        let room = self.limit.saturating_sub(self.outputs.iter().map(Vec::len).sum());
+        self.outputs[stream as usize].extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
 }
 
 impl Pod {
     pub(in super::super) fn next_deadline(&self) -> Option<Instant> {
-        self.execs.values().filter_map(|e| e.deadline).min()
+        self.execs.values().filter_map(|e| e.deadline).chain(self.tap_deadline()).min()
     }
 
     /// Kills the execs whose time is up, each with its process group: runc makes it the leader of one.
