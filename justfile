@@ -19,3 +19,6 @@ up:
 # Kubernetes' own end-to-end suite; `just conformance --write` for the page, `--set cluster`, `--focus REGEX`.
 conformance *ARGS:
     cargo build --release --workspace --bins && target/release/podway-conformance {{ARGS}}
+# Our scheduler beside a stock kube-scheduler, 2,000 random pods (minutes); CI runs a short part of it.
+differential *args:
+    cargo run --release -p podway-tests --bin podway-differential -- {{args}}

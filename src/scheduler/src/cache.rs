@@ -20,8 +20,6 @@ pub struct Usage {
     pub pods: i64,
     /// Host ports, with how many pods hold each.
     pub host_ports: BTreeMap<HostPort, usize>,
-    /// How many pods of each controller stay, by its UID; one that is being deleted does not.
-    pub owned: BTreeMap<String, i64>,
     /// How many pods of each class.
     pub alike: BTreeMap<ClassId, Alike>,
 }
@@ -36,9 +34,6 @@ impl Usage {
         self.pods += 1;
         for port in &pod.host_ports {
             *self.host_ports.entry(port.clone()).or_insert(0) += 1;
-        }
-        if let Some(owner) = pod.owner.as_ref().filter(|_| !pod.deleting) {
-            *self.owned.entry(owner.clone()).or_insert(0) += 1;
         }
     }
 
@@ -59,14 +54,6 @@ impl Usage {
                 if *n == 0 {
                     self.host_ports.remove(port);
                 }
-            }
-        }
-        if let Some(owner) = pod.owner.as_ref().filter(|_| !pod.deleting)
-            && let Some(n) = self.owned.get_mut(owner)
-        {
-            *n -= 1;
-            if *n == 0 {
-                self.owned.remove(owner);
             }
         }
     }
@@ -436,11 +423,14 @@ mod tests {
         assert_eq!(cache.confirm(pod("u", "n", 150)), None);
         let snapshot = cache.snapshot();
         assert_eq!((snapshot.nodes[0].usage.pods, snapshot.nodes[0].usage.requested.milli_cpu), (1, 150));
-        let leaving = PodInfo { deleting: true, owner: Some("rs".into()), ..(*pod("u", "n", 150)).clone() };
+        let leaving = PodInfo { deleting: true, ..(*pod("u", "n", 150)).clone() };
         cache.confirm(Arc::new(PodInfo { deleting: false, ..leaving.clone() }));
-        assert_eq!(cache.snapshot().nodes[0].usage.owned["rs"], 1);
+        let staying = |cache: &mut Cache| -> i64 {
+            cache.snapshot().nodes[0].usage.alike.values().map(|a| a.staying).sum()
+        };
+        assert_eq!(staying(&mut cache), 1);
         cache.confirm(Arc::new(leaving));
-        assert!(cache.snapshot().nodes[0].usage.owned.is_empty(), "one that leaves is no longer counted");
+        assert_eq!(staying(&mut cache), 0, "one that leaves is no longer counted");
         cache.remove_pod("u");
         assert_eq!(*cache.snapshot().nodes[0].usage, Usage::default());
         assert_eq!(snapshot.nodes[0].usage.pods, 1, "a snapshot never changes");

@@ -10,6 +10,7 @@ use crate::objects::Change;
 use crate::plugins::volume_binding::VolumePlan;
 use futures::future::BoxFuture;
 use std::any::{Any, TypeId};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -303,15 +304,37 @@ pub struct Unfit<'a> {
     pub rejected: &'a BTreeMap<String, Status>,
 }
 
-/// Which pods go from which node, so that another can come.
+/// A node, and which pods would go from it so that another can come.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Preemption {
+pub struct Candidate {
     /// The node.
     pub node: String,
     /// The pods to evict, the most important first.
     pub victims: Vec<Arc<PodInfo>>,
     /// How many of them a PodDisruptionBudget would keep.
     pub violations: usize,
+}
+
+impl Candidate {
+    /// The smaller, the better: upstream's `pickOneNodeForPreemption`.
+    #[must_use]
+    pub fn rank(&self) -> impl Ord + use<> {
+        let highest = self.victims.first().map_or(i32::MIN, |p| p.priority);
+        // So that every summand counts, also a negative one.
+        let sum: i64 = self.victims.iter().map(|p| i64::from(p.priority) + i64::from(i32::MAX) + 1).sum();
+        let top = self.victims.iter().filter(|p| p.priority == highest);
+        let earliest = top.map(|p| p.started.unwrap_or(i64::MAX)).min().unwrap_or(i64::MAX);
+        (self.violations, highest, sum, self.victims.len(), Reverse(earliest))
+    }
+}
+
+/// The candidate that is taken, and those that were not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preemption {
+    /// Taken.
+    pub best: Candidate,
+    /// Not taken, the better first.
+    pub others: Vec<Candidate>,
 }
 
 /// What PostFilter found.

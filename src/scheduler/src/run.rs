@@ -10,11 +10,11 @@ use crate::config::Config;
 use crate::cycle::{CycleError, Decision, Nomination, Trace, schedule_one};
 use crate::evict::{Eviction, evict};
 use crate::explain::{annotation_of, records};
-use crate::framework::{ClusterEvent, Framework, Placement, Preemption};
+use crate::framework::{Candidate, ClusterEvent, Framework, Placement, Preemption};
 use crate::metrics::{AttemptResult, Health, Metrics};
 use crate::model::{
     CsiDriver, CsiNode, DisruptionBudget, Meta, NodeInfo, PersistentVolume, PersistentVolumeClaim, PodInfo,
-    StorageCapacity, StorageClass, VolumeAttachment,
+    ReplicaSet, ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
 };
 use crate::objects::{Kept, Kind, Lists, Step};
 use crate::plugins::volume_binding::{Assumed, VolumeBinder, VolumePlan};
@@ -163,6 +163,7 @@ pub async fn run_with(
     }
     kinds!(DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageClass);
     kinds!(CsiNode, CsiDriver, StorageCapacity, VolumeAttachment);
+    kinds!(Service, ReplicationController, ReplicaSet, StatefulSet);
     let evictor = clients.status.clone();
     let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
     let binder = Binder {
@@ -550,7 +551,7 @@ impl Scheduler {
                 let unfit = (error.message(), error.plugins());
                 if !self.binder.framework.post_filter.is_empty() {
                     let found = match &error.nomination {
-                        Nomination::Preempt(preemption) => Some(preemption.victims.len()),
+                        Nomination::Preempt(preemption) => Some(preemption.best.victims.len()),
                         Nomination::Keep | Nomination::Clear => None,
                     };
                     metrics.preempted(found);
@@ -658,7 +659,7 @@ impl Scheduler {
         let nominated = match &nomination {
             Nomination::Keep => None,
             Nomination::Clear => self.cleared(&pod),
-            Nomination::Preempt(preemption) => Some(preemption.node.clone()),
+            Nomination::Preempt(preemption) => Some(preemption.best.node.clone()),
         };
         self.notify(Notice::Failed(pod.clone(), UNSCHEDULABLE, message, nominated));
         self.queue.unschedulable(queued, plugins, now);
@@ -676,7 +677,7 @@ impl Scheduler {
 
     /// Nominates the pod and has its victims go, those that are only assumed in memory.
     fn preempt(&mut self, pod: &Arc<PodInfo>, preemption: Preemption) {
-        let Preemption { node, victims, .. } = preemption;
+        let Candidate { node, victims, .. } = preemption.best;
         let demoted: Vec<Arc<PodInfo>> =
             self.cache.nominated(&node).into_iter().filter(|p| p.priority < pod.priority).collect();
         for other in &demoted {
