@@ -222,6 +222,12 @@ pub enum ClusterEvent {
 }
 
 impl ClusterEvent {
+    /// A node came, changed or went.
+    #[must_use]
+    pub const fn is_of_node(&self) -> bool {
+        matches!(self, ClusterEvent::NodeAdd(_) | ClusterEvent::NodeUpdate(..) | ClusterEvent::NodeDelete(_))
+    }
+
     /// Upstream's label for metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
@@ -245,6 +251,16 @@ pub trait Plugin: Send + Sync {
 
     /// The queueing hint: could `event` make this plugin accept `pod`, which it refused?
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool;
+
+    /// The same for an event that changed this node and no other: is `pod` accepted there now?
+    fn may_help_on(&self, pod: &PodInfo, event: &ClusterEvent, _node: &NodeState) -> bool {
+        self.may_help(pod, event)
+    }
+
+    /// False when such an event never helps any pod, so that none need be asked.
+    fn hears(&self, _event: &ClusterEvent) -> bool {
+        true
+    }
 }
 
 /// What PreFilter found.
@@ -481,18 +497,16 @@ impl Framework {
         }
     }
 
-    /// Could `event` help a pod that `rejecting` refused? With no plugin on record, any event may.
+    /// The plugins that may refuse a pod, by name.
     #[must_use]
-    pub fn may_help(&self, rejecting: &BTreeSet<&'static str>, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        if rejecting.is_empty() || matches!(event, ClusterEvent::PodUpdate) {
-            return true;
-        }
-        let helps = |p: &dyn Plugin| rejecting.contains(p.name()) && p.may_help(pod, event);
-        self.filter.iter().any(|p| helps(p.as_ref()))
-            || self.post_filter.iter().any(|p| helps(p.as_ref()))
-            || self.pre_filter.iter().any(|p| helps(p.as_ref()))
-            || self.reserve.iter().any(|p| helps(p.as_ref()))
-            || self.permit.iter().any(|p| helps(p.as_ref()))
+    pub fn refusing(&self) -> BTreeMap<&'static str, &dyn Plugin> {
+        let mut out: BTreeMap<&'static str, &dyn Plugin> = BTreeMap::new();
+        out.extend(self.pre_filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.post_filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.reserve.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.permit.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out
     }
 }
 

@@ -225,6 +225,14 @@ impl PodInfo {
         bare(self) == bare(other)
     }
 
+    /// True for pods of one template that nothing tells apart but their names: what is decided of one of
+    /// them on a cluster is decided of the other.
+    #[must_use]
+    pub fn same_template(&self, other: &PodInfo) -> bool {
+        let bare = |p: &PodInfo| PodInfo { name: String::new(), uid: String::new(), ..p.clone() };
+        bare(self).decides_like(&bare(other))
+    }
+
     /// `namespace/name`.
     #[must_use]
     pub fn key(&self) -> String {

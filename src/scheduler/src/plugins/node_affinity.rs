@@ -39,6 +39,10 @@ impl Plugin for NodeAffinity {
         "NodeAffinity"
     }
 
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        event.is_of_node()
+    }
+
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::NodeAdd(new) => self.enforced(new) && accepts(pod, new),

@@ -32,6 +32,14 @@ impl Plugin for NodeResourcesFit {
         "NodeResourcesFit"
     }
 
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        matches!(event, ClusterEvent::AssignedPodDelete(_)) || event.is_of_node()
+    }
+
+    fn may_help_on(&self, pod: &PodInfo, event: &ClusterEvent, node: &NodeState) -> bool {
+        self.may_help(pod, event) && self.short_of(pod, node).is_ok()
+    }
+
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::NodeAdd(new) => fits_empty(pod, new),
@@ -50,6 +58,12 @@ impl Plugin for NodeResourcesFit {
 
 impl Filter for NodeResourcesFit {
     fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+        self.short_of(pod, node)
+    }
+}
+
+impl NodeResourcesFit {
+    fn short_of(&self, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
         let mut code = Code::Unschedulable;
         let mut reasons = Vec::new();
         if node.usage.pods.saturating_add(1) > node.info.allocatable_pods {
