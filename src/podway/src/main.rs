@@ -32,6 +32,8 @@ enum Command {
     Agent(commands::agent::Args),
     /// Serve the container runtime interface.
     Runtime(commands::runtime::Args),
+    /// Tell how an image would be got.
+    Image(commands::image::Args),
     /// Show every step of a pod's creation as a waterfall.
     Flow(commands::flow::Args),
     /// Print the CustomResourceDefinitions.
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Scheduler(args) => commands::scheduler::run(args),
         Command::Agent(args) => commands::agent::run(args),
         Command::Runtime(args) => commands::runtime::run(args),
+        Command::Image(args) => commands::image::run(&args),
         Command::Flow(args) => commands::flow::run(args),
         Command::Crds(args) => commands::crds::run(&args),
     };
