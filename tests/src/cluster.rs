@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use podway_cluster::network::Network;
+use podway_cluster::network::{Network, NodeNetwork};
 use podway_cluster::state::State;
 use podway_cluster::{Layout, Program};
 use std::path::{Path, PathBuf};
@@ -188,15 +188,23 @@ impl Cluster {
         Ok(record.argv.clone())
     }
 
+    /// A node's part of the network.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn network(&self, node: &str) -> anyhow::Result<NodeNetwork> {
+        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        let found = network.nodes(self.nodes).find(|n| n.name() == node);
+        found.with_context(|| format!("no node is called {node}"))
+    }
+
     /// Where the network namespace of a node is pinned.
     ///
     /// # Errors
     /// When there is no such node.
     pub fn netns(&self, node: &str) -> anyhow::Result<PathBuf> {
-        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
-        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
-        let found = network.nodes(self.nodes).find(|n| n.name() == node);
-        Ok(found.with_context(|| format!("no node is called {node}"))?.netns_path())
+        Ok(self.network(node)?.netns_path())
     }
 
     /// `kill -9` of every daemon whose name has `part` in it.

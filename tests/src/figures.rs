@@ -41,10 +41,23 @@ impl Table {
         self.0.push([what.to_owned(), measured, target.to_owned(), stock.to_owned()]);
     }
 
-    /// Markdown.
+    /// This table with what `other` measured, row by row, as its last column.
     #[must_use]
-    pub fn markdown(&self, label: &str) -> String {
-        let mut out = format!("| what | {label} | aim | stock 1.36.3 |\n|---|---|---|---|\n");
+    pub fn beside(&self, other: &Table) -> Table {
+        let last = |i: usize| other.0.get(i).map_or_else(String::new, |row| row[1].clone());
+        let rows = self.0.iter().enumerate();
+        Table(
+            rows.map(|(i, [what, measured, target, _])| {
+                [what, measured, target, &last(i)].map(String::clone)
+            })
+            .collect(),
+        )
+    }
+
+    /// Markdown; `label` heads the figures, `last` the last column.
+    #[must_use]
+    pub fn markdown(&self, label: &str, last: &str) -> String {
+        let mut out = format!("| what | {label} | aim | {last} |\n|---|---|---|---|\n");
         for [what, measured, target, stock] in &self.0 {
             // A String takes all that is written to it.
             let _ = writeln!(out, "| {what} | {measured} | {target} | {stock} |");
@@ -65,8 +78,12 @@ mod tests {
         let mut table = Table::default();
         table.row("a", times.cell(), "b", "c");
         assert_eq!(
-            table.markdown("podway"),
+            table.markdown("podway", "stock 1.36.3"),
             "| what | podway | aim | stock 1.36.3 |\n|---|---|---|---|\n| a | 50 / 99 ms | b | c |\n"
         );
+        let mut other = Table::default();
+        other.row("a", "7 ms".to_owned(), "", "");
+        let both = table.beside(&other).markdown("podway", "same run");
+        assert!(both.ends_with("| a | 50 / 99 ms | b | 7 ms |\n"), "{both}");
     }
 }

@@ -4,9 +4,9 @@
 //! ([`cluster`]) by the same `podway up` that a user runs, runs its cases in namespaces of their
 //! own ([`namespace`]), takes the cluster down and counts again. A case watches and never polls
 //! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
-//! server's log who wrote what. [`prometheus`] scrapes. [`meter`] and
-//! [`figures`] are for the bench driver, [`conformance`] for the one that runs Kubernetes' own suite.
-//! [`differential`] compares our scheduler with a stock one.
+//! server's log who wrote what, [`swap`] puts containerd and a stock kubelet in the place of a node's own.
+//! [`prometheus`] scrapes. [`meter`] and [`figures`] are for the bench driver, [`conformance`] for the one
+//! that runs Kubernetes' own suite. [`differential`] compares our scheduler with a stock one.
 
 pub mod audit;
 pub mod cluster;
@@ -19,6 +19,7 @@ pub mod meter;
 pub mod namespace;
 pub mod prometheus;
 pub mod suite;
+pub mod swap;
 pub mod wait;
 
 pub use cluster::Cluster;

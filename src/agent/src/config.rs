@@ -33,6 +33,8 @@ pub struct Config {
     pub max_pods: u32,
     /// `--node-labels`.
     pub node_labels: std::collections::BTreeMap<String, String>,
+    /// `registerWithTaints`: what the Node is created with; one that is there keeps its own.
+    pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
     /// `--client-ca-file`: signs the clients of the kubelet API.
     pub client_ca_file: Option<PathBuf>,
     /// `--tls-cert-file`: of the kubelet API; made by the agent when absent.
@@ -63,6 +65,7 @@ impl Default for Config {
             port: 10250,
             max_pods: 110,
             node_labels: std::collections::BTreeMap::new(),
+            register_with_taints: Vec::new(),
             client_ca_file: None,
             tls_cert_file: None,
             tls_private_key_file: None,

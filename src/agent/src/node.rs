@@ -18,7 +18,7 @@ pub mod runtime;
 use crate::config::Config;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus, Taint};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
@@ -107,6 +107,7 @@ pub struct Registrar {
     probe: Arc<dyn Probe>,
     name: String,
     labels: BTreeMap<String, String>,
+    taints: Vec<Taint>,
     node_ips: Vec<IpAddr>,
     port: u16,
     max_pods: u32,
@@ -154,6 +155,7 @@ impl Registrar {
             probe,
             name: config.node_name.clone(),
             labels: config.node_labels.clone(),
+            taints: config.register_with_taints.clone(),
             node_ips: config.node_ip.clone(),
             port: config.port,
             max_pods: config.max_pods,
@@ -332,7 +334,7 @@ impl Registrar {
     /// Makes the API server's copy say what was seen.
     async fn sync(&mut self, known: &mut Copy) -> Result<(), CallError> {
         if matches!(known, Copy::Unknown) {
-            let node = object::initial(&self.facts(), &self.labels);
+            let node = object::initial(&self.facts(), &self.labels, &self.taints);
             self.publish_ready(node.status.as_ref());
             *known = Copy::Is(Box::new(self.register(&node).await?));
             self.events.write(vec![events::starting()]);

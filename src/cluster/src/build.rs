@@ -113,6 +113,7 @@ fn recipe(program: Program) -> Recipe {
         Program::Nonewprivs => of(&E2E, "test/images/nonewprivs", 5),
         Program::Regression74839 => of(&E2E, "test/images/regression-issue-74839", 5),
         Program::Ginkgo => plain(&E2E, "github.com/onsi/ginkgo/v2/ginkgo", 10),
+        Program::Kubelet => kubernetes("cmd/kubelet", 25),
         Program::Containerd => Recipe {
             packages: ["containerd", "containerd-shim-runc-v2"]
                 .iter()

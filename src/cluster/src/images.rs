@@ -3,9 +3,11 @@
 //! An image is reproducible: the same programs give the same bytes (times are 0, entries are in a
 //! fixed order), so that a second `up` finds them there and pushes nothing.
 
+pub mod archive;
 pub mod e2e;
 mod podway;
 mod recipe;
+mod sbom;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,8 +21,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
-pub use self::podway::{PODWAY, podway};
+pub use self::podway::{PODWAY, Programs, podway};
 pub use self::recipe::Recipe;
+pub use self::sbom::sbom;
 
 /// The images' names, as pods name them.
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";

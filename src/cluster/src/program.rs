@@ -33,6 +33,8 @@ pub enum Program {
     Nonewprivs,
     /// The program of the suite's image that watches connections being dropped.
     Regression74839,
+    /// kubelet 1.36, to compare our agent with.
+    Kubelet,
 }
 
 /// Why a program is not to be had.
@@ -101,6 +103,7 @@ impl Program {
             Self::Ginkgo => "ginkgo",
             Self::Nonewprivs => "nonewprivs",
             Self::Regression74839 => "regression-issue-74839",
+            Self::Kubelet => "kubelet",
         }
     }
 
@@ -110,7 +113,7 @@ impl Program {
             |after: &str| printed.lines().find_map(|l| parse_version(l.trim().strip_prefix(after)?));
         match self {
             Self::Etcd => version("etcd Version:").is_some_and(|v| v.0 == 3 && v.1 == 6),
-            Self::KubeApiserver | Self::KubeControllerManager | Self::KubeScheduler => {
+            Self::KubeApiserver | Self::KubeControllerManager | Self::KubeScheduler | Self::Kubelet => {
                 version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36)
             }
             // kubectl may be one minor version away from the server.

@@ -24,6 +24,7 @@ use kube::Client;
 pub use self::error::UpError;
 use crate::Progress;
 use crate::existing::Existing;
+use crate::images::Programs;
 use crate::layout::Layout;
 use crate::network::MAX_NODES;
 use crate::parts::{NodeParts, Shared};
@@ -199,12 +200,22 @@ impl Work<'_> {
         found.map(PathBuf::as_path).ok_or(BinaryError::NotWanted { program: program.file() })
     }
 
+    /// What the image of podway is built from.
+    fn own_programs(&self, options: &UpOptions) -> Result<Option<Programs>, BinaryError> {
+        let Some(podway) = &options.podway else { return Ok(None) };
+        Ok(Some(Programs {
+            podway: podway.clone(),
+            monitor: podway.with_file_name("podway-monitor"),
+            runc: self.program(Program::Runc)?.to_owned(),
+        }))
+    }
+
     /// Everything but the control plane alone.
     async fn cluster(&mut self, options: &UpOptions) -> Result<Cluster, UpError> {
         let layout = self.layout;
         let images = match &options.registry {
             Some(_) => None,
-            None => Some(self.build_images(options.podway.as_deref()).await?),
+            None => Some(self.build_images(self.own_programs(options)?).await?),
         };
         let network = self.network(options.nodes).await?;
         let gateway = network.gateway();

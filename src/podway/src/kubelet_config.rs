@@ -31,10 +31,35 @@ struct KubeletConfiguration {
     container_runtime_endpoint: Option<String>,
     tls_cert_file: Option<PathBuf>,
     tls_private_key_file: Option<PathBuf>,
+    register_with_taints: Option<Vec<Taint>>,
     #[serde(default)]
     authentication: Authentication,
     #[serde(default)]
     eviction_hard: BTreeMap<String, String>,
+}
+
+/// A taint that a node can have from the start.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Taint {
+    key: String,
+    value: Option<String>,
+    effect: Effect,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+enum Effect {
+    NoSchedule,
+    PreferNoSchedule,
+    NoExecute,
+}
+
+impl Taint {
+    fn parsed(self) -> anyhow::Result<k8s_openapi::api::core::v1::Taint> {
+        anyhow::ensure!(!self.key.is_empty(), "registerWithTaints: a taint without a key");
+        let effect = format!("{:?}", self.effect);
+        Ok(k8s_openapi::api::core::v1::Taint { key: self.key, value: self.value, effect, time_added: None })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -83,6 +108,9 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut config.max_pods, file.max_pods);
     set(&mut config.pod_logs_dir, file.pod_logs_dir);
     set(&mut config.container_runtime_endpoint, file.container_runtime_endpoint);
+    if let Some(taints) = file.register_with_taints {
+        config.register_with_taints = taints.into_iter().map(Taint::parsed).collect::<anyhow::Result<_>>()?;
+    }
     config.tls_cert_file = file.tls_cert_file.or(config.tls_cert_file.take());
     config.tls_private_key_file = file.tls_private_key_file.or(config.tls_private_key_file.take());
     for (signal, value) in &file.eviction_hard {
@@ -139,6 +167,13 @@ mod tests {
         assert!(error.to_string().contains("maxPod"), "{error}");
         let other = text.replace("KubeletConfiguration", "Config");
         merge(&other, &mut Config::default()).unwrap_err();
+        let taints = format!("{text}registerWithTaints: [{{key: a, effect: NoSchedule}}]\n");
+        let mut config = Config::default();
+        merge(&taints, &mut config).unwrap();
+        assert_eq!(config.register_with_taints[0].effect, "NoSchedule");
+        for (from, to) in [("NoSchedule", "Never"), ("key: a", "key: ''")] {
+            merge(&taints.replace(from, to), &mut Config::default()).unwrap_err();
+        }
         for bad in
             ["{nodefs.available: 10Gi}", "{nodefs.available: 101%}", "{disk: 1%}", "{memory.available: 5%}"]
         {

@@ -1,7 +1,9 @@
 //! Measures a cluster from outside: a watch on the API server, its audit log, and /proc.
 //!
 //! It prints the table of docs/performance.md. The cluster may be any: with
-//! `--kubeconfig`, `--scheduler-name` and `--process` a stock one is measured by the same program.
+//! `--kubeconfig`, `--scheduler-name` and `--process` a stock one is measured by the same program. With
+//! `--beside-stock` both are, one after the other on one control plane: the first node as it is, then the
+//! second with a stock kubelet and containerd in the place of its daemons, and a stock kube-scheduler.
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -11,9 +13,11 @@ use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, ResourceExt as _};
 use podway_tests::audit;
+use podway_tests::cluster::Cluster;
 use podway_tests::figures::{Table, Times};
 use podway_tests::meter::{Memory, Seen, Watcher, memory};
 use podway_tests::namespace::{self, STAY};
+use podway_tests::swap::{Scheduler, Swapped, is_on};
 use podway_tests::wait;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -22,7 +26,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Measure a cluster from outside and print the table of docs/performance.md.
-#[derive(Parser)]
+#[derive(Parser, Clone)]
 #[command(after_help = "Example:\n  podway up --nodes 1 --no-demo && podway-bench")]
 struct Args {
     /// The state directory of `podway up`: gives kubeconfig and audit log.
@@ -49,7 +53,13 @@ struct Args {
     /// The heading of the column of figures.
     #[arg(long, default_value = "podway")]
     label: String,
-    /// Processes of the node side, by a part of their command line.
+    /// The node that the pods are to run on; any if not given.
+    #[arg(long)]
+    node: Option<String>,
+    /// Measure a stock node in the same run, for the last column; wants `podway up --nodes 2`.
+    #[arg(long, conflicts_with_all = ["kubeconfig", "node"])]
+    beside_stock: bool,
+    /// Processes of the node side, by a part of their command line: agent, runtime, what watches a pod.
     #[arg(long = "process", default_values_t = ["podway agent".to_owned(), "podway runtime".to_owned(), "podway-monitor".to_owned()])]
     processes: Vec<String>,
 }
@@ -66,7 +76,41 @@ fn main() -> anyhow::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(run(args))
 }
 
-async fn run(mut args: Args) -> anyhow::Result<()> {
+async fn run(args: Args) -> anyhow::Result<()> {
+    if !args.beside_stock {
+        let label = args.label.clone();
+        println!("{}", measure(args).await?.markdown(&label, "stock 1.36.3"));
+        return Ok(());
+    }
+    let cluster = Cluster::attach(&args.state_dir, 2).await?;
+    let ours = Args { node: Some("podway-0".to_owned()), ..args.clone() };
+    let ours = measure(ours).await?;
+    let node = Swapped::stock(&cluster, STOCK).await?;
+    let scheduler = Scheduler::stock(&cluster).await?;
+    let stock = async {
+        is_on(&cluster, STOCK, "containerd://").await?;
+        measure(Args {
+            node: Some(STOCK.to_owned()),
+            scheduler_name: "default-scheduler".to_owned(),
+            processes: ["/kubelet --", "bin/containerd --config", "containerd-shim-runc-v2"]
+                .map(str::to_owned)
+                .to_vec(),
+            ..args.clone()
+        })
+        .await
+    };
+    let stock = stock.await;
+    scheduler.stop().await?;
+    node.stop().await?;
+    cluster.up_again().await?;
+    println!("{}", ours.beside(&stock?).markdown(&args.label, "stock 1.36.3, same run"));
+    Ok(())
+}
+
+/// The node that a stock kubelet takes over.
+const STOCK: &str = "podway-1";
+
+async fn measure(mut args: Args) -> anyhow::Result<Table> {
     let path = args.kubeconfig.clone().unwrap_or_else(|| args.state_dir.join("admin.kubeconfig"));
     let file = Kubeconfig::read_from(&path).with_context(|| format!("reading {}", path.display()))?;
     let client =
@@ -86,8 +130,8 @@ async fn run(mut args: Args) -> anyhow::Result<()> {
     let mut bench = Bench { args, client, namespace: namespace.clone(), watcher };
     let result = bench.all().await;
     namespaces.delete(&namespace, &DeleteParams::default()).await?;
-    println!("{}", result?);
-    Ok(())
+    wait::until_gone(namespaces, &namespace, None, LIMIT).await?;
+    result
 }
 
 impl Bench {
@@ -95,7 +139,7 @@ impl Bench {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    async fn all(&mut self) -> anyhow::Result<String> {
+    async fn all(&mut self) -> anyhow::Result<Table> {
         let mut table = Table::default();
         // The first pod pulls the image and warms what is to be warmed; it does not count.
         self.one_by_one(1, true).await?;
@@ -117,14 +161,18 @@ impl Bench {
         );
         self.writes(&mut table).await?;
         self.burst(&mut table).await?;
-        Ok(table.markdown(&self.args.label))
+        Ok(table)
     }
 
     fn pod(&self, name: &str, token: bool) -> anyhow::Result<Pod> {
         let main: Value = json!({"image": self.args.image});
         let spec = json!({
             "schedulerName": self.args.scheduler_name, "automountServiceAccountToken": token, "main": main});
-        Ok(serde_json::from_value(namespace::pod(name, STAY, spec))?)
+        let mut pod = namespace::pod(name, STAY, spec);
+        if let Some(node) = &self.args.node {
+            pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+        }
+        Ok(serde_json::from_value(pod)?)
     }
 
     async fn create(&self, name: &str, token: bool) -> anyhow::Result<()> {
@@ -201,10 +249,13 @@ impl Bench {
         table.row(&format!("all {n} deleted"), format!("{took:.1} s"), "2 s", "6.2 s");
         let mib = |kib: u64| format!("{}.{}", kib / 1024, kib % 1024 * 10 / 1024);
         let mut growth = 0;
-        for ((pattern, idle), busy) in self.args.processes.iter().zip(&idle).zip(&busy) {
+        const ROLES: [&str; 3] = ["the agent", "the runtime", "what watches the pods"];
+        let names = self.args.processes.iter().enumerate();
+        let names = names.map(|(i, pattern)| ROLES.get(i).map_or(pattern.as_str(), |role| role));
+        for ((role, idle), busy) in names.zip(&idle).zip(&busy) {
             growth += busy.pss.saturating_sub(idle.pss);
             table.row(
-                &format!("memory of `{}`, idle → with {n} pods", pattern.trim()),
+                &format!("memory of {role}, idle → with {n} pods"),
                 format!(
                     "{} → {} MiB RSS, {} → {} MiB PSS in {} → {}",
                     mib(idle.rss),

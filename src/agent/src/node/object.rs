@@ -10,7 +10,8 @@ use super::runtime::{Known, joined};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSwapStatus, NodeSystemInfo,
+    Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -114,9 +115,9 @@ pub fn forbidden_labels(labels: &BTreeMap<String, String>) -> Vec<&str> {
     labels.keys().map(String::as_str).filter(|key| forbidden(key)).collect()
 }
 
-/// The Node to register.
+/// The Node to register, with the taints that it is to have from the start.
 #[must_use]
-pub fn initial(facts: &Facts<'_>, node_labels: &BTreeMap<String, String>) -> Node {
+pub fn initial(facts: &Facts<'_>, node_labels: &BTreeMap<String, String>, taints: &[Taint]) -> Node {
     let mut labels = default_labels(facts.name);
     labels.extend(node_labels.iter().map(|(k, v)| (k.clone(), v.clone())));
     Node {
@@ -129,7 +130,7 @@ pub fn initial(facts: &Facts<'_>, node_labels: &BTreeMap<String, String>) -> Nod
             ),
             ..ObjectMeta::default()
         },
-        spec: None,
+        spec: (!taints.is_empty()).then(|| NodeSpec { taints: Some(taints.to_vec()), ..NodeSpec::default() }),
         status: Some(status(&NodeStatus::default(), facts)),
     }
 }

@@ -1,5 +1,6 @@
 //! The image of podway itself, which the Deployment and the DaemonSet of `manifests/` name: the very
-//! programs that `up` runs, with the libraries that they are linked to.
+//! programs that `up` runs (runc too, whose place differs from machine to machine), with the libraries
+//! that they are linked to, and the list of what they were built from.
 //!
 //! The libraries are those that this machine's loader gives them (`ld.so --list`, which is what ldd
 //! asks), each at its own path. Those of a distribution are where the loader looks without being
@@ -20,10 +21,28 @@ pub const PODWAY: &str = concat!("podway.dev/podway:", env!("CARGO_PKG_VERSION")
 /// The user that it runs as where the pod does not say: nobody.
 const USER: &str = "65534:65534";
 
-/// Builds [`PODWAY`].
-pub fn podway(podway: &Path, monitor: &Path) -> Result<Image, ImageError> {
+/// Where the image has its [`sbom`](super::sbom).
+const SBOM: &str = "/usr/share/podway/sbom.cdx.json";
+
+/// The programs of the image, as this machine has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// The `podway` program.
+    pub podway: PathBuf,
+    /// The `podway-monitor` program.
+    pub monitor: PathBuf,
+    /// runc.
+    pub runc: PathBuf,
+}
+
+/// Builds [`PODWAY`], or the same under another name (`registry/repository:tag`).
+pub fn podway(name: &str, programs: &Programs) -> Result<Image, ImageError> {
     let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
-    for (program, place) in [(podway, "/usr/bin/podway"), (monitor, "/usr/bin/podway-monitor")] {
+    for (program, place) in [
+        (&programs.podway, "/usr/bin/podway"),
+        (&programs.monitor, "/usr/bin/podway-monitor"),
+        (&programs.runc, "/usr/bin/runc"),
+    ] {
         let bytes = read(program)?;
         if let Some(loader) = elf::interpreter(&bytes) {
             for library in libraries(&loader, program)? {
@@ -38,6 +57,7 @@ pub fn podway(podway: &Path, monitor: &Path) -> Result<Image, ImageError> {
     let passwd = b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
     files.insert(PathBuf::from("/etc/passwd"), passwd.to_vec());
     files.insert(PathBuf::from("/etc/group"), b"root:x:0:\nnobody:x:65534:\n".to_vec());
+    files.insert(PathBuf::from(SBOM), super::sbom()?);
 
     let mut layer = LayerBuilder::new();
     layer.dir("tmp", 0o1777)?;
@@ -45,11 +65,11 @@ pub fn podway(podway: &Path, monitor: &Path) -> Result<Image, ImageError> {
         layer.dir(&dir, 0o755)?;
     }
     for (path, bytes) in &files {
-        let program = !path.starts_with("/etc");
+        let program = !path.starts_with("/etc") && path != Path::new(SBOM);
         layer.file(&within(path), if program { 0o755 } else { 0o644 }, bytes)?;
     }
     let run = Run { entrypoint: &["/usr/bin/podway"], user: USER, ..Run::default() };
-    image(PODWAY, &[layer.finish()?], &run)
+    image(name, &[layer.finish()?], &run)
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
@@ -127,7 +147,12 @@ mod tests {
     fn the_image_has_all_that_its_program_needs() {
         let own = Path::new("/bin/sh");
         let bytes = fs::read(own).unwrap();
-        let image = podway(own, own).unwrap();
+        let own_too = || own.to_owned();
+        let programs = Programs { podway: own_too(), monitor: own_too(), runc: own_too() };
+        let image = podway(PODWAY, &programs).unwrap();
+        let other = podway("registry.example/team/podway:v2", &programs).unwrap();
+        assert_eq!((other.repository.as_str(), other.tag.as_str()), ("team/podway", "v2"));
+        assert_eq!(other.index.digest, image.index.digest, "the name is not in the bytes");
         assert_eq!((image.repository.as_str(), image.tag.as_str()), ("podway", env!("CARGO_PKG_VERSION")));
         let config: Value = serde_json::from_slice(&image.blobs[1].bytes).unwrap();
         assert_eq!(config["config"]["User"], USER);
@@ -135,9 +160,12 @@ mod tests {
         tar::Archive::new(flate2::read::GzDecoder::new(&image.blobs[0].bytes[..]))
             .unpack(dir.path())
             .unwrap();
-        for place in ["usr/bin/podway", "usr/bin/podway-monitor"] {
+        for place in ["usr/bin/podway", "usr/bin/podway-monitor", "usr/bin/runc"] {
             assert_eq!(fs::read(dir.path().join(place)).unwrap(), bytes);
         }
+        let sbom: Value =
+            serde_json::from_slice(&fs::read(dir.path().join(within(Path::new(SBOM)))).unwrap()).unwrap();
+        assert_eq!(sbom["bomFormat"], "CycloneDX");
         let Some(loader) = elf::interpreter(&bytes) else {
             eprintln!("skipped: /bin/sh is static");
             return;

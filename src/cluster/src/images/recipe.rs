@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{AGNHOST, BUSYBOX, Image, ImageError, Layer, PAUSE, PODWAY};
+use super::{AGNHOST, BUSYBOX, Image, ImageError, Layer, PAUSE, PODWAY, Programs};
 
 /// What an image is built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +27,7 @@ pub enum Recipe {
         busybox: PathBuf,
     },
     /// [`PODWAY`].
-    Podway {
-        /// The `podway` program.
-        podway: PathBuf,
-        /// The `podway-monitor` program.
-        monitor: PathBuf,
-    },
+    Podway(Programs),
 }
 
 impl Recipe {
@@ -42,7 +37,7 @@ impl Recipe {
             Self::Busybox { .. } => BUSYBOX,
             Self::Pause { .. } => PAUSE,
             Self::Agnhost { .. } => AGNHOST,
-            Self::Podway { .. } => PODWAY,
+            Self::Podway(_) => PODWAY,
         }
     }
 
@@ -51,7 +46,7 @@ impl Recipe {
             Self::Busybox { busybox } => vec![busybox],
             Self::Pause { pause } => vec![pause],
             Self::Agnhost { agnhost, busybox } => vec![agnhost, busybox],
-            Self::Podway { podway, monitor } => vec![podway, monitor],
+            Self::Podway(Programs { podway, monitor, runc }) => vec![podway, monitor, runc],
         }
     }
 
@@ -59,7 +54,7 @@ impl Recipe {
     /// program's version for how it builds.
     pub fn sources(&self) -> Result<String, ImageError> {
         use std::os::unix::fs::MetadataExt as _;
-        let mut text = format!("{} by podway {} layout 3", self.name(), env!("CARGO_PKG_VERSION"));
+        let mut text = format!("{} by podway {} layout 4", self.name(), env!("CARGO_PKG_VERSION"));
         for program in self.programs() {
             let path = program.display().to_string();
             let found =
@@ -79,7 +74,7 @@ impl Recipe {
             Self::Busybox { busybox } => super::busybox(&layer(busybox)?),
             Self::Pause { pause } => super::pause(pause),
             Self::Agnhost { agnhost, busybox } => super::agnhost(agnhost, &layer(busybox)?),
-            Self::Podway { podway, monitor } => super::podway(podway, monitor),
+            Self::Podway(programs) => super::podway(PODWAY, programs),
         }
     }
 }

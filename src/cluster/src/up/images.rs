@@ -1,10 +1,10 @@
 //! The local registry: its images are built while the control plane starts, and pushed once.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{UpError, Work};
-use crate::images::{Image, ImageError, Recipe};
+use crate::images::{Image, ImageError, Programs, Recipe};
 use crate::program::Program;
 use crate::push::Registry;
 use crate::state::write_private;
@@ -28,7 +28,7 @@ pub(super) struct Images {
 impl Work<'_> {
     /// Builds the registry's images on a thread, while the control plane starts; not those that an
     /// `up` before has pushed already. `podway` is the program that runs in the nodes.
-    pub(super) async fn build_images(&self, podway: Option<&Path>) -> Result<Images, UpError> {
+    pub(super) async fn build_images(&self, podway: Option<Programs>) -> Result<Images, UpError> {
         let busybox = busybox::locate(self.progress).await?;
         let pause = pause::locate().await?;
         let mut recipes = vec![Recipe::Busybox { busybox: busybox.clone() }, Recipe::Pause { pause }];
@@ -39,8 +39,7 @@ impl Work<'_> {
         }
         if let Some(podway) = podway {
             // Last: nothing of a demonstration waits for it.
-            let monitor = podway.with_file_name("podway-monitor");
-            recipes.push(Recipe::Podway { podway: podway.to_owned(), monitor });
+            recipes.push(Recipe::Podway(podway));
         }
         let before = std::fs::read_to_string(self.pushed()).unwrap_or_default();
         let (mut pushed, mut wanted) = (Vec::new(), Vec::new());
@@ -89,7 +88,7 @@ impl Work<'_> {
                     pushed.push(sources);
                 }
                 // As without agnhost: only the manifests' pods name it.
-                Err(error) if matches!(recipe, Recipe::Podway { .. }) => {
+                Err(error) if matches!(recipe, Recipe::Podway(_)) => {
                     (self.progress)(&format!("no image of podway: {error}"));
                 }
                 Err(error) => return Err(error.into()),

@@ -1,10 +1,13 @@
-//! `podway image explain REF`: how the runtime would get an image. Nobody is asked, nothing is pulled.
+//! `podway image`: how the runtime would get an image (nobody is asked, nothing is pulled), and the image of
+//! podway itself.
+
+mod build;
 
 use podway_runtime::config::Config;
 use podway_runtime::image::explain::explain;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Tell how an image would be got.
+/// Tell how an image would be got, or make the image of podway.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  podway image explain busybox --config /etc/podway/runtime.toml\n  podway image explain registry.example/team/app:1 -o json"
@@ -16,6 +19,10 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
+    /// Put these programs and their libraries into an image; the same programs give the same digest.
+    Build(build::Args),
+    /// Print what podway is built from, as CycloneDX JSON. The image has it in /usr/share/podway.
+    Sbom,
     /// Which hosts.toml decides, who is asked in which order, whose credentials are used.
     Explain {
         /// The image's name, as a pod has it.
@@ -37,8 +44,15 @@ enum Output {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let What::Explain { image, config, output } = &args.what;
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match args.what {
+        What::Build(args) => tokio::runtime::Runtime::new()?.block_on(args.run()),
+        What::Sbom => build::sbom(),
+        What::Explain { image, config, output } => tell(&image, config.as_deref(), output),
+    }
+}
+
+fn tell(image: &str, config: Option<&Path>, output: Output) -> anyhow::Result<()> {
     let config = match config {
         Some(path) => Config::load(path)?,
         None => Config::default(),

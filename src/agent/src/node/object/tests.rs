@@ -51,13 +51,17 @@ fn with<T>(runtime: &Known, at: i64, pressures: Pressures, then: impl FnOnce(&Fa
 }
 
 fn registered() -> Node {
-    with(&ready(), 1, Pressures::default(), |facts| initial(facts, &[("a".into(), "b".into())].into()))
+    let taint = Taint { key: "t".to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+    with(&ready(), 1, Pressures::default(), |facts| {
+        initial(facts, &[("a".into(), "b".into())].into(), std::slice::from_ref(&taint))
+    })
 }
 
 #[test]
 fn a_node_says_what_a_kubelets_does() {
     let node = registered();
     assert_eq!(node.metadata.labels.as_ref().unwrap()["a"], "b");
+    assert_eq!(node.spec.as_ref().unwrap().taints.as_ref().unwrap()[0].key, "t");
     assert_eq!(node.metadata.labels.as_ref().unwrap()["kubernetes.io/hostname"], "n");
     let status = node.status.unwrap();
     let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
