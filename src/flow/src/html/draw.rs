@@ -45,7 +45,7 @@ fn line(row: &Row, p: &Picture, ticks: &[u64]) -> Markup {
             td.bar { svg aria-hidden="true" {
                 @for tick in ticks {
                     @let x = share(*tick, p.horizon);
-                    line.grid x1=(x) x2=(x) y1="-3" y2="19" {}
+                    line.grid x1=(x) x2=(x) y1="-6" y2="22" {}
                 }
                 @for s in &row.segments {
                     rect class=(class(s.kind)) x=(share(s.from, p.horizon)) y="3" height=(if row.part { "7" } else { "10" })
@@ -139,7 +139,7 @@ pub(super) fn spread(sample: &[u64], p50: u64, p99: u64, top: u64) -> Markup {
     let every = sample.len().div_ceil(400).max(1);
     let x = |v| decades(v, top);
     html! { svg aria-hidden="true" {
-        @for tick in decade_ticks(top) { line.grid x1=(x(tick)) x2=(x(tick)) y1="-3" y2="19" {} }
+        @for tick in decade_ticks(top) { line.grid x1=(x(tick)) x2=(x(tick)) y1="-6" y2="22" {} }
         @for value in sample.iter().step_by(every) { line.one x1=(x(*value)) x2=(x(*value)) y1="3" y2="13" {} }
         line.q x1=(x(p50)) x2=(x(p50)) y1="0" y2="16" {}
         line.q x1=(x(p99)) x2=(x(p99)) y1="4" y2="12" {}

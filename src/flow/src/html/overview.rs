@@ -110,7 +110,7 @@ fn on_the_way(waiting: &[(&Entry, Vec<Waiting>)], now: Micros) -> Markup {
                 @let is_stuck = w.is_stuck(now);
                 tr {
                     td.name { a href=(link(&entry.flow)) { (text(&numbers::name(&entry.flow))) } }
-                    td { (w.phase.name()) @if let Some(subject) = &w.subject { span.dim { " of " (text(subject)) } } }
+                    td.name { (w.phase.name()) @if let Some(subject) = &w.subject { span.dim { " of " (text(subject)) } } }
                     td.n.bad[is_stuck] { (stuck::seconds(now.since(w.since))) @if is_stuck { " stuck" } }
                     td.n.dim { (stuck::seconds(w.limit)) }
                     td.wrap { (text(&w.reason)) @if w.attempt > 1 { span.dim { ", try " (w.attempt) } } @if !w.message.is_empty() { span.dim { ": " (text(&w.message)) } } }
@@ -152,7 +152,7 @@ fn pod(entry: &Entry, took: Option<u64>, scale: u64) -> Markup {
     html! { tr {
         td { input type="checkbox" name="p" value=(text(&name)) id={ "p-" (super::encoded(&flow.pod.uid)) } aria-label={ "compare " (text(&name)) }; }
         td.name { a href=(link(flow)) { (text(&name)) } }
-        td.dim { (text(&flow.pod.node)) }
+        td.dim.name { (text(&flow.pod.node)) }
         td.good[entry.state == State::Ready] { (entry.state.word()) }
         td.n { @if let Some(took) = took { (ms_at(took, resolution)) } }
         td.bar { (draw::strip(flow, scale)) }
