@@ -17,6 +17,11 @@ fuzz seconds="60":
     done
 crds:
     cargo run --release --bin podway -- crds > crds/podflows.yaml
+# The page under axe-core besides our own checks; needs npm.
+axe:
+    cd "$(mktemp -d)" && npm pack --silent axe-core@4 && tar xf axe-core-*.tgz && cd {{justfile_directory()}} && PODWAY_AXE="$OLDPWD/package/axe.min.js" cargo test --release -p podway --test ui everyone
+release:
+    cargo build --release --workspace --bins && packaging/release target/dist
 deny:
     cargo deny check
 up:

@@ -29,6 +29,7 @@ pub fn flow(pod: &Pod, events: &[Event]) -> Flow {
     flow.records.extend(images(&events));
     flow.records.extend(containers(pod, &events));
     flow.records.extend(ready(pod, created));
+    flow.records.extend(ended(pod));
     flow
 }
 
@@ -175,6 +176,16 @@ fn ready(pod: &Pod, created: Micros) -> Option<Record> {
     Some(made(Phase::Ready, None, Writer::Agent, start, Some(at), "Ready"))
 }
 
+/// A pod at its end says so when its last container has ended: nothing is waited for any more.
+fn ended(pod: &Pod) -> Option<Record> {
+    let status = pod.status.as_ref()?;
+    let phase = status.phase.as_deref().filter(|phase| matches!(*phase, "Succeeded" | "Failed"))?;
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let at =
+        all.filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(micros)).max()?;
+    Some(made(Phase::StatusReported, None, Writer::Agent, at, Some(at), phase))
+}
+
 fn made(
     phase: Phase,
     subject: Option<&str>,
@@ -301,6 +312,20 @@ mod tests {
                 .filter(|r| r.phase != Phase::ImagesPulled)
                 .all(|r| r.resolution == Resolution::Second)
         );
+    }
+
+    #[test]
+    fn a_pod_at_its_end_has_reported_it() {
+        let mut pod = pod();
+        pod.status = serde_json::from_value(serde_json::json!({"phase": "Succeeded", "containerStatuses": [
+            {"name": "job", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+             "state": {"terminated": {"exitCode": 0, "startedAt": "2026-11-24T05:31:15Z",
+                "finishedAt": "2026-11-24T05:31:18Z"}}}]}))
+        .unwrap();
+        let flow = flow(&pod, &[]);
+        let reported = flow.summary(Phase::StatusReported).unwrap();
+        assert_eq!((reported.reason.as_str(), reported.resolution), ("Succeeded", Resolution::Second));
+        assert_eq!(podway_flow::stuck::waiting(&flow, &podway_flow::stuck::Limits::default()), vec![]);
     }
 
     #[test]

@@ -1,140 +1,128 @@
-//! The flow as one HTML page: no script, no other file, every text escaped, the terminal's numbers.
+//! Flows as HTML: `-o html`, one file of one pod, and the pages of `podway ui`. Every page is one document:
+//! it loads nothing, every text in it is escaped, and it has the terminal's numbers, from [`crate::picture`].
+//!
+//! The policy allows the one style and the one script of the document by their digests, and no other: no
+//! attribute here is a style or a handler, so what a name or a message says can only be text.
 
-use crate::picture::{Evidence, Kind, Picture, Row, picture};
+mod compare;
+mod draw;
+mod overview;
+mod pod;
+
+pub use compare::compare;
+pub use overview::{Entry, Overview, State, overview};
+pub use pod::pod;
+
 use crate::waterfall::escaped;
-use crate::{Flow, Micros, Outcome};
+use crate::{Flow, Micros};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use sha2::{Digest as _, Sha256};
 
-/// Nothing is loaded, whatever the page might be made to say; only its own style applies.
-const CSP: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'";
+const STYLE: &str = include_str!("html/style.css");
+const SCRIPT: &str = include_str!("html/live.js");
+/// How often a page without script is asked for anew, in seconds.
+const REFRESH: &str = "5";
 
-/// Units of the time axis in the drawing's own coordinates.
-const AXIS: u64 = 10_000;
+/// Where a page stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// The path of the stream that says when to draw anew; a page without it stands alone.
+    pub live: Option<String>,
+    /// Of which pods `podway ui` tells, e.g. `namespace web`.
+    pub scope: String,
+    /// What could not be read, and why.
+    pub troubles: Vec<String>,
+}
 
-const STYLE: &str = "body{font:14px/1.4 system-ui,sans-serif;margin:1.5rem;color:#222;background:#fff}\
-table{border-collapse:collapse;width:100%}td,th{padding:1px 8px;text-align:left;white-space:nowrap}\
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.bar{width:60%}svg{width:100%;height:14px;\
-display:block;background:#f4f4f4}.part td{color:#555}.part td.l{padding-left:2em}.queue{fill:#e0a800}\
-.work{fill:#2a8f4f}.running{fill:#2a7fb8}.failed{fill:#c62828}dl{display:grid;grid-template-columns:\
-max-content 1fr;gap:0 1em;margin:.2em 0 1em 2em}dd{margin:0;font-family:monospace;overflow-wrap:anywhere}\
-.bad{color:#c62828}@media print{svg{print-color-adjust:exact}}";
-
-/// Renders a flow; `now` as in [`picture`].
+/// One pod as a file of its own.
 #[must_use]
 pub fn page(flow: &Flow, now: Option<Micros>) -> String {
-    let p = picture(flow, now);
-    let path: Vec<&str> = p.critical_path.iter().map(|phase| phase.name()).collect();
+    pod(flow, now, &crate::stuck::Limits::default(), &Frame::default())
+}
+
+/// The policy of every page: for its `meta`, and for the header of a server, where frames can be forbidden.
+#[must_use]
+pub fn policy(live: bool) -> String {
+    let digest = |text: &str| format!("'sha256-{}'", BASE64.encode(Sha256::digest(text)));
+    let style = digest(STYLE);
+    let live = if live {
+        format!("; script-src {}; connect-src 'self'; form-action 'self'; img-src 'self'", digest(SCRIPT))
+    } else {
+        "; form-action 'none'".to_owned()
+    };
+    format!("default-src 'none'; style-src {style}; base-uri 'none'{live}")
+}
+
+/// A page that says one thing: an error, mostly.
+#[must_use]
+pub fn notice(title: &str, said: &str, frame: &Frame) -> String {
+    document(title, frame, &html! { h1 { (text(title)) } p { (text(said)) } p { a href="/" { "all pods" } } })
+}
+
+fn document(title: &str, frame: &Frame, body: &Markup) -> String {
+    let live = frame.live.as_deref();
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
-                meta http-equiv="Content-Security-Policy" content=(CSP);
+                meta http-equiv="Content-Security-Policy" content=(policy(live.is_some()));
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (text(&p.name)) ": " (text(&p.headline)) }
+                meta name="referrer" content="no-referrer";
+                title { (text(title)) }
                 style { (PreEscaped(STYLE)) }
+                @if live.is_some() {
+                    link rel="icon" href="/icon.svg" type="image/svg+xml";
+                    noscript { meta http-equiv="refresh" content=(REFRESH); }
+                }
             }
-            body {
-                h1 { (text(&p.name)) }
-                p { "node " b { (text(&p.node)) } ", created " (p.created) ", " b { (text(&p.headline)) } }
-                (table(&p))
-                @if !p.slowest.is_empty() { p { "slowest: " (p.slowest.join(", ")) } }
-                @if !path.is_empty() { p { "critical path: " (path.join(" > ")) } }
-                @for note in &p.notes { p { (text(note)) } }
-                p { "queue yellow, work green, running blue (its duration ends in >), failed red; every failure is also named in words." }
-                h2 { "evidence" }
-                @for one in &p.evidence { (evidence(one)) }
+            body data-live=[live] {
+                @if live.is_some() {
+                    a.skip href="#main" { "to the content" }
+                    header {
+                        a.brand href="/" { "podway" }
+                        span.scope { (text(&frame.scope)) }
+                        nav aria-label="pages" { a href="/" { "pods" } " · " a href="/compare" { "compare" } }
+                        span.state role="status" { "as of this load" }
+                    }
+                }
+                main #main {
+                    @for trouble in &frame.troubles { section.alert { p.bad { (text(trouble)) } } }
+                    (body)
+                }
+                @if live.is_some() { script { (PreEscaped(SCRIPT)) } }
             }
         }
     }
     .into_string()
 }
 
+/// Text of a flow: control and direction characters shown as such; maud escapes what is HTML's.
 fn text(text: &str) -> String {
     escaped(text, false)
 }
 
-fn table(p: &Picture) -> Markup {
-    html! {
-        table {
-            thead { tr {
-                th { "step" } th { "phase" } th.n { "start (ms)" } th.n { "duration (ms)" } th { "time" } th { "note" }
-            } }
-            tbody { @for row in &p.rows { (line(row, p.horizon)) } }
+/// The link to a pod's page.
+fn link(flow: &Flow) -> String {
+    format!("/pod/{}/{}", encoded(&flow.pod.namespace), encoded(&flow.pod.name))
+}
+
+/// `text` as one segment of a path, or one value of a query.
+#[must_use]
+pub fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' => out.push(char::from(byte)),
+            // A segment that is only dots would be walked, not looked up.
+            b'.' if !text.bytes().all(|b| b == b'.') => out.push('.'),
+            byte => out.push_str(&format!("%{byte:02X}")),
         }
     }
-}
-
-fn line(row: &Row, horizon: u64) -> Markup {
-    html! {
-        tr.part[row.part] {
-            td { (row.steps) } td.l { (text(&row.label)) } td.n { (row.start) } td.n { (row.duration) }
-            td.bar {
-                svg viewBox={ "0 0 " (AXIS) " 10" } preserveAspectRatio="none" role="img" {
-                    @for segment in &row.segments {
-                        @let x = scaled(segment.from, horizon);
-                        rect class=(class(segment.kind)) x=(x) y="1" height="8"
-                            width=(scaled(segment.to, horizon).saturating_sub(x).max(15)) {}
-                    }
-                }
-            }
-            td { (text(&row.note)) }
-        }
-    }
-}
-
-fn evidence(one: &Evidence) -> Markup {
-    html! {
-        div {
-            span.bad[one.outcome == Outcome::Failed] {
-                b { (one.steps) " " (text(&one.title)) } " "
-                @if one.outcome == Outcome::Failed { "FAILED " }
-                (text(&one.verdict))
-            }
-            @if !one.message.is_empty() { p { (text(&one.message)) } }
-            dl { @for (key, value) in &one.facts { dt { (text(key)) } dd { (text(value)) } } }
-        }
-    }
-}
-
-fn scaled(at: u64, horizon: u64) -> u64 {
-    let scaled = u128::from(at.min(horizon)) * u128::from(AXIS) / u128::from(horizon.max(1));
-    u64::try_from(scaled).unwrap_or(AXIS)
-}
-
-const fn class(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Queue => "queue",
-        Kind::Work => "work",
-        Kind::Running => "running",
-        Kind::Failed => "failed",
-    }
+    out
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::samples;
-    use crate::waterfall::{Options, waterfall};
-
-    #[test]
-    fn the_page_has_the_terminals_numbers_to_the_digit() {
-        for flow in [samples::whole(), samples::stuck(), samples::coarse()] {
-            let page = page(&flow, None);
-            for row in &picture(&flow, None).rows {
-                let duration = row.duration.replace('>', "&gt;");
-                let cells = format!("<td class=\"n\">{}</td><td class=\"n\">{duration}</td>", row.start);
-                assert!(page.contains(&cells), "{cells}");
-                assert!(waterfall(&flow, &Options::default()).contains(&row.duration));
-            }
-        }
-    }
-
-    #[test]
-    fn hostile_text_is_only_text() {
-        let page = page(&samples::hostile(), None);
-        assert!(!page.contains("<script") && !page.contains('\u{1b}') && !page.contains('\u{202e}'));
-        assert!(page.contains("&lt;script&gt;"));
-        assert!(page.contains("Content-Security-Policy"));
-    }
-}
+mod tests;

@@ -11,9 +11,11 @@
 pub mod audit;
 pub mod clock;
 pub mod conditions;
+pub mod decision;
 pub mod flow;
 pub mod html;
 pub mod numbers;
+pub mod otlp;
 pub mod path;
 pub mod phase;
 pub mod picture;
@@ -21,6 +23,7 @@ pub mod record;
 pub mod recorder;
 #[cfg(test)]
 mod samples;
+pub mod stuck;
 pub mod waterfall;
 pub mod wire;
 

@@ -4,7 +4,7 @@
 //! Pure: the same flow and the same `now` give the same picture. Nothing is guessed: a phase without
 //! a record has no bar, and a time with a resolution of a second is marked `~`.
 
-use crate::{Flow, Micros, Outcome, Phase, PhaseSummary, Record, Resolution, Writer, path};
+use crate::{Flow, Micros, Outcome, Phase, PhaseSummary, Record, Resolution, Writer, path, stuck};
 
 /// The most parts (containers, images, volumes, attempts) of one phase that get a row of their own.
 const PART_ROWS: usize = 16;
@@ -18,6 +18,8 @@ pub struct Picture {
     pub node: String,
     /// The first time in the flow, RFC 3339; `-` if nothing is recorded.
     pub created: String,
+    /// What is stuck at `now`, the worst first: the first lines of a picture.
+    pub stuck: Vec<String>,
     /// `Ready in 84.21 ms`, or where it stands.
     pub headline: String,
     /// The length of the time axis in µs, at least 1.
@@ -108,6 +110,7 @@ pub fn picture(flow: &Flow, now: Option<Micros>) -> Picture {
         name: format!("{}/{}", flow.pod.namespace, flow.pod.name),
         node: if flow.pod.node.is_empty() { "-".to_owned() } else { flow.pod.node.clone() },
         created: if flow.records.is_empty() { "-".to_owned() } else { origin.rfc3339() },
+        stuck: stuck(flow, now),
         headline: headline(flow, &phases, frame),
         horizon: end.since(origin).max(1),
         rows: Phase::ALL.iter().flat_map(|&phase| rows_of(flow, phase, frame)).collect(),
@@ -116,6 +119,12 @@ pub fn picture(flow: &Flow, now: Option<Micros>) -> Picture {
         notes: notes(flow, &phases),
         evidence: evidence(flow),
     }
+}
+
+fn stuck(flow: &Flow, now: Option<Micros>) -> Vec<String> {
+    let Some(now) = now else { return Vec::new() };
+    let all = stuck::judge(flow, &stuck::Limits::default(), now);
+    all.iter().map(|w| format!("STUCK: {}", w.line(now))).collect()
 }
 
 /// µs as ms with two decimals: the one number format of every picture.

@@ -93,6 +93,9 @@ impl Pen<'_> {
     }
 
     fn head(&self, out: &mut String, picture: &Picture) {
+        for line in &picture.stuck {
+            self.wrapped(out, &self.clean(line), 0, 2);
+        }
         let first = format!(
             "{}  node {}  created {}",
             self.clean(&picture.name),

@@ -1,13 +1,17 @@
 //! The sub-commands, and what they share: output that heeds a closed pipe, errors with a hint.
 
 pub(crate) mod agent;
+pub(crate) mod completions;
 pub(crate) mod crds;
 pub(crate) mod down;
 pub(crate) mod flow;
 pub(crate) mod image;
+pub(crate) mod man;
 pub(crate) mod runtime;
 pub(crate) mod scheduler;
+pub(crate) mod ui;
 pub(crate) mod up;
+pub(crate) mod version;
 
 use std::io::{self, Write as _};
 

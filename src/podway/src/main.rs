@@ -8,12 +8,15 @@ mod kubelet_config;
 mod kubernetes;
 mod scheduler_config;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
+
+/// The version and the commit, for `--version`.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("PODWAY_COMMIT"), ")");
 
 /// A Kubernetes scheduler, node agent and runtime in which every step of a pod's creation is visible.
 #[derive(Parser)]
-#[command(name = "podway", bin_name = bin_name(), version, about, long_about = None, arg_required_else_help = true)]
+#[command(name = "podway", bin_name = bin_name(), version = VERSION, about, long_about = None, arg_required_else_help = true)]
 #[command(after_help = "Example:\n  podway up\n  podway flow hello\n  podway down")]
 struct Cli {
     #[command(subcommand)]
@@ -36,8 +39,16 @@ enum Command {
     Flow(commands::flow::Args),
     /// Tell how an image would be got, or make the image of podway itself.
     Image(commands::image::Args),
+    /// Show pods' starts as a web page.
+    Ui(commands::ui::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
+    /// Print the completions of a shell.
+    Completions(commands::completions::Args),
+    /// Write the manual pages.
+    Man(commands::man::Args),
+    /// Print the version and the commit it was built from.
+    Version(commands::version::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,7 +61,11 @@ fn main() -> ExitCode {
         Command::Runtime(args) => commands::runtime::run(args),
         Command::Flow(args) => commands::flow::run(args),
         Command::Image(args) => commands::image::run(args),
+        Command::Ui(args) => commands::ui::run(args),
         Command::Crds(args) => commands::crds::run(&args),
+        Command::Completions(args) => commands::completions::run(&args, Cli::command()),
+        Command::Man(args) => commands::man::run(&args, Cli::command()),
+        Command::Version(args) => commands::version::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -54,6 +54,15 @@ fn a_failed_attempt_stays_and_a_running_phase_has_an_arrow() {
 }
 
 #[test]
+fn what_is_stuck_is_the_first_line() {
+    let flow = samples::stuck();
+    let late = Some(Micros(flow.records[2].start.0 + 20_000_000));
+    let text = waterfall(&flow, &Options { now: late, ..ascii() });
+    assert!(text.starts_with("STUCK: NetworkConfigured for 20.0 s (limit 15.0 s): Running\n"), "{text}");
+    assert!(!waterfall(&samples::whole(), &Options { now: late, ..ascii() }).contains("STUCK"));
+}
+
+#[test]
 fn times_of_a_second_are_marked() {
     let text = waterfall(&samples::coarse(), &ascii());
     assert!(text.contains("Ready in ~3000 ms"), "{text}");

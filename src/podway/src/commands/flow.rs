@@ -10,7 +10,7 @@ pub(crate) use source::Source;
 use super::{Hinted, print};
 use clap::ValueEnum;
 use podway_flow::waterfall::{Options, waterfall};
-use podway_flow::{Clock, Flow, html};
+use podway_flow::{Clock, Flow, html, otlp};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -56,6 +56,9 @@ enum Output {
     Json,
     Yaml,
     Html,
+    /// One pod's start as a trace: the body of an OTLP request (JSON).
+    Otlp,
+    /// kube-burner's documents, of stats.
     KubeBurner,
 }
 
@@ -98,6 +101,7 @@ fn render(flow: &Flow, args: &Args) -> anyhow::Result<String> {
         Output::Json => format!("{}\n", serde_json::to_string_pretty(flow)?),
         Output::Yaml => serde_yaml::to_string(flow)?,
         Output::Html => html::page(flow, now),
+        Output::Otlp => format!("{}\n", otlp::request(flow, None)),
         Output::KubeBurner => {
             let hint = "it is a form of stats: podway flow -l app=web stats -o kube-burner";
             return Err(Hinted::new("not supported: -o kube-burner of a picture", hint).into());

@@ -67,7 +67,7 @@ fn formed<T: Serialize>(data: &T, output: Output, text: fn(&T) -> String) -> any
         Output::Text => text(data),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(data)?),
         Output::Yaml => serde_yaml::to_string(data)?,
-        Output::Html | Output::KubeBurner => {
+        Output::Html | Output::Otlp | Output::KubeBurner => {
             let hint = "html is a form of one pod's picture (podway ui has the numbers as a page), kube-burner one of stats";
             return Err(Hinted::new("not supported: this form of this view", hint).into());
         }
