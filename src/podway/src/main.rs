@@ -36,6 +36,8 @@ enum Command {
     Image(commands::image::Args),
     /// Show every step of a pod's creation as a waterfall.
     Flow(commands::flow::Args),
+    /// Say why a pod is not Ready, or not gone yet.
+    Explain(commands::explain::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
 }
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Runtime(args) => commands::runtime::run(args),
         Command::Image(args) => commands::image::run(&args),
         Command::Flow(args) => commands::flow::run(args),
+        Command::Explain(args) => commands::explain::run(args),
         Command::Crds(args) => commands::crds::run(&args),
     };
     match result {
