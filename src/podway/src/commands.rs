@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod completions;
 pub(crate) mod crds;
 pub(crate) mod down;
+pub(crate) mod explain;
 pub(crate) mod flow;
 pub(crate) mod image;
 pub(crate) mod man;

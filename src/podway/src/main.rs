@@ -41,6 +41,8 @@ enum Command {
     Image(commands::image::Args),
     /// Show pods' starts as a web page.
     Ui(commands::ui::Args),
+    /// Say why a pod is not Ready, or not gone yet.
+    Explain(commands::explain::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
     /// Print the completions of a shell.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Flow(args) => commands::flow::run(args),
         Command::Image(args) => commands::image::run(args),
         Command::Ui(args) => commands::ui::run(args),
+        Command::Explain(args) => commands::explain::run(args),
         Command::Crds(args) => commands::crds::run(&args),
         Command::Completions(args) => commands::completions::run(&args, Cli::command()),
         Command::Man(args) => commands::man::run(&args, Cli::command()),
