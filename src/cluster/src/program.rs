@@ -33,6 +33,10 @@ pub enum Program {
     Nonewprivs,
     /// The program of the suite's image that watches connections being dropped.
     Regression74839,
+    /// kubelet 1.36, for the test that runs it on our runtime.
+    Kubelet,
+    /// The CRI validation suite of cri-tools.
+    Critest,
 }
 
 /// Why a program is not to be had.
@@ -101,6 +105,8 @@ impl Program {
             Self::Ginkgo => "ginkgo",
             Self::Nonewprivs => "nonewprivs",
             Self::Regression74839 => "regression-issue-74839",
+            Self::Kubelet => "kubelet",
+            Self::Critest => "critest",
         }
     }
 
@@ -110,7 +116,7 @@ impl Program {
             |after: &str| printed.lines().find_map(|l| parse_version(l.trim().strip_prefix(after)?));
         match self {
             Self::Etcd => version("etcd Version:").is_some_and(|v| v.0 == 3 && v.1 == 6),
-            Self::KubeApiserver | Self::KubeControllerManager | Self::KubeScheduler => {
+            Self::KubeApiserver | Self::KubeControllerManager | Self::KubeScheduler | Self::Kubelet => {
                 version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36)
             }
             // kubectl may be one minor version away from the server.
@@ -124,6 +130,8 @@ impl Program {
             Self::CniPlugins | Self::Containerd => true,
             // Nobody installs these but for this purpose.
             Self::Agnhost | Self::E2eTest | Self::Nonewprivs | Self::Regression74839 => true,
+            // The suite has one set of specs per version, and the figures name it.
+            Self::Critest => false,
         }
     }
 
