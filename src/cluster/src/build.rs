@@ -115,7 +115,9 @@ fn recipe(program: Program) -> Recipe {
         Program::Regression74839 => of(&E2E, "test/images/regression-issue-74839", 5),
         Program::Ginkgo => plain(&E2E, "github.com/onsi/ginkgo/v2/ginkgo", 10),
         Program::Kubelet => kubernetes("cmd/kubelet", 60),
-        Program::Critest => Recipe { tests: true, ..plain(&CRITEST, "sigs.k8s.io/cri-tools/cmd/critest", 60) },
+        Program::Critest => {
+            Recipe { tests: true, ..plain(&CRITEST, "sigs.k8s.io/cri-tools/cmd/critest", 60) }
+        }
         Program::Containerd => Recipe {
             packages: ["containerd", "containerd-shim-runc-v2"]
                 .iter()

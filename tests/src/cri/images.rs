@@ -11,6 +11,8 @@ use tokio::process::Command;
 pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /// nginx, on port 80.
 pub const NGINX: &str = "registry.k8s.io/e2e-test-images/nginx:1.14-2";
+/// A web server beside another container, on port 80.
+pub const HTTPD: &str = "registry.k8s.io/e2e-test-images/httpd:2.4.39-4";
 /// A set-user-ID program that tells its effective user.
 pub const NO_NEW_PRIVS: &str = "registry.k8s.io/e2e-test-images/nonewprivs:1.3";
 /// A user that the image puts into a group.
@@ -30,7 +32,7 @@ pub async fn all(work: &Path) -> anyhow::Result<Vec<Image>> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|p| p.is_file());
     let base = busybox_layer(&busybox.context("there is no busybox: apt-get install busybox-static")?)?;
     let sh = Run { cmd: &["sh"], ..Run::default() };
-    let mut images = vec![image(BUSYBOX, std::slice::from_ref(&base), &sh)?];
+    let mut images = vec![image(BUSYBOX, &[base.clone(), tools()?], &sh)?];
     // Different content, so different images: the suite counts them.
     for name in ["latest:latest", "tag:test", "tag:all", "1:latest", "2:latest", "3:latest"] {
         let layers = [base.clone(), text("test", name)?];
@@ -70,7 +72,21 @@ pub async fn all(work: &Path) -> anyhow::Result<Vec<Image>> {
         let run = Run { entrypoint: &["/usr/sbin/nginx", "-g", "daemon off;"], ..Run::default() };
         images.push(image(&name, &[base.clone(), web(&program, port)?], &run)?);
     }
+    // It is looked for by its log, so it says its name.
+    let httpd = Run {
+        entrypoint: &["sh", "-c", "echo httpd; exec /usr/sbin/nginx -g 'daemon off;'"],
+        ..Run::default()
+    };
+    images.push(image(HTTPD, &[base.clone(), web(&program, 80)?], &httpd)?);
     Ok(images)
+}
+
+/// What Debian's busybox lacks of the published one: ipcs, and a `ls` that is a file of its own.
+fn tools() -> anyhow::Result<Layer> {
+    let mut layer = LayerBuilder::new();
+    layer.program(Path::new("/usr/bin/ipcs"), "/usr/bin/ipcs").context("util-linux' ipcs")?;
+    layer.file("bin/ls", 0o755, b"#!/bin/busybox sh\nexec /bin/busybox ls \"$@\"\n")?;
+    Ok(layer.finish()?)
 }
 
 /// The program of the pause image: it waits, and ends on SIGTERM.
