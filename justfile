@@ -32,3 +32,6 @@ conformance *ARGS:
 # Our scheduler beside a stock kube-scheduler, 2,000 random pods (minutes); CI runs a short part of it.
 differential *args:
     cargo run --release -p podway-tests --bin podway-differential -- {{args}}
+# The validation suite of cri-tools against our runtime and against containerd: about 20 minutes.
+critest *ARGS:
+    cargo build --release --workspace --bins && target/release/podway-critest --out docs/conformance-cri.md {{ARGS}}

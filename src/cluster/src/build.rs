@@ -45,6 +45,7 @@ static RUNC: Module = module!("runc", "github.com/opencontainers/runc");
 static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
 static CONTAINERD: Module = module!("containerd", "github.com/containerd/containerd/v2");
 static E2E: Module = module!("e2e", "k8s.io/kubernetes");
+static CRITEST: Module = module!("critest", "sigs.k8s.io/cri-tools");
 static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
 
 impl Module {
@@ -114,6 +115,9 @@ fn recipe(program: Program) -> Recipe {
         Program::Regression74839 => of(&E2E, "test/images/regression-issue-74839", 5),
         Program::Ginkgo => plain(&E2E, "github.com/onsi/ginkgo/v2/ginkgo", 10),
         Program::Kubelet => kubernetes("cmd/kubelet", 25),
+        Program::Critest => {
+            Recipe { tests: true, ..plain(&CRITEST, "sigs.k8s.io/cri-tools/cmd/critest", 60) }
+        }
         Program::Containerd => Recipe {
             packages: ["containerd", "containerd-shim-runc-v2"]
                 .iter()
@@ -239,7 +243,7 @@ async fn build(program: Program, recipe: &Recipe, sources: &Path, out: &Path) ->
         .args(if recipe.tests { ["test", "-c"].as_slice() } else { &["build"] })
         .args(["-trimpath", "-ldflags", &recipe.ldflags])
         .arg("-o")
-        .arg(format!("{}/", out.display()));
+        .arg(if recipe.tests { out.join(name) } else { out.join("") });
     if let Some(tags) = recipe.tags {
         command.args(["-tags", tags]);
     }
@@ -266,7 +270,7 @@ mod tests {
         assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
         assert!(ETCD.version().starts_with("v3.6."));
         assert_eq!(E2E.version(), CONTROLPLANE.version(), "the suite is that of the control plane");
-        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY] {
+        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY, &CRITEST] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }
     }

@@ -114,12 +114,14 @@ pub struct Image {
 }
 
 /// How an image is run.
-#[derive(Debug, Default)]
-struct Run {
-    entrypoint: &'static [&'static str],
-    cmd: &'static [&'static str],
-    /// User and group, by number; root where it is empty.
-    user: &'static str,
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Run {
+    /// ENTRYPOINT.
+    pub entrypoint: &'static [&'static str],
+    /// CMD.
+    pub cmd: &'static [&'static str],
+    /// User and group; root where it is empty.
+    pub user: &'static str,
 }
 
 /// A layer, uncompressed digest and all.
@@ -130,12 +132,25 @@ pub struct Layer {
 }
 
 /// Writes a layer's entries.
-struct LayerBuilder {
+pub struct LayerBuilder {
     tar: tar::Builder<Vec<u8>>,
 }
 
+impl std::fmt::Debug for LayerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerBuilder").finish_non_exhaustive()
+    }
+}
+
+impl Default for LayerBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LayerBuilder {
-    fn new() -> Self {
+    /// An empty one.
+    pub fn new() -> Self {
         Self { tar: tar::Builder::new(Vec::new()) }
     }
 
@@ -150,23 +165,39 @@ impl LayerBuilder {
         header
     }
 
-    fn dir(&mut self, path: &str, mode: u32) -> io::Result<()> {
+    /// A directory, root's; `path` is relative.
+    pub fn dir(&mut self, path: &str, mode: u32) -> io::Result<()> {
         let mut header = Self::header(EntryType::Directory, mode, 0);
         self.tar.append_data(&mut header, format!("{path}/"), io::empty())
     }
 
-    fn file(&mut self, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    /// A file, root's.
+    pub fn file(&mut self, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let mut header = Self::header(EntryType::Regular, mode, size);
         self.tar.append_data(&mut header, path, bytes)
     }
 
-    fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
+    /// A symbolic link.
+    pub fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
         let mut header = Self::header(EntryType::Symlink, 0o777, 0);
         self.tar.append_link(&mut header, path, to)
     }
 
-    fn finish(self) -> io::Result<Layer> {
+    /// A program at `place` (absolute) with every library that this machine's loader gives it.
+    pub fn program(&mut self, program: &Path, place: &str) -> Result<(), ImageError> {
+        let files = podway::with_libraries(&[(program, place)])?;
+        for dir in podway::directories(files.keys()) {
+            self.dir(&dir, 0o755)?;
+        }
+        for (path, bytes) in &files {
+            self.file(&podway::within(path), 0o755, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The layer, packed.
+    pub fn finish(self) -> io::Result<Layer> {
         let tar = self.tar.into_inner()?;
         let diff = digest(&tar);
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
@@ -186,7 +217,7 @@ fn architecture() -> &'static str {
 }
 
 /// Puts layers together; `name` is `registry/repository:tag`.
-fn image(name: &str, layers: &[Layer], run: &Run) -> Result<Image, ImageError> {
+pub fn image(name: &str, layers: &[Layer], run: &Run) -> Result<Image, ImageError> {
     let (_, rest) = name.split_once('/').unwrap_or(("", name));
     let (repository, tag) = rest.rsplit_once(':').unwrap_or((rest, "latest"));
     let written = |value: &Value| serde_json::to_vec(value).map_err(|e| ImageError::Layer(e.into()));

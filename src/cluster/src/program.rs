@@ -33,8 +33,10 @@ pub enum Program {
     Nonewprivs,
     /// The program of the suite's image that watches connections being dropped.
     Regression74839,
-    /// kubelet 1.36, to compare our agent with.
+    /// kubelet 1.36, for the test that runs it on our runtime.
     Kubelet,
+    /// The CRI validation suite of cri-tools.
+    Critest,
 }
 
 /// Why a program is not to be had.
@@ -104,6 +106,7 @@ impl Program {
             Self::Nonewprivs => "nonewprivs",
             Self::Regression74839 => "regression-issue-74839",
             Self::Kubelet => "kubelet",
+            Self::Critest => "critest",
         }
     }
 
@@ -127,6 +130,8 @@ impl Program {
             Self::CniPlugins | Self::Containerd => true,
             // Nobody installs these but for this purpose.
             Self::Agnhost | Self::E2eTest | Self::Nonewprivs | Self::Regression74839 => true,
+            // The suite has one set of specs per version, and the figures name it.
+            Self::Critest => false,
         }
     }
 

@@ -2,9 +2,12 @@
 //!
 //! `podway_monitor::spawn` starts it with the listening socket as standard input. It forks once,
 //! prints the pid of the process that stays, becomes a session leader and a subreaper (so that a
-//! container's init becomes its child when runc exits), and runs the loop of [`server`].
+//! container's init becomes its child when runc exits), and runs the loop of [`server`]. By another first
+//! argument it is the maker of a pod's [`namespaces`], or process 1 of a shared one ([`init`]).
 
+mod init;
 mod log;
+mod namespaces;
 mod process;
 mod server;
 
@@ -28,7 +31,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
-    let (socket, state_dir) = arguments(std::env::args_os().skip(1))?;
+    let mut args = std::env::args_os().skip(1).peekable();
+    match args.peek().and_then(|a| a.to_str()) {
+        Some("namespaces") => return namespaces::run(args.skip(1)),
+        Some("init") => return init::run(args.skip(1)),
+        _ => {}
+    }
+    let (socket, state_dir) = arguments(args)?;
     let listener = io::stdin().as_fd().try_clone_to_owned()?;
     if !detach()? {
         return Ok(());

@@ -5,10 +5,14 @@
 mod create;
 mod exec;
 mod life;
+pub mod signals;
 mod start;
+mod update;
+mod volumes;
 
 pub use crate::follow::START_ERROR;
 pub use create::create;
 pub use exec::{ExecFile, exec_file, exec_sync};
 pub use life::{remove, stop};
 pub use start::start;
+pub use update::update;

@@ -5,12 +5,22 @@ use crate::state::Runtime;
 use crate::status;
 use podway_cri::v1::{ContainerEventResponse, ContainerEventType};
 
-/// Tells the listeners. Nobody listening is not an error.
+/// Tells the listeners of a container. Nobody listening is not an error.
 pub fn publish(runtime: &Runtime, id: &Id, kind: ContainerEventType) {
+    let sandbox = runtime.container(id).map(|c| c.sandbox);
+    tell(runtime, id, sandbox, kind);
+}
+
+/// Tells the listeners of a sandbox, which counts as a container with the sandbox' id.
+pub fn publish_sandbox(runtime: &Runtime, id: &Id, kind: ContainerEventType) {
+    tell(runtime, id, Some(id.clone()), kind);
+}
+
+/// Tells the listeners of what has just gone, and of the sandbox that it was in.
+pub fn tell(runtime: &Runtime, id: &Id, sandbox: Option<Id>, kind: ContainerEventType) {
     if runtime.events.receiver_count() == 0 {
         return;
     }
-    let sandbox = runtime.container(id).map(|c| c.sandbox);
     let pod = sandbox.as_ref().and_then(|s| Some((s, runtime.sandbox(s)?)));
     let event = ContainerEventResponse {
         container_id: id.to_string(),

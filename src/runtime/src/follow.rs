@@ -7,8 +7,8 @@ use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::points::{self, Point};
 use crate::state::{Life, Runtime, Stage};
-use crate::{events, orphan, supervisor};
-use podway_cri::v1::ContainerEventType;
+use crate::{events, orphan, status, supervisor};
+use podway_cri::v1::{ContainerEventType, NamespaceMode};
 use podway_monitor::protocol::State;
 use podway_monitor::{Event, ExitRecord, ListedContainer, Reply, Request};
 use std::collections::BTreeMap;
@@ -76,6 +76,7 @@ async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
 /// journalled. Blocks.
 pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
     let record = ExitRecord::read(&runtime.container_dir(id).join("exit")).ok();
+    end_the_rest(runtime, id);
     let now = runtime.now_ns();
     let mut news = false;
     runtime.note_container(id, |c| {
@@ -91,6 +92,20 @@ pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
     if news {
         points::at(Point::ExitJournalled);
         events::publish(runtime, id, ContainerEventType::ContainerStoppedEvent);
+    }
+}
+
+/// In a PID namespace of its own whatever it had started has ended with it; in a shared one it has not,
+/// and would go on in a container that is told to have ended.
+fn end_the_rest(runtime: &Runtime, id: &Id) {
+    let Some(entry) = runtime.container(id).filter(|c| c.stage != Stage::Exited) else { return };
+    let config = status::container_config(&entry).unwrap_or_default();
+    let context = config.linux.and_then(|l| l.security_context).unwrap_or_default();
+    let pid = context.namespace_options.unwrap_or_default().pid;
+    if pid != NamespaceMode::Container as i32
+        && let Err(error) = orphan::kill_all(&runtime.cgroups, &entry.cgroup)
+    {
+        tracing::warn!(container = %id, %error, "processes of an ended container live on until its removal");
     }
 }
 

@@ -2,12 +2,15 @@
 //!
 //! A thread of its own unshares them, sets them up from the inside (loopback, hostname, sysctls)
 //! and pins each at `state/ns/<sandbox>/<kind>`; then the thread ends and the mounts hold them.
-//! The thread is never reused: it stays in the new namespaces until it ends.
+//! The thread is never reused: it stays in the new namespaces until it ends. What a thread cannot make
+//! (a user namespace and what it owns, a shared PID namespace) [`podns`] has a process make.
 
 use crate::journal::private_dir;
+use crate::podns;
 use crate::points::{self, Point};
+use crate::spec::Mapping;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,14 @@ pub struct Wanted {
     pub hostname: Option<String>,
     /// Sysctls, by dotted name.
     pub sysctls: BTreeMap<String, String>,
+    /// A user namespace that owns them.
+    pub user: Option<Mapping>,
+    /// A PID namespace for all containers.
+    pub pid: bool,
+    /// The pod's directory.
+    pub pod: PathBuf,
+    /// The program of the monitor.
+    pub monitor: PathBuf,
 }
 
 /// Why the namespaces could not be made.
@@ -46,7 +57,7 @@ pub enum NamespaceError {
     Sysctl(String),
 }
 
-fn step<E: Into<io::Error>>(name: impl Into<String>) -> impl FnOnce(E) -> NamespaceError {
+pub(crate) fn step<E: Into<io::Error>>(name: impl Into<String>) -> impl FnOnce(E) -> NamespaceError {
     let step = name.into();
     move |e| NamespaceError::Step { step, source: e.into() }
 }
@@ -83,6 +94,11 @@ pub async fn create(wanted: Wanted) -> Result<(), NamespaceError> {
     for name in wanted.sysctls.keys() {
         sysctl_path(name, wanted.net, wanted.ipc)?;
     }
+    private_dir(&wanted.dir).map_err(step(format!("make {}", wanted.dir.display())))?;
+    if wanted.user.is_some() || wanted.pid {
+        private_dir(&wanted.pod).map_err(step(format!("make {}", wanted.pod.display())))?;
+        by_process(&wanted).await?;
+    }
     let (send, receive) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("netns".to_owned())
@@ -104,8 +120,34 @@ pub async fn create(wanted: Wanted) -> Result<(), NamespaceError> {
     })?
 }
 
+/// Has a process make what a thread cannot; on an error nothing of it is left.
+async fn by_process(wanted: &Wanted) -> Result<(), NamespaceError> {
+    let owned = [("net", wanted.net), ("ipc", wanted.ipc), ("uts", wanted.hostname.is_some())];
+    let owned = owned.into_iter().filter(|(_, want)| *want && wanted.user.is_some()).map(|(kind, _)| kind);
+    let writes = wanted.sysctls.iter().filter(|_| wanted.user.is_some());
+    let writes = writes.map(|(name, value)| Ok((sysctl_path(name, wanted.net, wanted.ipc)?, value.clone())));
+    let made = podns::create(&podns::Wanted {
+        program: wanted.monitor.clone(),
+        pins: wanted.dir.clone(),
+        pod: wanted.pod.clone(),
+        user: wanted.user,
+        pid: wanted.pid,
+        others: owned.collect(),
+        writes: writes.collect::<Result<_, NamespaceError>>()?,
+    })
+    .await;
+    if made.is_err()
+        && let Err(error) = podns::end(&wanted.pod).and_then(|()| remove(&wanted.dir))
+    {
+        tracing::warn!(%error, dir = %wanted.dir.display(), "namespaces stay pinned");
+    }
+    made
+}
+
 fn set_up(wanted: &Wanted) -> Result<(), NamespaceError> {
-    private_dir(&wanted.dir).map_err(step(format!("make {}", wanted.dir.display())))?;
+    if wanted.user.is_some() {
+        return finish(wanted);
+    }
     let kinds = [
         ("net", CloneFlags::CLONE_NEWNET, wanted.net),
         ("ipc", CloneFlags::CLONE_NEWIPC, wanted.ipc),
@@ -125,14 +167,36 @@ fn set_up(wanted: &Wanted) -> Result<(), NamespaceError> {
         std::fs::write(&path, value).map_err(step(format!("set sysctl {name}")))?;
     }
     for (kind, _, _) in kinds.iter().filter(|k| k.2) {
-        let target = wanted.dir.join(kind);
-        std::fs::File::create(&target).map_err(step(format!("make {}", target.display())))?;
-        let source = format!("/proc/thread-self/ns/{kind}");
-        mount(Some(source.as_str()), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(step(format!("pin the {kind} namespace")))?;
+        pin(&wanted.dir, kind, &format!("/proc/thread-self/ns/{kind}"))?;
         points::at(Point::NamespacePinned);
     }
     Ok(())
+}
+
+/// Sets up what a process made and pinned, from the inside.
+fn finish(wanted: &Wanted) -> Result<(), NamespaceError> {
+    let enter = |kind: &str, flag| {
+        let pin =
+            std::fs::File::open(wanted.dir.join(kind)).map_err(step(format!("open the {kind} namespace")))?;
+        setns(pin, flag).map_err(step(format!("enter the {kind} namespace")))
+    };
+    if wanted.net {
+        enter("net", CloneFlags::CLONE_NEWNET)?;
+        loopback_up().map_err(step("bring the loopback up"))?;
+    }
+    if let Some(hostname) = &wanted.hostname {
+        enter("uts", CloneFlags::CLONE_NEWUTS)?;
+        nix::unistd::sethostname(hostname).map_err(step("set the hostname"))?;
+    }
+    Ok(())
+}
+
+/// Holds the namespace at `source` by a bind mount at `dir/kind`.
+pub(crate) fn pin(dir: &Path, kind: &str, source: &str) -> Result<(), NamespaceError> {
+    let target = dir.join(kind);
+    std::fs::File::create(&target).map_err(step(format!("make {}", target.display())))?;
+    mount(Some(source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(step(format!("pin the {kind} namespace")))
 }
 
 /// Brings `lo` up in the calling thread's network namespace; it has index 1 in a new one.
@@ -161,7 +225,7 @@ pub fn pinned(pin: &Path) -> bool {
 /// # Errors
 /// The kernel's.
 pub fn remove(dir: &Path) -> io::Result<()> {
-    for kind in ["net", "ipc", "uts"] {
+    for kind in ["net", "ipc", "uts", "pid", "user"] {
         let path = dir.join(kind);
         match umount2(&path, MntFlags::MNT_DETACH) {
             Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
@@ -211,6 +275,10 @@ mod tests {
             ipc: true,
             hostname: Some("pod".to_owned()),
             sysctls: BTreeMap::from([("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())]),
+            user: None,
+            pid: false,
+            pod: tmp.path().join("pod"),
+            monitor: PathBuf::from("/nonexistent"),
         };
         create(wanted).await.unwrap();
         use std::os::unix::fs::MetadataExt as _;

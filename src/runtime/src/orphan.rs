@@ -163,6 +163,14 @@ fn kill(cgroups: &Cgroups, cgroup: &str, init: Option<Process>) -> Result<(), Or
     }
 }
 
+/// Kills whatever is in a cgroup, and waits for its end. Blocks.
+///
+/// # Errors
+/// [`OrphanError`].
+pub fn kill_all(cgroups: &Cgroups, cgroup: &str) -> Result<(), OrphanError> {
+    kill(cgroups, cgroup, None)
+}
+
 /// Kills a container and removes what runc made for it. Works with any part missing; blocks.
 ///
 /// # Errors

@@ -17,7 +17,8 @@ const PARALLEL: usize = 16;
 /// Adopts what lives and undoes what was never finished, then lets the image store collect.
 pub async fn recover(runtime: &Arc<Runtime>) {
     for (id, entry) in runtime.containers() {
-        if !runtime.pin(&id, &entry.layers) && entry.stage != Stage::Creating {
+        let layers = [entry.layers.as_slice(), &entry.volumes].concat();
+        if !runtime.pin(&id, &layers) && entry.stage != Stage::Creating {
             tracing::error!(container = %id, "a layer of the container's image is gone");
         }
     }

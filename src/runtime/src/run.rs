@@ -1,6 +1,8 @@
 //! The runtime's process: directories, journal, recovery, then both services on one socket.
 
+use crate::cgroup::Cgroups;
 use crate::config::Config;
+use crate::features::Features;
 use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
 use crate::metrics::Metrics;
@@ -9,7 +11,7 @@ use crate::service::Service;
 use crate::state::{Images, Pin, ResolvedImage, Runtime};
 use crate::stats::Collector;
 use crate::streaming::{self, Streaming};
-use crate::{recover, spec, telemetry};
+use crate::{podns, recover, spec, telemetry};
 use podway_cri::v1::image_service_server::ImageService;
 use std::io;
 use std::net::SocketAddr;
@@ -109,7 +111,14 @@ pub async fn serve(
     let output = tokio::process::Command::new(&runc).arg("--version").output().await;
     let output = output.map_err(|e| RunError::Runc(runc, e))?;
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let runtime = Arc::new(Runtime::open(config, images, version, watchers)?);
+    let output = tokio::process::Command::new(&config.runc.path).arg("features").output().await;
+    let told = output.map_err(|e| RunError::Runc(config.runc.path.clone(), e))?.stdout;
+    let mut features = Features::look(&Cgroups::at(std::path::Path::new("/sys/fs/cgroup")), &told);
+    match podns::probe(&config.monitor.path, &config.root).await {
+        Ok(()) => features.user_namespaces = true,
+        Err(error) => tracing::info!(%error, "user namespaces are not supported here"),
+    }
+    let runtime = Arc::new(Runtime::open(config, images, (version, features), watchers)?);
     recover::recover(&runtime).await;
     let address = runtime.config.streaming.listen;
     let (streaming, streams) =

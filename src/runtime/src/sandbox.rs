@@ -12,13 +12,16 @@ use crate::names::{Made, Name};
 use crate::points::{self, Point};
 use crate::state::{Attached, Life, Runtime, Sandbox};
 use crate::status::{options, sandbox_config};
-use crate::{cgroup, container, follow, netns, rootfs, supervisor};
+use crate::{cgroup, container, follow, netns, podns, rootfs, spec, supervisor};
 use futures::future::join_all;
 use nix::mount::{MsFlags, mount};
 use podway_cri::Message as _;
-use podway_cri::v1::{NamespaceMode, PodSandboxConfig, Protocol};
+use podway_cri::v1::{LinuxContainerResources, NamespaceMode, PodSandboxConfig, Protocol};
 use podway_flow::{Phase, Recorder, Span, Writer};
 use podway_monitor::Request;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,6 +128,16 @@ impl Journalled {
                 "not supported: runtime handler {handler:?}; give runc or none"
             )));
         }
+        spec::refuse_in_sandbox(&config, &runtime.features)?;
+        let userns = spec::mapping(&options(&config))?.is_some();
+        if userns && !runtime.features.user_namespaces {
+            return Err(spec::SpecError::NotSupported("user namespaces on this machine".to_owned()).into());
+        }
+        if userns && options(&config).network == NamespaceMode::Node as i32 {
+            return Err(
+                spec::SpecError::NotSupported("a user namespace on the host's network".to_owned()).into()
+            );
+        }
         let asked = config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
         let parent = cgroup::parent(asked, &runtime.config.cgroup_parent)
             .map_err(|e| OpError::Invalid(e.to_string()))?;
@@ -153,6 +166,7 @@ impl Journalled {
         let mut span = begin(recorder, Phase::SandboxCreated, &self.config);
         span.note("sandboxId", &self.id).note("cgroupParent", &self.entry.cgroup);
         let asked = options(&self.config);
+        let user = spec::mapping(&asked)?;
         let dir = self.runtime.namespaces(&self.id);
         let wanted = netns::Wanted {
             dir: dir.clone(),
@@ -167,14 +181,19 @@ impl Journalled {
                 .unwrap_or_default()
                 .into_iter()
                 .collect(),
+            user,
+            pid: asked.pid == NamespaceMode::Pod as i32,
+            pod: self.runtime.sandbox_dir(&self.id),
+            monitor: self.runtime.config.monitor.path.clone(),
         };
         let made = async {
             netns::create(wanted).await?;
             blocking(move || {
-                self.files()?;
+                self.files(user)?;
                 use std::os::unix::fs::MetadataExt as _;
                 let inode = |kind| Some((kind, std::fs::metadata(dir.join(kind)).ok()?.ino()));
-                let inodes: Vec<_> = ["net", "ipc", "uts"].into_iter().filter_map(inode).collect();
+                let inodes: Vec<_> =
+                    ["net", "ipc", "uts", "pid", "user"].into_iter().filter_map(inode).collect();
                 Ok((self, inodes))
             })
             .await
@@ -193,13 +212,29 @@ impl Journalled {
         Ok(Pinned(step))
     }
 
+    /// The pod's; the node's where none is asked for, as with containerd.
     fn hostname(&self) -> String {
-        let name = &self.config.metadata.clone().unwrap_or_default().name;
-        if self.config.hostname.is_empty() { name.clone() } else { self.config.hostname.clone() }
+        if !self.config.hostname.is_empty() {
+            return self.config.hostname.clone();
+        }
+        nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// The files belong to the pod's root, who must be able to pass to them.
+    fn for_root_of(&self, dir: &Path, mapping: spec::Mapping) -> Result<(), OpError> {
+        let io = |e| OpError::Io("give the sandbox' files to the pod's root", e);
+        let sandboxes = self.runtime.config.state.join("sandboxes");
+        for dir in [self.runtime.config.state.as_path(), &sandboxes, dir] {
+            std::fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(io)?;
+        }
+        for file in ["hostname", "resolv.conf"].map(|f| dir.join(f)).iter().filter(|f| f.exists()) {
+            std::os::unix::fs::chown(file, Some(mapping.host), Some(mapping.host)).map_err(io)?;
+        }
+        Ok(())
     }
 
     /// resolv.conf, hostname and shm, bound into every container.
-    fn files(&self) -> Result<(), OpError> {
+    fn files(&self, user: Option<spec::Mapping>) -> Result<(), OpError> {
         let io = |what| move |e| OpError::Io(what, e);
         let dir = self.runtime.sandbox_dir(&self.id);
         private_dir(&dir).map_err(io("make the sandbox' directory"))?;
@@ -226,9 +261,14 @@ impl Journalled {
             let shm = dir.join("shm");
             private_dir(&shm).map_err(io("make the sandbox' shm"))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some("mode=1777,size=65536k"))
+            let root = user.map_or(0, |m| m.host);
+            let options = format!("mode=1777,size=65536k,uid={root},gid={root}");
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
                 .map_err(|e| OpError::Io("mount the sandbox' shm", e.into()))?;
             points::at(Point::ShmMounted);
+        }
+        if let Some(mapping) = user {
+            self.for_root_of(&dir, mapping)?;
         }
         Ok(())
     }
@@ -344,9 +384,35 @@ async fn stop_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
     }
     let (state, id) = (Arc::clone(runtime), id.clone());
     blocking(move || {
+        podns::end(&state.sandbox_dir(&id)).map_err(|e| OpError::Io("end the pod's process 1", e))?;
         netns::remove(&state.namespaces(&id)).map_err(|e| OpError::Io("unpin the namespaces", e))?;
         points::at(Point::NamespacesUnpinned);
         state.note_sandbox(&id, |s| s.attached = None);
+        Ok(())
+    })
+    .await
+}
+
+/// Keeps the limits of a pod as they are now: they are applied to its cgroup by who made it.
+///
+/// # Errors
+/// [`OpError`].
+pub async fn update(
+    runtime: &Arc<Runtime>,
+    id: &Id,
+    overhead: Option<LinuxContainerResources>,
+    resources: Option<LinuxContainerResources>,
+) -> Result<(), OpError> {
+    let lock = runtime.locks.of(id);
+    let _alone = lock.write().await;
+    let entry = runtime.sandbox(id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
+    let mut config = sandbox_config(&entry)?;
+    let linux = config.linux.get_or_insert_default();
+    linux.overhead = overhead.or(linux.overhead.take());
+    linux.resources = resources.or(linux.resources.take());
+    let (state, id, config) = (Arc::clone(runtime), id.clone(), hex::encode(config.encode_to_vec()));
+    blocking(move || {
+        state.update_sandbox(&id, |s| s.config = config)?;
         Ok(())
     })
     .await

@@ -1,16 +1,21 @@
 //! The CRI RuntimeService: requests parsed into ids, operations called, entries shown as CRI messages.
 
-use crate::error::OpError;
+mod list;
+mod verbose;
+
+use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::names::Made;
 use crate::state::{Container, Life, Runtime, Stage};
 use crate::streaming::client::Streams;
 use crate::streaming::{Purpose, Streaming, attach, ports, process};
 use crate::{cni, container, events, sandbox, stats, status, supervisor};
+use list::{Parts, parts};
+use podway_cri::v1::ContainerEventType::{
+    ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+};
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
-use podway_flow::wire;
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::StreamExt as _;
@@ -23,18 +28,6 @@ pub struct Service {
     streaming: Arc<Streaming>,
 }
 
-type Never<T> = tokio_stream::Empty<Result<T, Status>>;
-type Parts<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
-
-/// A list as a stream: each item once, so many a message that none grows over a client's limit.
-fn parts<I, T>(all: Vec<I>, message: impl Fn(Vec<I>) -> T) -> Response<Parts<T>> {
-    let (mut all, mut messages) = (all.into_iter().peekable(), Vec::new());
-    while all.peek().is_some() {
-        messages.push(Ok(message(all.by_ref().take(32).collect())));
-    }
-    Response::new(tokio_stream::iter(messages))
-}
-
 fn not_built<T>(rpc: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("not supported: {rpc}")))
 }
@@ -42,18 +35,6 @@ fn not_built<T>(rpc: &str) -> Result<Response<T>, Status> {
 /// An id of a request; one that is no id names nothing that exists.
 fn id(kind: &'static str, text: String) -> Result<Id, OpError> {
     Id::try_from(text.clone()).map_err(|_| OpError::NotFound(kind, podway_flow::record::bounded(&text, 80)))
-}
-
-fn matches(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
-    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
-}
-
-fn info(verbose: bool, records: &[podway_flow::Record]) -> HashMap<String, String> {
-    if !verbose {
-        return HashMap::new();
-    }
-    let document = String::from_utf8_lossy(&wire::encode(records)).into_owned();
-    HashMap::from([(wire::INFO_KEY.to_owned(), document)])
 }
 
 /// An answer with the records of what was done for it.
@@ -108,7 +89,10 @@ impl RuntimeService for Service {
         }))
     }
 
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
         let network = cni::Network::load(&self.runtime.config.cni.conf_dir);
         let ready =
             v1::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() };
@@ -117,11 +101,16 @@ impl RuntimeService for Service {
             Err(e) => (false, "NetworkPluginNotReady".to_owned(), OpError::from(e).chain()),
         };
         let network = v1::RuntimeCondition { r#type: "NetworkReady".to_owned(), status, reason, message };
-        let handler = |name: &str| v1::RuntimeHandler { name: name.to_owned(), ..Default::default() };
+        let info =
+            if request.into_inner().verbose { verbose::runtime(&self.runtime) } else { Default::default() };
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions: vec![ready, network] }),
-            runtime_handlers: vec![handler(""), handler("runc")],
-            ..Default::default()
+            info,
+            runtime_handlers: verbose::handlers(&self.runtime),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
         }))
     }
 
@@ -148,6 +137,9 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
         let made = sandbox::run(&self.runtime, config, request.runtime_handler).await?;
+        for kind in [ContainerCreatedEvent, ContainerStartedEvent] {
+            events::publish_sandbox(&self.runtime, &made.id, kind);
+        }
         Ok(told(v1::RunPodSandboxResponse { pod_sandbox_id: made.id.to_string() }, &made))
     }
 
@@ -156,7 +148,11 @@ impl RuntimeService for Service {
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
         if let Ok(id) = Id::try_from(request.into_inner().pod_sandbox_id) {
+            let stood = self.runtime.sandbox(&id).is_some_and(|s| s.life == Life::Ready);
             sandbox::stop(&self.runtime, &id).await?;
+            if stood {
+                events::publish_sandbox(&self.runtime, &id, ContainerStoppedEvent);
+            }
         }
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
@@ -166,7 +162,11 @@ impl RuntimeService for Service {
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
         if let Ok(id) = Id::try_from(request.into_inner().pod_sandbox_id) {
+            let known = self.runtime.sandbox(&id).is_some();
             sandbox::remove(&self.runtime, &id).await?;
+            if known {
+                events::publish_sandbox(&self.runtime, &id, ContainerDeletedEvent);
+            }
         }
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
@@ -178,9 +178,11 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         let id = id("sandbox", request.pod_sandbox_id)?;
         let entry = self.runtime.sandbox(&id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
+        let info =
+            if request.verbose { verbose::sandbox(&self.runtime, &id, &entry) } else { Default::default() };
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(status::sandbox_status(&id, &entry)),
-            info: info(request.verbose, &entry.records),
+            info,
             containers_statuses: status::statuses_of(&self.runtime, &id),
             timestamp: self.runtime.now_ns(),
         }))
@@ -190,22 +192,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let all = self.runtime.sandboxes().into_iter().map(|(id, entry)| status::sandbox_status(&id, &entry));
-        let items = all
-            .filter(|s| filter.id.is_empty() || s.id.starts_with(&filter.id))
-            .filter(|s| filter.state.as_ref().is_none_or(|f| f.state == s.state))
-            .filter(|s| matches(&filter.label_selector, &s.labels))
-            .map(|s| v1::PodSandbox {
-                id: s.id,
-                metadata: s.metadata,
-                state: s.state,
-                created_at: s.created_at,
-                labels: s.labels,
-                annotations: s.annotations,
-                runtime_handler: s.runtime_handler,
-            });
-        Ok(Response::new(v1::ListPodSandboxResponse { items: items.collect() }))
+        let items = list::sandboxes(&self.runtime, request.into_inner().filter);
+        Ok(Response::new(v1::ListPodSandboxResponse { items }))
     }
 
     async fn create_container(
@@ -216,7 +204,7 @@ impl RuntimeService for Service {
         let sandbox = id("sandbox", request.pod_sandbox_id)?;
         let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
         let made = container::create(&self.runtime, &sandbox, config).await?;
-        events::publish(&self.runtime, &made.id, v1::ContainerEventType::ContainerCreatedEvent);
+        events::publish(&self.runtime, &made.id, ContainerCreatedEvent);
         Ok(told(v1::CreateContainerResponse { container_id: made.id.to_string() }, &made))
     }
 
@@ -226,7 +214,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
         let (id, _) = self.cid(request.into_inner().container_id)?;
         let made = container::start(&self.runtime, &id).await?;
-        events::publish(&self.runtime, &id, v1::ContainerEventType::ContainerStartedEvent);
+        events::publish(&self.runtime, &id, ContainerStartedEvent);
         Ok(told(v1::StartContainerResponse {}, &made))
     }
 
@@ -246,7 +234,11 @@ impl RuntimeService for Service {
         request: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
         if let Ok(id) = Id::try_from(request.into_inner().container_id) {
+            let known = self.runtime.container(&id);
             container::remove(&self.runtime, &id).await?;
+            if let Some(entry) = known {
+                events::tell(&self.runtime, &id, Some(entry.sandbox), ContainerDeletedEvent);
+            }
         }
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
@@ -257,37 +249,21 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::ContainerStatusResponse>, Status> {
         let request = request.into_inner();
         let (id, entry) = self.cid(request.container_id)?;
-        Ok(Response::new(v1::ContainerStatusResponse {
-            status: Some(status::container_status(&id, &entry)),
-            info: info(request.verbose, &entry.records),
-        }))
+        let status = Some(status::container_status(&id, &entry));
+        let state = Arc::clone(&self.runtime);
+        let info = match request.verbose {
+            true => blocking(move || Ok(verbose::container(&state, &id, &entry))).await?,
+            false => Default::default(),
+        };
+        Ok(Response::new(v1::ContainerStatusResponse { status, info }))
     }
 
     async fn list_containers(
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let all = self.runtime.containers().into_iter();
-        let containers = all
-            .filter(|(_, c)| filter.pod_sandbox_id.is_empty() || c.sandbox.as_str() == filter.pod_sandbox_id)
-            .map(|(id, c)| (c.sandbox.to_string(), status::container_status(&id, &c)))
-            .filter(|(_, s)| filter.id.is_empty() || s.id.starts_with(&filter.id))
-            .filter(|(_, s)| filter.state.as_ref().is_none_or(|f| f.state == s.state))
-            .filter(|(_, s)| matches(&filter.label_selector, &s.labels))
-            .map(|(pod_sandbox_id, s)| v1::Container {
-                id: s.id,
-                pod_sandbox_id,
-                metadata: s.metadata,
-                image: s.image,
-                image_ref: s.image_ref,
-                state: s.state,
-                created_at: s.created_at,
-                labels: s.labels,
-                annotations: s.annotations,
-                image_id: s.image_id,
-            });
-        Ok(Response::new(v1::ListContainersResponse { containers: containers.collect() }))
+        let containers = list::containers(&self.runtime, request.into_inner().filter);
+        Ok(Response::new(v1::ListContainersResponse { containers }))
     }
 
     async fn exec_sync(
@@ -327,9 +303,18 @@ impl RuntimeService for Service {
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
-        not_built("UpdateContainerResources")
+        let request = request.into_inner();
+        let (id, _) = self.cid(request.container_id)?;
+        if request.windows.is_some() {
+            return not_built("windows");
+        }
+        if !request.annotations.is_empty() {
+            return not_built("annotations of UpdateContainerResources");
+        }
+        container::update(&self.runtime, &id, request.linux.unwrap_or_default()).await?;
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
         let request = request.into_inner();
@@ -422,23 +407,28 @@ impl RuntimeService for Service {
     }
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        not_built("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        let id = id("sandbox", request.pod_sandbox_id)?;
+        sandbox::update(&self.runtime, &id, request.overhead, request.resources).await?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
-    type StreamPodSandboxesStream = Never<v1::StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Parts<v1::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        not_built("StreamPodSandboxes")
+        let all = list::sandboxes(&self.runtime, request.into_inner().filter);
+        Ok(parts(all, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
-    type StreamContainersStream = Never<v1::StreamContainersResponse>;
+    type StreamContainersStream = Parts<v1::StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        not_built("StreamContainers")
+        let all = list::containers(&self.runtime, request.into_inner().filter);
+        Ok(parts(all, |containers| v1::StreamContainersResponse { containers }))
     }
     type StreamContainerStatsStream = Parts<v1::StreamContainerStatsResponse>;
     async fn stream_container_stats(

@@ -2,15 +2,25 @@
 //! look-ups in the image's passwd and group, and of device nodes.
 
 pub mod capabilities;
+mod cdi;
+mod devices;
+mod mounts;
+mod namespaces;
+mod refused;
+mod resources;
 pub mod seccomp;
 pub mod user;
 
+use crate::features::Features;
 use oci_spec::runtime::Spec;
-use podway_cri::v1::{ContainerConfig, LinuxContainerResources, Mount, NamespaceMode, PodSandboxConfig};
-use serde_json::{Map, Value, json};
+use podway_cri::v1::{ContainerConfig, PodSandboxConfig};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+pub use namespaces::{Mapping, mapping};
+pub use refused::sandbox as refuse_in_sandbox;
+pub(crate) use resources::resources_json;
 
 /// What an image says of the process.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +60,10 @@ pub struct Input<'a> {
     pub capabilities: u64,
     /// The lowest oom_score_adj that may be set.
     pub oom_floor: i64,
+    /// What the machine can do.
+    pub features: &'a Features,
+    /// The first process of the container whose PID namespace is joined.
+    pub target: Option<u32>,
 }
 
 /// Why a spec could not be made.
@@ -73,6 +87,21 @@ pub enum SpecError {
     /// A device.
     #[error("device {0:?} cannot be used: it is not a device node on this host")]
     Device(String),
+    /// A CDI device.
+    #[error("CDI: {0}")]
+    Cdi(String),
+    /// A device's permissions.
+    #[error("device permissions {0:?} are not valid: give any of r, w and m")]
+    Permissions(String),
+    /// A user namespace that cannot be made.
+    #[error("userns_options: {0}")]
+    UserNamespace(&'static str),
+    /// A container of a sandbox without a shared PID namespace asks for it.
+    #[error("pid: the sandbox was run with another mode than POD, so that it has no shared PID namespace")]
+    NoSharedPid,
+    /// Whose PID namespace is to be joined does not run.
+    #[error("target_id: container {0:?} does not run in this sandbox")]
+    Target(String),
     /// A seccomp profile.
     #[error("the seccomp profile {0:?} cannot be used: {1}")]
     Seccomp(String, String),
@@ -103,7 +132,7 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
     let linux = input.container.linux.clone().unwrap_or_default();
     let context = linux.security_context.clone().unwrap_or_default();
     let resources = linux.resources.unwrap_or_default();
-    refuse_unbuilt(input.container, &context)?;
+    refused::container(input.container, input.features)?;
     let user = user::resolve(input.rootfs, &context, &input.image.user)?;
     let caps = context.capabilities.clone().unwrap_or_default();
     let set = capabilities::set(
@@ -133,14 +162,14 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
         "noNewPrivileges": context.no_new_privs,
     });
     process["oomScoreAdj"] = json!(resources.oom_score_adj.max(input.oom_floor).clamp(-1000, 1000));
-    let mut mounts = base_mounts(input, context.privileged);
+    let mut mounts = mounts::base(input, context.privileged);
     for mount in &input.container.mounts {
-        let mapped = user_mount(mount)?;
+        let mapped = mounts::asked(mount)?;
         mounts.retain(|m| m["destination"] != mapped["destination"]);
         mounts.push(mapped);
     }
-    let (nodes, rules) = devices(input.container, context.privileged)?;
-    let mut res = resources_json(&resources);
+    let (nodes, rules) = devices::devices(input.container, context.privileged)?;
+    let mut res = resources_json(&resources, input.features)?;
     res.insert("devices".to_owned(), Value::Array(rules));
     let paths = |own: &[String], default: &[&str]| -> Value {
         if context.privileged {
@@ -163,7 +192,7 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
         "linux": {
             "resources": res,
             "cgroupsPath": input.cgroup,
-            "namespaces": namespaces(input)?,
+            "namespaces": namespaces::namespaces(input)?,
             "devices": nodes,
             "rootfsPropagation": propagation,
             "maskedPaths": paths(&context.masked_paths, &MASKED),
@@ -173,26 +202,16 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
     if let Some(filter) = filter {
         spec["linux"]["seccomp"] = filter;
     }
+    if let Some(profile) = refused::apparmor(&context) {
+        spec["process"]["apparmorProfile"] = json!(profile);
+    }
+    if let Some(mapping) = mapping(&crate::status::options(input.sandbox))? {
+        spec["linux"]["uidMappings"] = mapping.oci();
+        spec["linux"]["gidMappings"] = mapping.oci();
+    }
+    let named = input.container.cdi_devices.iter().map(|d| d.name.clone()).collect::<Vec<_>>();
+    cdi::inject(&mut spec, &named, &cdi::DIRS.map(Path::new))?;
     serde_json::from_value(spec).map_err(SpecError::Shape)
-}
-
-/// What is asked for and not built is an error: running without it would be a lie.
-fn refuse_unbuilt(
-    container: &ContainerConfig,
-    context: &podway_cri::v1::LinuxContainerSecurityContext,
-) -> Result<(), SpecError> {
-    let no = |what: &str| Err(SpecError::NotSupported(what.to_owned()));
-    if context.apparmor.as_ref().is_some_and(|p| p.profile_type == 2) {
-        return no("AppArmor profiles");
-    }
-    if !container.cdi_devices.is_empty() {
-        return no("CDI devices");
-    }
-    let namespaces = context.namespace_options.clone().unwrap_or_default();
-    if namespaces.userns_options.is_some_and(|u| u.mode == NamespaceMode::Pod as i32 && !u.uids.is_empty()) {
-        return no("user namespaces (set hostUsers: true)");
-    }
-    Ok(())
 }
 
 fn args(container: &ContainerConfig, image: &ImageDefaults) -> Result<Vec<String>, SpecError> {
@@ -243,123 +262,7 @@ fn annotations(input: &Input<'_>) -> BTreeMap<String, String> {
     ])
 }
 
-fn base_mounts(input: &Input<'_>, privileged: bool) -> Vec<Value> {
-    let sys = if privileged { "rw" } else { "ro" };
-    let mut mounts = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
-        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
-        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", sys]}),
-        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", sys]}),
-    ];
-    let shm = input.shm.unwrap_or(Path::new("/dev/shm"));
-    mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["rbind", "nosuid", "noexec", "nodev", "rw"]}));
-    mounts
-}
-
-fn user_mount(mount: &Mount) -> Result<Value, SpecError> {
-    let bad = |why| Err(SpecError::Mount(mount.container_path.clone(), why));
-    if mount.image.is_some() {
-        return Err(SpecError::NotSupported("image volumes".to_owned()));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(SpecError::NotSupported("id-mapped mounts".to_owned()));
-    }
-    if !mount.container_path.starts_with('/') || mount.container_path == "/" {
-        return bad("container_path must be absolute and not /");
-    }
-    if !mount.host_path.starts_with('/') {
-        return bad("host_path must be absolute");
-    }
-    if mount.recursive_read_only && (!mount.readonly || mount.propagation != 0) {
-        return bad("recursive_read_only needs readonly and private propagation");
-    }
-    let propagation = match mount.propagation {
-        1 => "rslave",
-        2 => "rshared",
-        _ => "rprivate",
-    };
-    let mode = match (mount.readonly, mount.recursive_read_only) {
-        (_, true) => "rro",
-        (true, false) => "ro",
-        (false, false) => "rw",
-    };
-    Ok(json!({
-        "destination": mount.container_path, "type": "bind", "source": mount.host_path,
-        "options": ["rbind", propagation, mode],
-    }))
-}
-
-fn namespaces(input: &Input<'_>) -> Result<Vec<Value>, SpecError> {
-    let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    let options = context.and_then(|c| c.namespace_options.clone()).unwrap_or_default();
-    let mut list = vec![json!({"type": "mount"})];
-    for (kind, name) in [("net", "network"), ("ipc", "ipc"), ("uts", "uts")] {
-        // What the sandbox did not pin is the host's.
-        let pin: PathBuf = input.namespaces.join(kind);
-        if pin.exists() {
-            list.push(json!({"type": name, "path": pin}));
-        }
-    }
-    match NamespaceMode::try_from(options.pid) {
-        Ok(NamespaceMode::Container) => list.push(json!({"type": "pid"})),
-        Ok(NamespaceMode::Node) => {}
-        Ok(NamespaceMode::Pod) => {
-            return Err(SpecError::NotSupported("a shared PID namespace (shareProcessNamespace)".to_owned()));
-        }
-        _ => return Err(SpecError::NotSupported("joining another container's PID namespace".to_owned())),
-    }
-    Ok(list)
-}
-
-/// Device nodes and the device cgroup's rules.
-fn devices(container: &ContainerConfig, privileged: bool) -> Result<(Vec<Value>, Vec<Value>), SpecError> {
-    let mut nodes = Vec::new();
-    let mut rules = vec![json!({"allow": privileged, "access": "rwm"})];
-    for device in &container.devices {
-        let meta = std::fs::metadata(&device.host_path).ok();
-        let meta = meta.filter(|m| m.file_type().is_char_device() || m.file_type().is_block_device());
-        let meta = meta.ok_or_else(|| SpecError::Device(device.host_path.clone()))?;
-        let kind = if meta.file_type().is_block_device() { "b" } else { "c" };
-        let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-        let access = if device.permissions.is_empty() { "rwm" } else { device.permissions.as_str() };
-        nodes.push(json!({
-            "path": device.container_path, "type": kind, "major": major, "minor": minor,
-            "fileMode": meta.mode() & 0o777, "uid": meta.uid(), "gid": meta.gid(),
-        }));
-        rules.push(json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": access}));
-    }
-    Ok((nodes, rules))
-}
-
-fn resources_json(r: &LinuxContainerResources) -> Map<String, Value> {
-    let (mut cpu, mut memory) = (Map::new(), Map::new());
-    let put = |map: &mut Map<String, Value>, key: &str, value: i64| {
-        if value != 0 {
-            map.insert(key.to_owned(), json!(value));
-        }
-    };
-    put(&mut cpu, "shares", r.cpu_shares);
-    put(&mut cpu, "quota", r.cpu_quota);
-    put(&mut cpu, "period", r.cpu_period);
-    put(&mut memory, "limit", r.memory_limit_in_bytes);
-    put(&mut memory, "swap", r.memory_swap_limit_in_bytes);
-    for (key, value) in [("cpus", &r.cpuset_cpus), ("mems", &r.cpuset_mems)] {
-        if !value.is_empty() {
-            cpu.insert(key.to_owned(), json!(value));
-        }
-    }
-    let mut all = Map::from_iter([("cpu".to_owned(), json!(cpu)), ("memory".to_owned(), json!(memory))]);
-    if !r.hugepage_limits.is_empty() {
-        let list = r.hugepage_limits.iter().map(|h| json!({"pageSize": h.page_size, "limit": h.limit}));
-        all.insert("hugepageLimits".to_owned(), list.collect());
-    }
-    if !r.unified.is_empty() {
-        all.insert("unified".to_owned(), json!(r.unified));
-    }
-    all
-}
-
+#[cfg(test)]
+mod fields;
 #[cfg(test)]
 mod tests;

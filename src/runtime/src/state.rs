@@ -5,6 +5,7 @@
 use crate::cgroup::Cgroups;
 use crate::cni::Network;
 use crate::config::Config;
+use crate::features::Features;
 use crate::ids::Id;
 use crate::journal::{Journal, JournalError};
 use crate::locks::Locks;
@@ -119,6 +120,9 @@ pub struct Container {
     pub cgroup: String,
     /// The layers that its root filesystem stands on.
     pub layers: Vec<Layer>,
+    /// The layers of its image volumes.
+    #[serde(default)]
+    pub volumes: Vec<Layer>,
     /// Its CRI configuration, protobuf in hex.
     pub config: String,
     /// Where it stands.
@@ -131,6 +135,9 @@ pub struct Container {
     pub finished_at: i64,
     /// Meaningful when exited.
     pub exit_code: i32,
+    /// Who its first process runs as; nobody knows of an entry of an older version.
+    #[serde(default)]
+    pub user: Option<crate::spec::user::User>,
     /// Meaningful when exited.
     pub oom_killed: bool,
     /// Why runc did not create or start it.
@@ -166,6 +173,8 @@ pub struct Runtime {
     pub events: broadcast::Sender<ContainerEventResponse>,
     /// `runc --version`'s first line.
     pub runc_version: String,
+    /// What the machine can do.
+    pub features: Features,
     /// What it counts.
     pub metrics: Arc<Metrics>,
     /// What is known of the use of resources.
@@ -198,7 +207,7 @@ impl Runtime {
     pub fn open(
         config: Config,
         images: Arc<dyn Images>,
-        runc_version: String,
+        (runc_version, features): (String, Features),
         (metrics, stats): (Arc<Metrics>, Arc<Collector>),
     ) -> Result<Self, JournalError> {
         let sandbox_journal: Journal<Sandbox> = Journal::open(config.root.join("journal/sandboxes"))?;
@@ -217,6 +226,7 @@ impl Runtime {
             cgroups: Cgroups::at(std::path::Path::new("/sys/fs/cgroup")),
             events: broadcast::channel(1024).0,
             runc_version,
+            features,
             metrics,
             stats,
             names: Names::default(),

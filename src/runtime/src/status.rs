@@ -92,8 +92,23 @@ pub fn container_status(id: &Id, entry: &Container) -> v1::ContainerStatus {
         annotations: config.annotations,
         mounts: config.mounts,
         log_path: entry.log_path.clone(),
-        stop_signal: config.stop_signal,
-        ..Default::default()
+        resources: Some(v1::ContainerResources {
+            linux: config.linux.and_then(|l| l.resources),
+            ..Default::default()
+        }),
+        user: entry.user.as_ref().map(|user| v1::ContainerUser {
+            linux: Some(v1::LinuxContainerUser {
+                uid: i64::from(user.uid),
+                gid: i64::from(user.gid),
+                // As getgroups(2) tells them in the process: the primary one is among them.
+                supplemental_groups: [&[user.gid], user.groups.as_slice()]
+                    .concat()
+                    .into_iter()
+                    .map(i64::from)
+                    .collect(),
+            }),
+        }),
+        stop_signal: crate::container::signals::named(entry.stop_signal) as i32,
     }
 }
 

@@ -37,23 +37,11 @@ pub struct Programs {
 
 /// Builds [`PODWAY`], or the same under another name (`registry/repository:tag`).
 pub fn podway(name: &str, programs: &Programs) -> Result<Image, ImageError> {
-    let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
-    for (program, place) in [
+    let mut files = with_libraries(&[
         (&programs.podway, "/usr/bin/podway"),
         (&programs.monitor, "/usr/bin/podway-monitor"),
         (&programs.runc, "/usr/bin/runc"),
-    ] {
-        let bytes = read(program)?;
-        if let Some(loader) = elf::interpreter(&bytes) {
-            for library in libraries(&loader, program)? {
-                if let Entry::Vacant(place) = files.entry(library) {
-                    let bytes = read(place.key())?;
-                    place.insert(bytes);
-                }
-            }
-        }
-        files.insert(PathBuf::from(place), bytes);
-    }
+    ])?;
     let passwd = b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
     files.insert(PathBuf::from("/etc/passwd"), passwd.to_vec());
     files.insert(PathBuf::from("/etc/group"), b"root:x:0:\nnobody:x:65534:\n".to_vec());
@@ -70,6 +58,24 @@ pub fn podway(name: &str, programs: &Programs) -> Result<Image, ImageError> {
     }
     let run = Run { entrypoint: &["/usr/bin/podway"], user: USER, ..Run::default() };
     image(name, &[layer.finish()?], &run)
+}
+
+/// Programs at their places, with the libraries that they are linked to.
+pub(super) fn with_libraries(programs: &[(&Path, &str)]) -> Result<BTreeMap<PathBuf, Vec<u8>>, ImageError> {
+    let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
+    for (program, place) in programs {
+        let bytes = read(program)?;
+        if let Some(loader) = elf::interpreter(&bytes) {
+            for library in libraries(&loader, program)? {
+                if let Entry::Vacant(place) = files.entry(library) {
+                    let bytes = read(place.key())?;
+                    place.insert(bytes);
+                }
+            }
+        }
+        files.insert(PathBuf::from(place), bytes);
+    }
+    Ok(files)
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, ImageError> {

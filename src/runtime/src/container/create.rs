@@ -3,19 +3,20 @@
 //! look for it.
 
 use super::life::remove_alone;
+use super::{signals, volumes};
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::names::{Made, Name};
 use crate::points::{self, Point};
+use crate::rootfs::Owner;
 use crate::state::{Container, Life, ResolvedImage, Runtime, Sandbox, Stage};
-use crate::status::sandbox_config;
-use crate::{rootfs, spec};
+use crate::status::{options, sandbox_config};
+use crate::{orphan, rootfs, spec};
 use podway_cri::Message as _;
-use podway_cri::v1::{ContainerConfig, Mount, Signal};
+use podway_cri::v1::{ContainerConfig, Mount, PodSandboxConfig, Signal};
 use podway_flow::{Phase, Recorder, Span, Writer};
 use sha2::{Digest as _, Sha256};
 use std::path::{Component, Path};
-use std::str::FromStr as _;
 use std::sync::Arc;
 
 fn log_path(directory: &str, path: &str) -> Result<String, OpError> {
@@ -29,17 +30,10 @@ fn log_path(directory: &str, path: &str) -> Result<String, OpError> {
     Ok(Path::new(directory).join(path).display().to_string())
 }
 
+/// The pod's, else the image's, else SIGTERM.
 fn stop_signal(config: &ContainerConfig, image: &str) -> u8 {
-    let cri = Signal::try_from(config.stop_signal).unwrap_or(Signal::RuntimeDefault).as_str_name();
-    let parse = |name: &str| {
-        let name = name.to_ascii_uppercase();
-        let full = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-        nix::sys::signal::Signal::from_str(&full).ok().and_then(|s| u8::try_from(s as i32).ok())
-    };
-    parse(cri)
-        .or_else(|| image.parse().ok().filter(|n| (1..=64).contains(n)))
-        .or_else(|| parse(image))
-        .unwrap_or(15)
+    let asked = Signal::try_from(config.stop_signal).ok().and_then(signals::number);
+    asked.or_else(|| signals::parse(image)).unwrap_or(15)
 }
 
 /// Makes a container up to its config.json, or joins its making, or finds it made.
@@ -116,7 +110,7 @@ async fn build(
     }
     let (state, of, in_pod, record) = (Arc::clone(runtime), id.clone(), sandbox_id.clone(), recorder.clone());
     blocking(move || {
-        prepare(&state, &in_pod, &pod, &of, name, &config, &record)?;
+        prepare(&state, &in_pod, &pod, &of, name, config, &record)?;
         state.update_container(&of, |c| {
             c.stage = Stage::Created;
             c.records = record.snapshot();
@@ -134,10 +128,11 @@ fn prepare(
     pod: &Sandbox,
     id: &Id,
     name: Name,
-    config: &ContainerConfig,
+    mut config: ContainerConfig,
     recorder: &Recorder,
 ) -> Result<(), OpError> {
     let pod_config = sandbox_config(pod)?;
+    allowed_in(&pod_config, &config)?;
     let meta = config.metadata.clone().unwrap_or_default();
     let begin = |phase| -> Span {
         let mut span = recorder.begin_for(phase, &meta.name);
@@ -147,6 +142,7 @@ fn prepare(
     let reference = config.image.clone().unwrap_or_default().image;
     let missing = || OpError::NotFound("image", reference.clone());
     let image = runtime.images.resolve(&reference).ok_or_else(missing)?;
+    let volumes = volumes::find(runtime, &mut config)?;
     let log = log_path(&pod_config.log_directory, &config.log_path)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
     let entry = Container {
@@ -154,6 +150,7 @@ fn prepare(
         sandbox: sandbox_id.clone(),
         cgroup: cgroup.clone(),
         layers: image.layers.clone(),
+        volumes: volumes.concat(),
         config: hex::encode(config.encode_to_vec()),
         stage: Stage::Creating,
         created_at: runtime.now_ns(),
@@ -161,15 +158,16 @@ fn prepare(
         finished_at: 0,
         exit_code: 0,
         oom_killed: false,
+        user: None,
         refusal: None,
         image_id: image.id.clone(),
-        stop_signal: stop_signal(config, &image.stop_signal),
+        stop_signal: stop_signal(&config, &image.stop_signal),
         log_path: log.clone(),
         records: Vec::new(),
     };
     runtime.put_container(id, entry)?;
     points::at(Point::ContainerIntent);
-    if !runtime.pin(id, &image.layers) {
+    if !runtime.pin(id, &[image.layers.as_slice(), &volumes.concat()].concat()) {
         return Err(missing()); // removed a moment ago
     }
 
@@ -178,8 +176,13 @@ fn prepare(
     let data = runtime.container_dir(id);
     let mut span = begin(Phase::RootfsPrepared);
     span.note("layers", image.layers.len()).note("rootfs", root.display());
-    if let Err(error) = rootfs::mount_overlay(&image.layers, &data, &root) {
-        let error = OpError::from(error);
+    let owner = owner(runtime, sandbox_id, &pod_config)?;
+    if owner.is_some() {
+        open_to_others(runtime, &bundle)?;
+    }
+    let mounted = rootfs::mount_overlay(&image.layers, &data, &root, owner.as_ref()).map_err(OpError::from);
+    let mounted = mounted.and_then(|()| volumes::mount(runtime, id, &mut config, &volumes, owner.as_ref()));
+    if let Err(error) = mounted {
         span.fail("MountFailed", &error.chain());
         return Err(error);
     }
@@ -187,10 +190,11 @@ fn prepare(
     span.succeed("Mounted");
 
     let mut span = begin(Phase::SpecGenerated);
-    let made = document(runtime, sandbox_id, config.clone(), &pod_config, &image, &root, &cgroup).and_then(
-        |document| {
-            std::fs::write(bundle.join("config.json"), &document)
+    let made = document(runtime, sandbox_id, config, &pod_config, &image, &root, &cgroup).and_then(
+        |(document, user)| {
+            private_file(&bundle.join("config.json"), &document)
                 .map_err(|e| OpError::Io("write config.json", e))?;
+            runtime.update_container(id, |c| c.user = Some(user))?;
             Ok(document)
         },
     );
@@ -217,11 +221,11 @@ fn document(
     runtime: &Runtime,
     sandbox_id: &Id,
     mut config: ContainerConfig,
-    pod: &podway_cri::v1::PodSandboxConfig,
+    pod: &PodSandboxConfig,
     image: &ResolvedImage,
     root: &Path,
     cgroup: &str,
-) -> Result<Vec<u8>, OpError> {
+) -> Result<(Vec<u8>, spec::user::User), OpError> {
     let dir = runtime.sandbox_dir(sandbox_id);
     for file in ["resolv.conf", "hostname"] {
         let container_path = format!("/etc/{file}");
@@ -243,8 +247,66 @@ fn document(
         cgroup,
         capabilities: spec::capabilities::available(),
         oom_floor: oom_floor(),
+        features: &runtime.features,
+        target: target(runtime, sandbox_id, &config),
     })?;
-    serde_json::to_vec(&spec).map_err(|e| spec::SpecError::Shape(e).into())
+    let process = spec.process().as_ref().map(|p| p.user().clone()).unwrap_or_default();
+    let user = spec::user::User {
+        uid: process.uid(),
+        gid: process.gid(),
+        groups: process.additional_gids().clone().unwrap_or_default(),
+        home: String::new(),
+    };
+    Ok((serde_json::to_vec(&spec).map_err(spec::SpecError::Shape)?, user))
+}
+
+/// A file that holds what the pod's environment holds: nobody else's.
+fn private_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    file?.write_all(bytes)
+}
+
+/// A privileged container is in a sandbox that was asked for as one for it.
+fn allowed_in(pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<(), OpError> {
+    let of_pod = pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let own = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let privileged = own.is_some_and(|c| c.privileged);
+    if privileged && !of_pod.is_some_and(|c| c.privileged) {
+        return Err(OpError::Invalid("no privileged container allowed in sandbox".to_owned()));
+    }
+    if privileged && spec::mapping(&options(pod))?.is_some() {
+        return Err(spec::SpecError::NotSupported("privileged in a user namespace".to_owned()).into());
+    }
+    Ok(())
+}
+
+/// The user namespace of the pod.
+fn owner(runtime: &Runtime, sandbox: &Id, pod: &PodSandboxConfig) -> Result<Option<Owner>, OpError> {
+    let mapping = spec::mapping(&options(pod))?;
+    Ok(mapping.map(|mapping| Owner { mapping, pin: runtime.namespaces(sandbox).join("user") }))
+}
+
+/// The root of a user namespace is nobody on the way to its root file system: it may pass, and read nothing.
+fn open_to_others(runtime: &Runtime, bundle: &Path) -> Result<(), OpError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bundles = runtime.config.state.join("bundles");
+    crate::journal::private_dir(bundle).map_err(|e| OpError::Io("make the bundle", e))?;
+    for dir in [runtime.config.state.as_path(), &bundles, bundle] {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
+            .map_err(|e| OpError::Io("let the pod's root pass to its root filesystem", e))?;
+    }
+    Ok(())
+}
+
+/// The first process of the container whose PID namespace is to be joined, if it runs in this sandbox.
+fn target(runtime: &Runtime, sandbox: &Id, config: &ContainerConfig) -> Option<u32> {
+    let context = config.linux.as_ref()?.security_context.as_ref()?;
+    let id = Id::try_from(context.namespace_options.as_ref()?.target_id.clone()).ok()?;
+    let entry = runtime.container(&id).filter(|c| c.sandbox == *sandbox && c.stage == Stage::Running)?;
+    drop(entry);
+    Some(orphan::init(&runtime.config.state.join("runc"), &id)?.pid)
 }
 
 /// Without CAP_SYS_RESOURCE (bit 24) the kernel refuses to go below what this process has itself.

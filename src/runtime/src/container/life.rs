@@ -123,6 +123,7 @@ pub(super) async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), 
             orphan::remove(&state.config.runc.path, &root, &id, (&state.cgroups, &entry.cgroup))?;
         }
         points::at(Point::RuncDeleted);
+        super::volumes::unmount(&state, &id)?;
         let bundle = state.bundle(&id);
         rootfs::unmount(&bundle.join("rootfs")).map_err(|e| OpError::Io("unmount the root filesystem", e))?;
         points::at(Point::RootfsUnmounted);

@@ -343,7 +343,7 @@ mod tests {
             return;
         }
         let (data, target) = (tmp.path().join("data"), tmp.path().join("root"));
-        crate::rootfs::mount_overlay(&layers, &data, &target).unwrap();
+        crate::rootfs::mount_overlay(&layers, &data, &target, None).unwrap();
         let seen = (
             mode(&target.join("tmp")),
             fs::read_to_string(target.join("bin/both")),

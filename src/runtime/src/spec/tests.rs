@@ -2,10 +2,11 @@
 
 use super::*;
 use podway_cri::v1::{
-    KeyValue, LinuxContainerConfig, LinuxContainerSecurityContext, NamespaceOption, SecurityProfile,
+    KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
+    NamespaceMode, NamespaceOption, SecurityProfile,
 };
 
-fn container(context: LinuxContainerSecurityContext) -> ContainerConfig {
+pub(super) fn container(context: LinuxContainerSecurityContext) -> ContainerConfig {
     ContainerConfig {
         linux: Some(LinuxContainerConfig {
             resources: Some(LinuxContainerResources {
@@ -20,7 +21,7 @@ fn container(context: LinuxContainerSecurityContext) -> ContainerConfig {
     }
 }
 
-fn context() -> LinuxContainerSecurityContext {
+pub(super) fn context() -> LinuxContainerSecurityContext {
     let pid = NamespaceMode::Container as i32;
     LinuxContainerSecurityContext {
         namespace_options: Some(NamespaceOption { pid, ..Default::default() }),
@@ -29,6 +30,10 @@ fn context() -> LinuxContainerSecurityContext {
 }
 
 fn spec(config: &ContainerConfig) -> Result<Value, SpecError> {
+    spec_on(config, &Features::default())
+}
+
+pub(super) fn spec_on(config: &ContainerConfig, features: &Features) -> Result<Value, SpecError> {
     let root = tempfile::tempdir().unwrap();
     let image = ImageDefaults {
         entrypoint: vec!["/e".to_owned()],
@@ -47,6 +52,8 @@ fn spec(config: &ContainerConfig) -> Result<Value, SpecError> {
         cgroup: "/podway/x",
         capabilities: u64::MAX,
         oom_floor: 0,
+        features,
+        target: None,
     };
     generate(&input).map(|s| serde_json::to_value(s).unwrap())
 }
@@ -84,9 +91,9 @@ fn what_is_not_built_is_refused_by_name() {
     let apparmor = SecurityProfile { profile_type: 2, ..Default::default() };
     let confined = LinuxContainerSecurityContext { apparmor: Some(apparmor), ..context() };
     let error = spec(&container(confined)).unwrap_err().to_string();
-    assert!(error.starts_with("not supported: AppArmor"), "{error}");
+    assert!(error.starts_with("not supported: apparmor"), "{error}");
     let shared = LinuxContainerSecurityContext { namespace_options: None, ..context() };
-    assert!(matches!(spec(&container(shared)), Err(SpecError::NotSupported(_))));
+    assert!(matches!(spec(&container(shared)), Err(SpecError::NoSharedPid)));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 pub const LIMIT: u64 = 1024 * 1024;
 
 /// A resolved user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct User {
     /// The user id.
     pub uid: u32,
@@ -105,7 +105,7 @@ pub fn decide(
         (user_part, group_part) = (by_number.as_str(), "");
     } else if !context.run_as_username.is_empty() {
         (user_part, group_part) = (context.run_as_username.as_str(), "");
-    } else if context.run_as_group.is_some() && image_user.is_empty() {
+    } else if context.run_as_group.is_some() {
         return Err(UserError::GroupOnly);
     }
     // u32::MAX is no id: to chown(2) and setuid(2) it means "leave it".

@@ -1,0 +1,85 @@
+//! What is asked for and not built, or not there on this machine, is an error with its name: running
+//! without it would be a lie.
+
+use super::SpecError;
+use crate::features::Features;
+use podway_cri::v1::security_profile::ProfileType;
+use podway_cri::v1::{
+    ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig, SeLinuxOption, SecurityProfile,
+};
+
+fn no<T>(what: impl Into<String>) -> Result<T, SpecError> {
+    Err(SpecError::NotSupported(what.into()))
+}
+
+/// The AppArmor profile to confine with.
+pub(super) fn apparmor(context: &LinuxContainerSecurityContext) -> Option<&str> {
+    let profile = context.apparmor.as_ref()?;
+    (profile.profile_type == ProfileType::Localhost as i32 && !context.privileged)
+        .then(|| profile.localhost_ref.trim_start_matches("localhost/"))
+}
+
+fn check_apparmor(profile: Option<&SecurityProfile>, features: &Features) -> Result<(), SpecError> {
+    match profile.map(|p| ProfileType::try_from(p.profile_type)) {
+        None | Some(Ok(ProfileType::Unconfined)) => Ok(()),
+        Some(Ok(ProfileType::Localhost)) if features.apparmor => Ok(()),
+        // Without AppArmor there is no default to run with; with it we have none to load.
+        Some(Ok(ProfileType::RuntimeDefault)) if !features.apparmor => Ok(()),
+        Some(Ok(ProfileType::RuntimeDefault)) => {
+            no("apparmor: RuntimeDefault (give Localhost or Unconfined)")
+        }
+        Some(Ok(ProfileType::Localhost)) => no("apparmor: this kernel has no AppArmor"),
+        Some(Err(_)) => no("apparmor: an unknown profile type"),
+    }
+}
+
+fn check_selinux(options: Option<&SeLinuxOption>, features: &Features) -> Result<(), SpecError> {
+    match options {
+        Some(o) if *o != SeLinuxOption::default() && features.selinux => no("selinux_options"),
+        Some(o) if *o != SeLinuxOption::default() => no("selinux_options: this kernel has no SELinux"),
+        _ => Ok(()),
+    }
+}
+
+/// Of a container.
+pub(super) fn container(container: &ContainerConfig, features: &Features) -> Result<(), SpecError> {
+    if container.windows.is_some() {
+        return no("windows");
+    }
+    if container.image.as_ref().is_some_and(|i| !matches!(i.runtime_handler.as_str(), "" | "runc")) {
+        return no("image.runtime_handler");
+    }
+    let Some(context) = container.linux.as_ref().and_then(|l| l.security_context.as_ref()) else {
+        return Ok(());
+    };
+    check_apparmor(context.apparmor.as_ref(), features)?;
+    check_selinux(context.selinux_options.as_ref(), features)?;
+    #[expect(deprecated, reason = "a client that still sets them must not run unconfined")]
+    let (apparmor, seccomp) = (&context.apparmor_profile, &context.seccomp_profile_path);
+    // The kubelet sets the old field beside the new one; alone it is not read.
+    if context.apparmor.is_none() && !matches!(apparmor.as_str(), "" | "unconfined" | "runtime/default") {
+        return no("apparmor_profile (give apparmor)");
+    }
+    if context.seccomp.is_none() && !matches!(seccomp.as_str(), "" | "unconfined") {
+        return no("seccomp_profile_path (give seccomp)");
+    }
+    if context.supplemental_groups_policy > 1 || context.supplemental_groups_policy < 0 {
+        return no("supplemental_groups_policy: an unknown value");
+    }
+    Ok(())
+}
+
+/// Of a sandbox.
+///
+/// # Errors
+/// [`SpecError::NotSupported`].
+pub fn sandbox(config: &PodSandboxConfig, features: &Features) -> Result<(), SpecError> {
+    if config.windows.is_some() {
+        return no("windows");
+    }
+    let Some(context) = config.linux.as_ref().and_then(|l| l.security_context.as_ref()) else {
+        return Ok(());
+    };
+    check_apparmor(context.apparmor.as_ref(), features)?;
+    check_selinux(context.selinux_options.as_ref(), features)
+}

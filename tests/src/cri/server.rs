@@ -1,0 +1,224 @@
+//! One CRI server on a [`Stage`]: started, waited for, and at the end emptied of its pods and stopped.
+
+use super::client::Cri;
+use super::stage::{Stage, remove_bridge};
+use crate::cluster::built;
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use podway_cluster::Program;
+use podway_cri::v1;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `podway runtime`.
+    Podway,
+    /// containerd 2.
+    Containerd,
+}
+
+impl Kind {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Podway => "podway",
+            Kind::Containerd => "containerd",
+        }
+    }
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Server {
+    /// Which.
+    pub kind: Kind,
+    /// `unix:///…`.
+    pub endpoint: String,
+    /// What it writes.
+    pub log: PathBuf,
+    child: Child,
+    bridge: String,
+}
+
+impl Server {
+    /// Starts one and waits until it answers.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends.
+    pub async fn start(stage: &Stage, kind: Kind) -> anyhow::Result<Self> {
+        let name = kind.name();
+        let dir = stage.at(name);
+        std::fs::create_dir_all(&dir)?;
+        let socket = dir.join("cri.sock");
+        let (conf, bridge) = stage.network(name, kind as u8)?;
+        let config = dir.join("config.toml");
+        let mut command = match kind {
+            Kind::Podway => {
+                std::fs::write(&config, podway(stage, &dir, &socket, &conf))?;
+                let mut command = Command::new(built("podway")?);
+                command.args(["runtime", "--config"]).arg(&config);
+                command
+            }
+            Kind::Containerd => {
+                let programs = Program::Containerd.locate(&|line: &str| eprintln!("{line}")).await?;
+                let settings = Containerd {
+                    dir: &dir,
+                    socket: &socket,
+                    hosts: &stage.hosts(),
+                    runc: &stage.runc,
+                    cni: &stage.cni,
+                    conf: &conf,
+                };
+                std::fs::write(&config, settings.toml())?;
+                let mut command = Command::new(programs.join("containerd"));
+                let path = std::env::var("PATH").unwrap_or_default();
+                // It finds its shim there.
+                command.env("PATH", format!("{}:{path}", programs.display())).arg("--config").arg(&config);
+                command
+            }
+        };
+        let log = dir.join("log");
+        let out = std::fs::File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).kill_on_drop(true);
+        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        let endpoint = format!("unix://{}", socket.display());
+        let mut server = Server { kind, endpoint, log, child, bridge };
+        server.answers().await?;
+        Ok(server)
+    }
+
+    async fn answers(&mut self) -> anyhow::Result<()> {
+        loop {
+            if let Ok(mut cri) = Cri::connect(&self.endpoint).await {
+                let status = cri.runtime.status(v1::StatusRequest::default()).await;
+                let conditions = status.map(|s| s.into_inner().status.unwrap_or_default().conditions);
+                if conditions.is_ok_and(|all| all.len() >= 2 && all.iter().all(|c| c.status)) {
+                    return Ok(());
+                }
+            }
+            if let Some(status) = self.child.try_wait()? {
+                let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+                bail!("{} has ended: {status}\n{said}", self.kind.name());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn client(&self) -> anyhow::Result<Cri> {
+        Cri::connect(&self.endpoint).await
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Removes every pod and stops the server.
+    ///
+    /// # Errors
+    /// When a pod does not go, or the server does not end.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let removed = async { Ok::<_, anyhow::Error>(self.client().await?.remove_all().await?) };
+        let removed = removed.await.with_context(|| format!("emptying {}", self.kind.name()));
+        if let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()) {
+            kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM)?;
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(30), self.child.wait()).await;
+        ended.with_context(|| format!("{} does not end", self.kind.name()))??;
+        remove_bridge(&self.bridge).await?;
+        removed
+    }
+}
+
+fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> String {
+    let text = |path: PathBuf| json!(path).to_string();
+    format!(
+        "listen = {}\nroot = {}\nstate = {}\ncgroup_parent = \"/podway-cri-{}\"\n\
+         [registry]\nconfig_path = {}\n[cni]\nbin_dirs = [{}]\nconf_dir = {}\n[runc]\npath = {}\n",
+        json!(format!("unix://{}", socket.display())),
+        text(dir.join("root")),
+        text(dir.join("state")),
+        std::process::id(),
+        text(stage.hosts()),
+        text(stage.cni.clone()),
+        text(conf.to_owned()),
+        text(stage.runc.clone()),
+    )
+}
+
+/// What containerd's configuration names.
+#[derive(Debug)]
+pub struct Containerd<'a> {
+    /// Everything of it is below this.
+    pub dir: &'a Path,
+    /// Where it listens.
+    pub socket: &'a Path,
+    /// The mirrors.
+    pub hosts: &'a Path,
+    /// runc.
+    pub runc: &'a Path,
+    /// The directory of the plugins.
+    pub cni: &'a Path,
+    /// The directory of their configuration.
+    pub conf: &'a Path,
+}
+
+impl Containerd<'_> {
+    /// The file.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        // The strings of TOML are those of JSON.
+        let text = |path: &Path| json!(path).to_string();
+        let at = |name: &str| text(&self.dir.join(name));
+        format!(
+            r#"version = 3
+root = {root}
+state = {state}
+[grpc]
+address = {socket}
+[ttrpc]
+address = {ttrpc}
+[plugins.'io.containerd.internal.v1.opt']
+path = {opt}
+[plugins.'io.containerd.cri.v1.images']
+snapshotter = "overlayfs"
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = "registry.k8s.io/pause:3.10.1"
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = {hosts}
+[plugins.'io.containerd.cri.v1.runtime']
+# A negative score is refused where CAP_SYS_RESOURCE is missing.
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = [{cni}]
+conf_dir = {conf}
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = {runc}
+SystemdCgroup = false
+"#,
+            root = at("root"),
+            state = at("state"),
+            socket = text(self.socket),
+            ttrpc = at("ttrpc.sock"),
+            opt = at("opt"),
+            hosts = text(self.hosts),
+            cni = text(self.cni),
+            conf = text(self.conf),
+            runc = text(self.runc),
+        )
+    }
+}
