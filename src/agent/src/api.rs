@@ -48,6 +48,8 @@ pub trait PodApi: Send + Sync {
     async fn write_flow(&self, flow: &Flow, told: &[Condition], create: bool) -> Result<(), ApiError>;
     /// Tells people. A failure is logged: an event is no promise.
     async fn warn(&self, pod: &Pod, reason: &str, message: &str);
+    /// Tells of a container (or, without a name, of the pod) what went as it should; a failure to do so is logged.
+    async fn note(&self, pod: &Pod, container: &str, reason: &str, message: &str);
     /// The services of a namespace, and `default/kubernetes`.
     async fn services(&self, namespace: &str) -> Vec<Service>;
 }
@@ -128,32 +130,12 @@ impl PodApi for KubeApi {
     }
 
     async fn warn(&self, pod: &Pod, reason: &str, message: &str) {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if !self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
-            self.metrics.events_discarded.inc();
-            tracing::debug!(uid, reason, message, "an event is beyond the budget");
-            return;
-        }
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            // The API's limit.
-            note: Some(bounded(message, 1024)),
-            action: reason.to_owned(),
-            secondary: None,
-        };
-        let reference = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            name: pod.metadata.name.clone(),
-            namespace: pod.metadata.namespace.clone(),
-            uid: pod.metadata.uid.clone(),
-            resource_version: pod.metadata.resource_version.clone(),
-            ..ObjectReference::default()
-        };
-        if let Err(error) = self.events.publish(&event, &reference).await {
-            tracing::warn!(pod = reference.name, reason, %error, "an event was not written");
-        }
+        self.publish(pod, None, EventType::Warning, reason, message).await;
+    }
+
+    async fn note(&self, pod: &Pod, container: &str, reason: &str, message: &str) {
+        self.publish(pod, Some(container).filter(|c| !c.is_empty()), EventType::Normal, reason, message)
+            .await;
     }
 
     async fn services(&self, namespace: &str) -> Vec<Service> {
@@ -168,4 +150,56 @@ impl PodApi for KubeApi {
         });
         own.map(|s| (**s).clone()).collect()
     }
+}
+
+impl KubeApi {
+    async fn publish(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        type_: EventType,
+        reason: &str,
+        message: &str,
+    ) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if !self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
+            self.metrics.events_discarded.inc();
+            tracing::debug!(uid, reason, message, "an event is beyond the budget");
+            return;
+        }
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            // The API's limit.
+            note: Some(bounded(message, 1024)),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            field_path: container.map(|name| field_path(pod, name)),
+            ..ObjectReference::default()
+        };
+        if let Err(error) = self.events.publish(&event, &reference).await {
+            tracing::warn!(pod = reference.name, reason, %error, "an event was not written");
+        }
+    }
+}
+
+/// Where a container stands in its pod, as upstream's `fieldPath` (pkg/kubelet/container/ref.go).
+fn field_path(pod: &Pod, name: &str) -> String {
+    let spec = pod.spec.as_ref();
+    let init = spec.and_then(|s| s.init_containers.as_ref()).into_iter().flatten().any(|c| c.name == name);
+    let debug = spec.and_then(|s| s.ephemeral_containers.as_ref());
+    let list = match (init, debug.into_iter().flatten().any(|c| c.name == name)) {
+        (true, _) => "initContainers",
+        (_, true) => "ephemeralContainers",
+        _ => "containers",
+    };
+    format!("spec.{list}{{{name}}}")
 }

@@ -92,6 +92,13 @@ fn total(
         }
     }
     sum = (sum + sidecars).max(peak);
+    // What the pod states for itself goes before what its containers add up to.
+    let own = spec.resources.as_ref().and_then(which).and_then(|list| list.get(key));
+    if let Some(own) =
+        own.and_then(|q| if key == "cpu" { quantity::milli(&q.0) } else { quantity::value(&q.0) })
+    {
+        (sum, all) = (own, true);
+    }
     let overhead = spec.overhead.as_ref().and_then(|o| o.get(key));
     let overhead =
         overhead.and_then(|q| if key == "cpu" { quantity::milli(&q.0) } else { quantity::value(&q.0) });
@@ -195,6 +202,51 @@ impl Cgroups {
             self.note_burstable(uid, Some(limits.cpu_shares))?;
         }
         Ok(path)
+    }
+
+    /// Sets a pod's limits anew, those that are gone included.
+    ///
+    /// # Errors
+    /// [`CgroupError`] with the kernel's reason, e.g. that the pod uses more memory now.
+    pub fn resize(&self, qos: &str, uid: &str, limits: PodLimits) -> Result<(), CgroupError> {
+        let path = self.pod_path(qos, uid);
+        if limits.memory.is_none() {
+            let (file, none) = if self.v2 { ("memory.max", "max") } else { ("memory.limit_in_bytes", "-1") };
+            self.set("memory", &path, file, none)?;
+        }
+        if limits.cpu_quota.is_none() {
+            let (file, none) = if self.v2 { ("cpu.max", "max 100000") } else { ("cpu.cfs_quota_us", "-1") };
+            self.set("cpu", &path, file, none)?;
+        }
+        self.make(qos, uid, limits).map(drop)
+    }
+
+    /// Raises what `limits` raises of a pod's limits and leaves the rest: the kernel allows no container
+    /// more than its pod has, nor a pod less than its containers have.
+    ///
+    /// # Errors
+    /// [`CgroupError`] with the kernel's reason.
+    pub fn widen(&self, qos: &str, uid: &str, limits: PodLimits) -> Result<(), CgroupError> {
+        let path = self.pod_path(qos, uid);
+        let now = |controller: &str, file: &str| {
+            let text = std::fs::read_to_string(self.dir(controller, &path).join(file)).ok()?;
+            text.split_whitespace().next()?.parse::<i64>().ok().filter(|v| *v > 0)
+        };
+        let (memory, quota) = if self.v2 {
+            (now("memory", "memory.max"), now("cpu", "cpu.max"))
+        } else {
+            (now("memory", "memory.limit_in_bytes"), now("cpu", "cpu.cfs_quota_us"))
+        };
+        // What is not limited now is wide enough.
+        let larger = |now: Option<i64>, new: Option<i64>| {
+            new.map_or(now.is_none(), |new| now.is_none_or(|n| n >= new))
+        };
+        let wide = PodLimits {
+            cpu_shares: limits.cpu_shares,
+            cpu_quota: if larger(quota, limits.cpu_quota) { quota } else { limits.cpu_quota },
+            memory: if larger(memory, limits.memory) { memory } else { limits.memory },
+        };
+        self.resize(qos, uid, wide)
     }
 
     /// Removes a pod's cgroup in whichever class and every controller. May be repeated.
@@ -334,6 +386,13 @@ mod tests {
         assert_eq!(got, PodLimits { cpu_shares: 1024, cpu_quota: Some(50_000), memory: Some(30 << 20) });
         let got = limits(&spec(serde_json::json!({"containers": [{"name": "c"}]})));
         assert_eq!(got, PodLimits { cpu_shares: 2, cpu_quota: None, memory: None });
+        let got = limits(&spec(serde_json::json!({"containers": [{"name": "c"}],
+            "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "1Mi"}}})));
+        assert_eq!(
+            got,
+            PodLimits { cpu_shares: 1024, cpu_quota: None, memory: Some(1 << 20) },
+            "what a pod states for itself goes before"
+        );
     }
 
     #[test]
@@ -390,6 +449,14 @@ mod tests {
             assert_eq!(read("memory", "memory.limit_in_bytes").trim(), (64 << 20).to_string());
             assert_eq!(read("cpu", "cpu.shares").trim(), "512");
             assert_eq!(read("cpu", "cpu.cfs_quota_us").trim(), "50000");
+            let now = || (read("memory", "memory.limit_in_bytes"), read("cpu", "cpu.cfs_quota_us"));
+            let other = PodLimits { cpu_shares: 512, cpu_quota: Some(20_000), memory: Some(128 << 20) };
+            cgroups.widen("Burstable", "u", other).unwrap();
+            assert_eq!(now(), (format!("{}\n", 128 << 20), "50000\n".into()), "raised, and not lowered");
+            cgroups.resize("Burstable", "u", other).unwrap();
+            assert_eq!(now(), (format!("{}\n", 128 << 20), "20000\n".into()));
+            cgroups.resize("Burstable", "u", PodLimits { cpu_quota: None, ..other }).unwrap();
+            assert_eq!(now().1, "-1\n", "a limit that is gone is taken away");
             prepared.unwrap();
             let shares = |path: &str| {
                 let dir = cgroups.dir("cpu", &format!("/{root}/kubepods{path}"));

@@ -166,6 +166,25 @@ impl Cri {
         self.answer("stop_container", begun, result, |_| ())
     }
 
+    /// Changes a container's limits while it runs.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn update_resources(
+        &self,
+        id: &str,
+        linux: v1::LinuxContainerResources,
+    ) -> Result<(), CallError> {
+        let begun = Instant::now();
+        let message = v1::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        let result = self.runtime.clone().update_container_resources(timed(message, TIMEOUT)).await;
+        self.answer("update_container_resources", begun, result, |_| ()).result
+    }
+
     /// Removes a container.
     pub async fn remove_container(&self, id: &str) -> Answer<()> {
         let begun = Instant::now();
@@ -429,10 +448,18 @@ fn tail(path: &str) -> Option<String> {
     let mut bytes = Vec::new();
     file.take(LOG_TAIL * 4).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<&str> = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
+    let mut lines: Vec<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(4, ' ').skip(2);
+            Some((fields.next()?, fields.next()?))
+        })
+        .collect();
     let skip = lines.len().saturating_sub(80);
     lines.drain(..skip);
-    let joined: String = lines.iter().map(|l| format!("{l}\n")).collect();
+    // A part of a line (`P`) has no end of its own.
+    let end = |tag: &str| if tag == "P" { "" } else { "\n" };
+    let joined: String = lines.iter().map(|(tag, text)| format!("{text}{}", end(tag))).collect();
     let mut from = joined.len().saturating_sub(usize::try_from(LOG_TAIL).unwrap_or(usize::MAX));
     while !joined.is_char_boundary(from) {
         from += 1;
@@ -465,6 +492,8 @@ mod tests {
         status.annotations.insert(cri_config::MESSAGE_POLICY.into(), "FallbackToLogsOnError".into());
         assert_eq!(last_words(&status, 1).as_deref(), Some("one\ntwo\n"));
         assert_eq!(last_words(&status, 0), None);
+        std::fs::write(&log, "2026-01-01T00:00:00Z stdout P DO\n2026-01-01T00:00:00Z stdout P NE\n").unwrap();
+        assert_eq!(last_words(&status, 1).as_deref(), Some("DONE"), "what was printed without an end");
         std::fs::write(&file, "bye").unwrap();
         assert_eq!(last_words(&status, 0).as_deref(), Some("bye"));
     }

@@ -8,12 +8,17 @@ pub mod fields;
 pub mod quantity;
 pub mod services;
 
+use crate::volumes::follow::Following;
 use async_trait::async_trait;
 use expand::expand;
 use fields::{Addresses, FieldError};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// Where config maps and secrets come from. A node may read those of its own pods only, by name.
 #[async_trait]
@@ -28,6 +33,35 @@ pub trait Objects: Send + Sync {
     /// # Errors
     /// [`ObjectError`] when the API server could not be asked or refused.
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ObjectError>;
+    /// A claim, or `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when the API server could not be asked or refused.
+    async fn claim(
+        &self,
+        _namespace: &str,
+        _name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, ObjectError> {
+        Ok(None)
+    }
+    /// A persistent volume, or `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when the API server could not be asked or refused.
+    async fn persistent_volume(&self, _name: &str) -> Result<Option<PersistentVolume>, ObjectError> {
+        Ok(None)
+    }
+    /// Follows objects of a namespace: `notify` is woken when one changes, for as long as what is
+    /// returned lives. Nothing is followed by a source whose objects do not change.
+    fn follow(
+        &self,
+        _namespace: &str,
+        _maps: &BTreeSet<String>,
+        _secrets: &BTreeSet<String>,
+        _notify: &Arc<Notify>,
+    ) -> Following {
+        Following::default()
+    }
 }
 
 /// The API server did not give an object.

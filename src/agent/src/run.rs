@@ -13,6 +13,7 @@ use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::pod::admission::Offer;
 use crate::pod::context::Context;
+use crate::pod::ledger::Ledger;
 use crate::pod::status;
 use crate::pods::Pods;
 use crate::status::pace::Pace;
@@ -213,7 +214,7 @@ fn context(
     let milli = allocatable.get("cpu").and_then(|q| crate::env::quantity::milli(&q.0)).unwrap_or(0);
     cgroups.prepare(milli)?;
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
-    let source = Arc::new(ApiSource(client.clone()));
+    let source = Arc::new(ApiSource::new(client.clone()));
     Ok(Context {
         api: Arc::new(KubeApi::new(client.clone(), &config.node_name, services, Arc::clone(&metrics))),
         pace: Pace::default(),
@@ -224,6 +225,7 @@ fn context(
             allocatable.clone(),
         ),
         objects: source,
+        ledger: Ledger::new(allocatable.clone()),
         cgroups: Arc::new(cgroups),
         audit: config.audit_log.clone().map(AuditLog::new),
         podflow: config.podflow,

@@ -6,8 +6,11 @@
 
 pub mod api;
 pub mod atomic_writer;
+mod claim;
+pub mod follow;
 mod payload;
 mod subpath;
+mod tokens;
 
 use crate::env::fields::{Addresses, FieldError};
 use crate::env::{ObjectError, Objects};
@@ -25,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A token to ask for, bound to a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TokenRequest {
     /// The pod's namespace.
     pub namespace: String,
@@ -41,6 +44,15 @@ pub struct TokenRequest {
     pub seconds: i64,
 }
 
+/// A token. No `Debug`: it is a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// The token itself.
+    pub text: String,
+    /// When it ends.
+    pub expires: jiff::Timestamp,
+}
+
 /// Who gives tokens: `TokenRequest` of the API server.
 #[async_trait]
 pub trait Tokens: Send + Sync {
@@ -48,7 +60,7 @@ pub trait Tokens: Send + Sync {
     ///
     /// # Errors
     /// [`ObjectError`] when the API server refuses or does not answer.
-    async fn token(&self, request: &TokenRequest) -> Result<String, ObjectError>;
+    async fn token(&self, request: &TokenRequest) -> Result<Token, ObjectError>;
 }
 
 /// Why a volume cannot be given: the message of the event `FailedMount`.
@@ -115,6 +127,17 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// A claim without a volume.
+    #[error("claim {0} is not bound to a volume")]
+    Unbound(String),
+    /// The image of an image volume cannot be had.
+    #[error("{reason}: {message}")]
+    Image {
+        /// As of a container's image, e.g. `ErrImagePull`.
+        reason: String,
+        /// Why.
+        message: String,
+    },
     /// A mount names a volume that is not there.
     #[error("volume {0} of a volumeMount was not set up")]
     Missing(String),
@@ -126,12 +149,22 @@ fn io_at(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeErr
 }
 
 /// A volume that stands on the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MountedVolume {
     /// Where.
     pub path: PathBuf,
     /// Whether its kind forbids writing.
     pub read_only: bool,
+    /// The image that it is, which the runtime mounts: then there is no path.
+    pub image: Option<v1::ImageSpec>,
+}
+
+impl MountedVolume {
+    /// An image that is present.
+    #[must_use]
+    pub fn of_image(image: v1::ImageSpec) -> Self {
+        MountedVolume { path: PathBuf::new(), read_only: true, image: Some(image) }
+    }
 }
 
 /// Sets up and tears down the volumes of this node's pods.
@@ -139,7 +172,7 @@ pub struct MountedVolume {
 pub struct VolumeManager {
     root: PathBuf,
     objects: Arc<dyn Objects>,
-    tokens: Arc<dyn Tokens>,
+    tokens: tokens::Cache,
     allocatable: BTreeMap<String, Quantity>,
 }
 
@@ -152,7 +185,7 @@ impl VolumeManager {
         tokens: Arc<dyn Tokens>,
         allocatable: BTreeMap<String, Quantity>,
     ) -> Self {
-        VolumeManager { root, objects, tokens, allocatable }
+        VolumeManager { root, objects, tokens: tokens::Cache::new(tokens), allocatable }
     }
 
     /// The directory of a pod.
@@ -161,6 +194,21 @@ impl VolumeManager {
     /// [`VolumeError::Name`] for a UID that is not one path component.
     pub fn pod_dir(&self, uid: &str) -> Result<PathBuf, VolumeError> {
         Ok(self.root.join("pods").join(component(uid)?))
+    }
+
+    /// Follows the config maps and secrets that the pod's volumes show: `notify` is woken when one of
+    /// them changes, for as long as what is returned lives.
+    #[must_use]
+    pub fn follow(&self, pod: &Pod, notify: &Arc<tokio::sync::Notify>) -> follow::Following {
+        let (maps, secrets) = follow::named(pod);
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        self.objects.follow(namespace, &maps, &secrets, notify)
+    }
+
+    /// When the first of a pod's tokens is to be renewed: `setup` does so.
+    #[must_use]
+    pub fn token_refresh(&self, uid: &str) -> Option<jiff::Timestamp> {
+        self.tokens.refresh(uid)
     }
 
     /// Sets up every volume of `pod`, in parallel; those that stand are brought up to date.
@@ -181,7 +229,8 @@ impl VolumeManager {
         let dir = self.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default())?;
         make_dir(&self.root, 0o700)?;
         make_dir(&dir, 0o750)?;
-        let each = volumes.iter().map(|volume| async {
+        // Images are the runtime's: pulled by whoever has it (`actions::mount`).
+        let each = volumes.iter().filter(|v| v.image.is_none()).map(|volume| async {
             let mut span = recorder.begin_for(Phase::VolumesMounted, &volume.name);
             let made = self.one(pod, volume, &dir, addresses).await;
             match &made {
@@ -211,12 +260,16 @@ impl VolumeManager {
             .and_then(|s| s.security_context.as_ref())
             .and_then(|c| c.fs_group)
             .and_then(|g| u32::try_from(g).ok());
+        if let Some(source) = &volume.persistent_volume_claim {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+            return claim::find(&*self.objects, namespace, source, group).await;
+        }
         let sources = Sources {
             pod,
             addresses,
             allocatable: &self.allocatable,
             objects: &*self.objects,
-            tokens: &*self.tokens,
+            tokens: &self.tokens,
         };
         let files = sources.payload(volume).await?;
         let (volume, dir) = (volume.clone(), dir.to_owned());
@@ -228,6 +281,7 @@ impl VolumeManager {
     /// # Errors
     /// [`VolumeError::Io`] when something is still in use; call again.
     pub async fn teardown(&self, uid: &str) -> Result<(), VolumeError> {
+        self.tokens.forget(uid);
         let dir = self.pod_dir(uid)?;
         blocking("tear volumes down", move || teardown(&dir)).await
     }
@@ -264,7 +318,7 @@ fn place(
     group: Option<u32>,
 ) -> Result<MountedVolume, VolumeError> {
     if let Some(source) = &volume.host_path {
-        return host_path(source).map(|path| MountedVolume { path, read_only: false });
+        return host_path(source).map(|path| MountedVolume { path, read_only: false, image: None });
     }
     let path = dir.join("volumes").join(kind(volume)?).join(component(&volume.name)?);
     make_dir(&path, if volume.empty_dir.is_some() { 0o777 } else { 0o755 })?;
@@ -278,7 +332,7 @@ fn place(
             std::os::unix::fs::chown(&path, None, Some(gid)).map_err(io_at("chown", &path))?;
             set_mode(&path, 0o2777)?;
         }
-        return Ok(MountedVolume { path, read_only: false });
+        return Ok(MountedVolume { path, read_only: false, image: None });
     }
     let Some(files) = files else {
         return Err(VolumeError::Unsupported(volume.name.clone()));
@@ -288,7 +342,7 @@ fn place(
         tmpfs(&path, None)?;
     }
     atomic_writer::write(&path, files, group)?;
-    Ok(MountedVolume { path, read_only: true })
+    Ok(MountedVolume { path, read_only: true, image: None })
 }
 
 fn teardown(dir: &Path) -> Result<(), VolumeError> {
@@ -407,6 +461,16 @@ pub fn container_mounts(
         let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::Missing(mount.name.clone()))?;
         let given = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
         let sub = given(&mount.sub_path).or_else(|| given(&mount.sub_path_expr).map(|e| expand(&e)));
+        if let Some(image) = &volume.image {
+            out.push(v1::Mount {
+                container_path: mount.mount_path.clone(),
+                readonly: true,
+                image: Some(image.clone()),
+                image_sub_path: sub.unwrap_or_default(),
+                ..v1::Mount::default()
+            });
+            continue;
+        }
         let host_path = match sub {
             None => volume.path.clone(),
             Some(sub) => {
@@ -442,8 +506,9 @@ mod tests {
 
     #[async_trait]
     impl Tokens for Fake {
-        async fn token(&self, request: &TokenRequest) -> Result<String, ObjectError> {
-            Ok(format!("token of {}", request.service_account))
+        async fn token(&self, request: &TokenRequest) -> Result<Token, ObjectError> {
+            let expires = jiff::Timestamp::from_second(4_000_000_000).unwrap();
+            Ok(Token { text: format!("token of {}", request.service_account), expires })
         }
     }
 

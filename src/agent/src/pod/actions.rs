@@ -9,7 +9,7 @@ use crate::env::{EnvContext, environment};
 use crate::pod::context::Context;
 use crate::pod::core::{Instance, Sandbox};
 use crate::pod::cri_config::{self, ContainerInput, SandboxInput};
-use crate::pod::model::{Container, Pod};
+use crate::pod::model::{Container, Pod, PullPolicy};
 use crate::pod::start::record;
 use crate::volumes::{self, MountedVolume, VolumeError};
 use crate::{cgroups, dns, hosts};
@@ -145,8 +145,51 @@ pub async fn mount(
 ) -> (Result<BTreeMap<String, MountedVolume>, VolumeError>, Vec<Record>) {
     let recorder = Recorder::new(Writer::Agent, context.clock);
     let addresses = Addresses { host_ips: context.node.ips.clone(), pod_ips: Vec::new() };
-    let result = context.volumes.setup(&pod.object, &addresses, &recorder).await;
-    (result, recorder.take())
+    let (result, images) = tokio::join!(
+        context.volumes.setup(&pod.object, &addresses, &recorder),
+        image_volumes(&context, &pod, &recorder)
+    );
+    let both = result.and_then(|mut volumes| {
+        volumes.extend(images?);
+        Ok(volumes)
+    });
+    (both, recorder.take())
+}
+
+/// Makes the images of the pod's image volumes present.
+async fn image_volumes(
+    context: &Context,
+    pod: &Pod,
+    recorder: &Recorder,
+) -> Result<BTreeMap<String, MountedVolume>, VolumeError> {
+    let volumes = pod.object.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let each = volumes.filter_map(|v| Some((v, v.image.as_ref()?))).map(|(volume, source)| async move {
+        let mut span = recorder.begin_for(Phase::VolumesMounted, &volume.name);
+        let reference = source.reference.clone().unwrap_or_default();
+        let policy = PullPolicy::of(source.pull_policy.as_deref(), &reference);
+        let made = match policy {
+            Ok(policy) => pull::pull(context.clone(), pod.clone(), "", &reference, policy).await.result,
+            Err(e) => Err(failed("InvalidImagePullPolicy", e.to_string())),
+        };
+        match made {
+            Ok(image) => {
+                span.note("image", &image.id);
+                let _ = span.succeed("Mounted");
+                let spec = v1::ImageSpec {
+                    image: image.id,
+                    user_specified_image: reference,
+                    ..v1::ImageSpec::default()
+                };
+                Ok((volume.name.clone(), MountedVolume::of_image(spec)))
+            }
+            Err(Failed { reason, message }) => {
+                let error = VolumeError::Image { reason, message };
+                let _ = span.fail("FailedMount", &error.to_string());
+                Err(error)
+            }
+        }
+    });
+    futures::future::join_all(each).await.into_iter().collect()
 }
 
 /// What a container is made of.
@@ -162,10 +205,14 @@ pub struct Making {
     pub ips: Vec<String>,
     /// Its restart count.
     pub restarts: u32,
+    /// How long its start was put off.
+    pub waited: Option<std::time::Duration>,
     /// The pod's volumes.
     pub volumes: BTreeMap<String, MountedVolume>,
     /// Its image.
     pub image: v1::Image,
+    /// Whose processes it sees: the container's name, and the id of the one that runs.
+    pub target: Option<(String, Option<String>)>,
 }
 
 /// Makes a container and starts it: between the two nothing is decided.
@@ -218,6 +265,11 @@ async fn container_config(
 ) -> Result<(v1::ContainerConfig, v1::PodSandboxConfig), Failed> {
     let wrong = |e: &dyn Error| failed("CreateContainerConfigError", chain(e));
     let name = making.container.name.as_str();
+    if let Some((target, None)) = &making.target {
+        let text = format!("unable to find target container {target}");
+        return Err(failed("CreateContainerConfigError", text));
+    }
+    let target = making.target.as_ref().and_then(|(_, id)| id.clone());
     let given = cri_config::api_container(pod, name)
         .ok_or_else(|| failed("CreateContainerConfigError", format!("container {name} is not in the pod")))?
         .clone();
@@ -272,12 +324,14 @@ async fn container_config(
     .map_err(|e| wrong(&e))?;
     let input = ContainerInput {
         restarts: making.restarts,
+        waited: making.waited,
         command,
         args,
         env: &env.variables,
         mounts,
         image: &making.image,
         memory_capacity: context.memory_capacity,
+        target: target.as_deref(),
     };
     let config = cri_config::container(pod, &making.container, &given, input).map_err(|e| wrong(&e))?;
     Ok((config, sandbox))
@@ -297,6 +351,21 @@ fn own_file(path: &Path, container_path: &str, text: &[u8], mode: u32) -> Result
         host_path: path.display().to_string(),
         ..Default::default()
     })
+}
+
+/// Gives running containers what their pod was given, the pod's cgroup around them.
+pub async fn resize(
+    context: Context,
+    pod: Pod,
+    running: Vec<(String, v1::LinuxContainerResources)>,
+) -> Result<(), String> {
+    let limits = pod.object.spec.as_ref().map(cgroups::limits).unwrap_or_default();
+    let qos = cri_config::qos(&pod);
+    context.cgroups.widen(qos, &pod.uid, limits).map_err(|e| chain(&e))?;
+    for (id, resources) in running {
+        context.cri.update_resources(&id, resources).await.map_err(|e| e.message)?;
+    }
+    context.cgroups.resize(qos, &pod.uid, limits).map_err(|e| chain(&e))
 }
 
 /// Removes what the agent made for a pod: volumes, cgroup, and with `logs` its logs. May be repeated.

@@ -89,7 +89,7 @@ pub fn admit(spec: &api::PodSpec, others: &[&Ask], offer: &Offer) -> Result<(), 
     }
     let sysctls = spec.security_context.as_ref().and_then(|c| c.sysctls.as_ref());
     for sysctl in sysctls.into_iter().flatten() {
-        if !SAFE_SYSCTLS.contains(&sysctl.name.as_str()) {
+        if !SAFE_SYSCTLS.contains(&sysctl_name(&sysctl.name).as_str()) {
             let message = format!(
                 "Pod was rejected: forbidden sysctl: {:?} not allowlisted",
                 podway_flow::record::bounded(&sysctl.name, 128)
@@ -148,6 +148,21 @@ fn unsupported(spec: &api::PodSpec) -> Option<Refusal> {
     None
 }
 
+/// A sysctl's name with dots between its parts: where the first separator is a slash, dots and slashes
+/// change places (`NormalizeName` of component-helpers/node/util/sysctl).
+#[must_use]
+pub fn sysctl_name(name: &str) -> String {
+    if name.find(['.', '/']).is_none_or(|at| name.as_bytes().get(at) == Some(&b'.')) {
+        return name.to_owned();
+    }
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    name.chars().map(swap).collect()
+}
+
 /// What is allowed without the node's consent (pkg/kubelet/sysctl/safe_sysctls.go).
 const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
@@ -204,6 +219,10 @@ mod tests {
         assert_eq!(one(json!({}), port), refused("NodePorts"));
         let sysctl = json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}});
         assert_eq!(one(sysctl, json!({})), refused("SysctlForbidden"));
+        let slashes =
+            json!({"securityContext": {"sysctls": [{"name": "kernel/shm_rmid_forced", "value": "1"}]}});
+        assert_eq!(one(slashes, json!({})), Ok(()));
+        assert_eq!(sysctl_name("net/ipv4/conf/eth0.1/x"), "net.ipv4.conf.eth0/1.x");
         assert_eq!(one(json!({"hostUsers": false}), json!({})), refused("PodFeatureUnsupported"));
         let profile = |kind| json!({"securityContext": {"appArmorProfile": {"type": kind}}});
         assert_eq!(one(profile("RuntimeDefault"), json!({})), refused("AppArmor"));

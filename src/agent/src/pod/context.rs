@@ -7,6 +7,7 @@ use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::Objects;
 use crate::metrics::Metrics;
+use crate::pod::ledger::Ledger;
 use crate::pod::model::Pod;
 use crate::pod::status;
 use crate::status::pace::Pace;
@@ -28,6 +29,8 @@ pub struct Context {
     pub objects: Arc<dyn Objects>,
     /// Volumes.
     pub volumes: VolumeManager,
+    /// What the pods hold of the node.
+    pub ledger: Arc<Ledger>,
     /// Pod cgroups.
     pub cgroups: Arc<Cgroups>,
     /// How often intermediate words of the node's pods go out.
@@ -60,5 +63,12 @@ impl Context {
         let (api, object) = (Arc::clone(&self.api), Arc::clone(&pod.object));
         let (reason, message) = (reason.to_owned(), message.to_owned());
         tokio::spawn(async move { api.warn(&object, &reason, &message).await });
+    }
+
+    /// Tells people what went well with a container, likewise.
+    pub fn note(&self, pod: &Pod, container: &str, reason: &str, message: String) {
+        let (api, object) = (Arc::clone(&self.api), Arc::clone(&pod.object));
+        let (container, reason) = (container.to_owned(), reason.to_owned());
+        tokio::spawn(async move { api.note(&object, &container, &reason, &message).await });
     }
 }

@@ -228,6 +228,12 @@ fn advance(pod: &Pod, observed: &Observed, journal: &Journal, now: Micros) -> Pl
         }
         return plan;
     };
+    // Whoever looks into a pod does not wait for it. Started once: what it came to is never repeated.
+    for debug in pod.debug.iter().map(|d| &d.model) {
+        if observed.newest(&debug.name).is_none_or(|i| i.state == State::Created) {
+            bring_up(pod, debug, observed, sandbox, journal, now, &mut plan);
+        }
+    }
     for container in wanted {
         bring_up(pod, container, observed, sandbox, journal, now, &mut plan);
         if holds(container, observed, journal) {
@@ -357,5 +363,7 @@ fn one_wait(plan: Plan) -> Plan {
     plan
 }
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;

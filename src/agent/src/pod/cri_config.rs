@@ -5,7 +5,7 @@
 use crate::dns::PodDns;
 use crate::hosts::Hostname;
 use crate::pod::model::{Container, Pod};
-use crate::pod::{observe, resources};
+use crate::pod::{admission, observe, resources};
 use k8s_openapi::api::core::v1 as api;
 use podway_cri::v1;
 use std::collections::HashMap;
@@ -210,7 +210,7 @@ pub fn sandbox(pod: &Pod, input: &SandboxInput<'_>) -> Result<v1::PodSandboxConf
                 seccomp: Some(seccomp(context.and_then(|c| c.seccomp_profile.as_ref()))?),
                 ..Default::default()
             }),
-            sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+            sysctls: sysctls.map(|s| (admission::sysctl_name(&s.name), s.value.clone())).collect(),
             ..Default::default()
         }),
         ..Default::default()
@@ -244,6 +244,8 @@ fn is_privileged(container: &api::Container) -> bool {
 pub struct ContainerInput<'a> {
     /// Its restart count.
     pub restarts: u32,
+    /// How long its start was put off.
+    pub waited: Option<std::time::Duration>,
     /// Its command, variables put in.
     pub command: Vec<String>,
     /// Its arguments, variables put in.
@@ -256,13 +258,16 @@ pub struct ContainerInput<'a> {
     pub image: &'a v1::Image,
     /// The machine's memory in bytes.
     pub memory_capacity: i64,
+    /// The container whose processes it sees, for an ephemeral one that asks for that.
+    pub target: Option<&'a str>,
 }
 
 /// The API's container of a name.
 #[must_use]
 pub fn api_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a api::Container> {
     let spec = pod.object.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
+    let debug = pod.debug.iter().map(|d| &d.given);
+    spec.containers.iter().chain(spec.init_containers.iter().flatten()).chain(debug).find(|c| c.name == name)
 }
 
 /// Where a container writes its last words.
@@ -291,13 +296,16 @@ pub fn container(
     labels.insert(observe::CONTAINER_NAME.to_owned(), model.name.clone());
     let policy = given.termination_message_policy.clone().unwrap_or_else(|| "File".to_owned());
     let grace = pod.grace.as_secs().to_string();
-    let annotations = HashMap::from([
+    let mut annotations = HashMap::from([
         (observe::CONTAINER_HASH.to_owned(), format!("{:x}", model.hash)),
         (observe::RESTART_COUNT.to_owned(), input.restarts.to_string()),
         (MESSAGE_PATH.to_owned(), message_path(given).to_owned()),
         (MESSAGE_POLICY.to_owned(), policy),
         ("io.kubernetes.pod.terminationGracePeriod".to_owned(), grace),
     ]);
+    if let Some(waited) = input.waited {
+        annotations.insert(observe::RESTART_DELAY.to_owned(), waited.as_millis().to_string());
+    }
     let image = if input.image.id.is_empty() { model.image.clone() } else { input.image.id.clone() };
     Ok(v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: model.name.clone(), attempt: input.restarts }),
@@ -319,7 +327,7 @@ pub fn container(
         tty: given.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::container(given, qos(pod), input.memory_capacity)),
-            security_context: Some(security(pod, given, input.image)?),
+            security_context: Some(security(pod, given, input.image, input.target)?),
         }),
         ..Default::default()
     })
@@ -330,7 +338,13 @@ fn security(
     pod: &Pod,
     given: &api::Container,
     image: &v1::Image,
+    target: Option<&str>,
 ) -> Result<v1::LinuxContainerSecurityContext, ContextError> {
+    let mut namespaces = namespaces(pod);
+    if let Some(id) = target {
+        namespaces.pid = v1::NamespaceMode::Target as i32;
+        id.clone_into(&mut namespaces.target_id);
+    }
     let pod_context = spec(pod).security_context.clone().unwrap_or_default();
     let own = given.security_context.clone().unwrap_or_default();
     let privileged = own.privileged == Some(true);
@@ -353,7 +367,7 @@ fn security(
             ..Default::default()
         }),
         privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces),
         run_as_user: user.or(by_image).map(int),
         run_as_username: if user.is_none() && by_image.is_none() {
             image.username.clone()
@@ -398,12 +412,14 @@ mod tests {
         let given = api_container(&p, "c").unwrap().clone();
         let input = ContainerInput {
             restarts: 2,
+            waited: Some(std::time::Duration::from_secs(10)),
             command: vec!["x".into()],
             args: vec![],
             env: &[("A".into(), "1".into())],
             mounts: vec![],
             image,
             memory_capacity: 1 << 30,
+            target: None,
         };
         container(&p, &p.apps[0], &given, input)
     }
@@ -422,6 +438,7 @@ mod tests {
         };
         let back = observe::instance(&status, "s").unwrap();
         assert_eq!((back.name.as_str(), back.restarts, back.hash), ("c", 2, p.apps[0].hash));
+        assert_eq!(back.waited, Some(std::time::Duration::from_secs(10)));
         assert_eq!((config.labels[POD_UID].as_str(), config.log_path.as_str()), ("u-1", "c/2.log"));
         let context = config.linux.unwrap().security_context.unwrap();
         let options = context.namespace_options.unwrap();

@@ -52,6 +52,24 @@ pub enum PullPolicy {
     Never,
 }
 
+impl PullPolicy {
+    /// Reads a policy; without one, that of the reference's tag.
+    ///
+    /// # Errors
+    /// [`ModelError::Value`] for an unknown word.
+    pub fn of(word: Option<&str>, image: &str) -> Result<Self, ModelError> {
+        Ok(match word {
+            Some("Always") => PullPolicy::Always,
+            Some("IfNotPresent") => PullPolicy::IfNotPresent,
+            Some("Never") => PullPolicy::Never,
+            // The API server defaults the field; the default is repeated for objects that skipped it.
+            None | Some("") if latest(image) => PullPolicy::Always,
+            None | Some("") => PullPolicy::IfNotPresent,
+            Some(other) => return Err(value("imagePullPolicy", other)),
+        })
+    }
+}
+
 /// What a container is in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -61,6 +79,25 @@ pub enum Role {
     Sidecar,
     /// A regular container.
     App,
+    /// One that `kubectl debug` added: started once, beside all else, and never again.
+    Ephemeral,
+}
+
+/// A rule of `restartPolicyRules`: on which exit codes a container starts again whatever its policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestartRule {
+    /// Whether the codes are those that count, or those that do not.
+    pub within: bool,
+    /// The codes.
+    pub codes: Vec<i32>,
+}
+
+impl RestartRule {
+    /// Whether it speaks of this exit code.
+    #[must_use]
+    pub fn covers(&self, code: i32) -> bool {
+        self.codes.contains(&code) == self.within
+    }
 }
 
 /// One container.
@@ -76,8 +113,23 @@ pub struct Container {
     pub role: Role,
     /// fnv32a of name and image: a change means a new container.
     pub hash: u32,
+    /// Its own `restartPolicy`, which goes before the pod's.
+    pub restart: Option<RestartPolicy>,
+    /// Its `restartPolicyRules`, which go before both.
+    pub rules: Vec<RestartRule>,
     /// Its probes and hooks.
     pub care: Care,
+}
+
+/// An ephemeral container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Debugger {
+    /// As any other.
+    pub model: Container,
+    /// Its fields, which are those of any other.
+    pub given: api::Container,
+    /// `targetContainerName`: whose processes it sees.
+    pub target: Option<String>,
 }
 
 /// That the pod is being deleted.
@@ -114,6 +166,8 @@ pub struct Pod {
     pub init: Vec<Container>,
     /// Regular containers.
     pub apps: Vec<Container>,
+    /// Ephemeral containers, in the order in which they were added.
+    pub debug: Vec<Debugger>,
     /// The phase that the API server holds, which is final when terminal.
     pub stored_phase: String,
     /// The object itself, for what the core does not decide on.
@@ -121,15 +175,20 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Every container: init and sidecars in order, then apps.
+    /// Every container that the pod consists of: init and sidecars in order, then apps.
     pub fn containers(&self) -> impl Iterator<Item = &Container> {
         self.init.iter().chain(&self.apps)
+    }
+
+    /// Those, and the ephemeral ones.
+    pub fn everyone(&self) -> impl Iterator<Item = &Container> {
+        self.containers().chain(self.debug.iter().map(|d| &d.model))
     }
 
     /// A container by name.
     #[must_use]
     pub fn container(&self, name: &str) -> Option<&Container> {
-        self.containers().find(|c| c.name == name)
+        self.everyone().find(|c| c.name == name)
     }
 
     /// Reads an API object.
@@ -149,6 +208,7 @@ impl Pod {
         let init =
             spec.init_containers.iter().flatten().map(|c| container(c, true)).collect::<Result<_, _>>()?;
         let apps = spec.containers.iter().map(|c| container(c, false)).collect::<Result<Vec<_>, _>>()?;
+        let debug = spec.ephemeral_containers.iter().flatten().map(debugger).collect::<Result<_, _>>()?;
         if apps.is_empty() {
             return Err(ModelError::Missing("spec.containers"));
         }
@@ -168,6 +228,7 @@ impl Pod {
             host_network: spec.host_network.unwrap_or(false),
             init,
             apps,
+            debug,
             stored_phase: object.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default(),
             object: Arc::clone(&object),
         })
@@ -195,21 +256,20 @@ fn name(field: &'static str, value: Option<&str>) -> Result<String, ModelError> 
 
 fn container(c: &api::Container, init: bool) -> Result<Container, ModelError> {
     let image = c.image.clone().unwrap_or_default();
-    let pull = match c.image_pull_policy.as_deref() {
-        Some("Always") => PullPolicy::Always,
-        Some("IfNotPresent") => PullPolicy::IfNotPresent,
-        Some("Never") => PullPolicy::Never,
-        // The API server defaults the field; the default is repeated for objects that skipped it.
-        None | Some("") if latest(&image) => PullPolicy::Always,
-        None | Some("") => PullPolicy::IfNotPresent,
-        Some(other) => return Err(value("imagePullPolicy", other)),
+    let pull = PullPolicy::of(c.image_pull_policy.as_deref(), &image)?;
+    let restart = match c.restart_policy.as_deref() {
+        None => None,
+        Some("Always") => Some(RestartPolicy::Always),
+        Some("OnFailure") => Some(RestartPolicy::OnFailure),
+        Some("Never") => Some(RestartPolicy::Never),
+        Some(other) => return Err(value("containers[].restartPolicy", other)),
     };
-    let role = match (init, c.restart_policy.as_deref()) {
-        (true, Some("Always")) => Role::Sidecar,
+    let role = match (init, restart) {
+        (true, Some(RestartPolicy::Always)) => Role::Sidecar,
         (true, _) => Role::Init,
-        (false, None) => Role::App,
-        (false, Some(other)) => return Err(value("containers[].restartPolicy", other)),
+        (false, _) => Role::App,
     };
+    let rules = c.restart_policy_rules.iter().flatten().map(rule).collect::<Result<_, _>>()?;
     let identity = serde_json::json!({ "name": c.name, "image": image }).to_string();
     Ok(Container {
         name: name("containers[].name", Some(&c.name))?,
@@ -217,8 +277,32 @@ fn container(c: &api::Container, init: bool) -> Result<Container, ModelError> {
         image,
         pull,
         role,
+        restart,
+        rules,
         care: Care::of(c),
     })
+}
+
+fn rule(given: &api::ContainerRestartRule) -> Result<RestartRule, ModelError> {
+    if given.action != "Restart" {
+        return Err(value("containers[].restartPolicyRules[].action", &given.action));
+    }
+    let codes = given.exit_codes.as_ref().ok_or(ModelError::Missing("restartPolicyRules[].exitCodes"))?;
+    let within = match codes.operator.as_str() {
+        "In" => true,
+        "NotIn" => false,
+        other => return Err(value("containers[].restartPolicyRules[].exitCodes.operator", other)),
+    };
+    Ok(RestartRule { within, codes: codes.values.clone().unwrap_or_default() })
+}
+
+/// An ephemeral container has the fields of any other, and names whom it is for.
+fn debugger(given: &api::EphemeralContainer) -> Result<Debugger, ModelError> {
+    let fields = serde_json::to_value(given).and_then(serde_json::from_value::<api::Container>);
+    let fields = fields.map_err(|_| ModelError::Missing("ephemeralContainers[]"))?;
+    let model = Container { role: Role::Ephemeral, ..container(&fields, false)? };
+    let target = given.target_container_name.clone().filter(|t| !t.is_empty());
+    Ok(Debugger { model, given: fields, target })
 }
 
 /// Whether a reference means `:latest`: no tag and no digest, or that tag.
@@ -256,6 +340,24 @@ pub(crate) mod tests {
             let p = pod(serde_json::json!({"containers": [{"name": "c", "image": image}]}));
             assert_eq!(p.apps[0].pull, expected, "{image}");
         }
+    }
+
+    #[test]
+    fn rules_and_ephemeral_containers_are_read() {
+        let p = pod(serde_json::json!({"containers": [{"name": "c", "image": "i", "restartPolicy": "Never",
+            "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}},
+                {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0, 1]}}]}],
+            "ephemeralContainers": [{"name": "d", "image": "j", "targetContainerName": "c", "stdin": true}]}));
+        let app = &p.apps[0];
+        assert_eq!(app.restart, Some(RestartPolicy::Never));
+        assert_eq!([42, 1, 3].map(|code| app.rules.iter().any(|r| r.covers(code))), [true, false, true]);
+        let debug = &p.debug[0];
+        assert_eq!((debug.model.role, debug.target.as_deref()), (Role::Ephemeral, Some("c")));
+        assert_eq!(
+            (debug.given.stdin, p.container("d").map(|c| c.hash)),
+            (Some(true), Some(debug.model.hash))
+        );
+        assert_eq!(p.containers().count(), 1, "an ephemeral container is no part of its pod");
     }
 
     #[test]

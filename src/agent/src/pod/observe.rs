@@ -4,11 +4,14 @@
 use crate::pod::core::{Instance, Sandbox, State};
 use podway_cri::v1;
 use podway_flow::Micros;
+use std::time::Duration;
 
 /// Label: the container's name in its pod.
 pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// Annotation: the hash of the spec, in hexadecimal.
 pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
+/// Annotation: how long the start was put off, in milliseconds: the next delay follows from it.
+pub const RESTART_DELAY: &str = "podway.dev/restart-delay-ms";
 /// Annotation: the restart count.
 pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 
@@ -57,6 +60,7 @@ pub fn instance(status: &v1::ContainerStatus, sandbox: &str) -> Option<Instance>
             .unwrap_or(0),
         created: micros(status.created_at),
         started: micros(status.started_at),
+        waited: status.annotations.get(RESTART_DELAY).and_then(|n| n.parse().ok()).map(Duration::from_millis),
         state,
         image_id: if status.image_id.is_empty() { status.image_ref.clone() } else { status.image_id.clone() },
     })

@@ -3,6 +3,8 @@
 
 use crate::pod::core::{Instance, Journal, Memory, Observed, State, Verdict, verdict};
 use crate::pod::model::{Container, Pod, Role};
+use crate::pod::resize::Resize;
+use crate::status::diff::OWN;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podway_flow::record::bounded;
@@ -35,6 +37,8 @@ pub fn of(
         list.iter().map(|c| container(pod, c, observed, journal, node, now)).collect()
     };
     let (init, apps) = (statuses(&pod.init), statuses(&pod.apps));
+    let debug: Vec<api::ContainerStatus> =
+        pod.debug.iter().map(|d| container(pod, &d.model, observed, journal, node, now)).collect();
     let phase = phase(pod, observed, journal);
     // A pod that was refused never had a container to tell of: its reason stands alone.
     let refused = observed.containers.is_empty()
@@ -51,10 +55,12 @@ pub fn of(
         conditions: Some(merged(
             pod,
             &core_conditions(pod, phase, observed, journal, &init, &apps),
+            &journal.resize,
             flow,
             now,
         )),
         container_statuses: (!refused).then_some(apps),
+        ephemeral_container_statuses: (!debug.is_empty() && !refused).then_some(debug),
         init_container_statuses: (!init.is_empty() && !refused).then_some(init),
         host_ip: node.ips.first().cloned(),
         host_ips: Some(node.ips.iter().map(|ip| api::HostIP { ip: ip.clone() }).collect()),
@@ -127,6 +133,10 @@ fn container(
     let runs = newest.filter(|_| state.running.is_some()).map(|i| i.id.as_str());
     let started = runs.is_some_and(|id| journal.probes.started(c, id));
     let ready = runs.is_some_and(|id| journal.probes.ready(c, id));
+    // What was given, and what its cgroup has: they differ while a resize is done.
+    let given = crate::pod::cri_config::api_container(pod, &c.name).filter(|_| c.role != Role::Ephemeral);
+    let given = given.map(|c| c.resources.clone().unwrap_or_default());
+    let actual = journal.resize.actual.get(&c.name).cloned();
     let completed = c.role == Role::Init && state.terminated.as_ref().is_some_and(|t| t.exit_code == 0);
     api::ContainerStatus {
         name: c.name.clone(),
@@ -139,6 +149,8 @@ fn container(
         started: Some(started),
         state: Some(state),
         last_state: last,
+        allocated_resources: given.as_ref().and_then(|r| r.requests.clone()),
+        resources: actual.or(given),
         ..api::ContainerStatus::default()
     }
 }
@@ -191,15 +203,16 @@ fn restart_wait(
 ) -> Option<(String, String)> {
     match verdict(pod, c, i, memory, now) {
         Verdict::Finished => None,
-        Verdict::Wait(_, delay) => Some((
+        Verdict::Wait(at, delay) => Some((
             "CrashLoopBackOff".to_owned(),
             format!(
-                "back-off {} restarting failed container={} pod={}_{}({})",
+                "back-off {} restarting failed container={} pod={}_{}({}), next start at {}",
                 go_duration(delay),
                 c.name,
                 pod.name,
                 pod.namespace,
-                pod.uid
+                pod.uid,
+                time(at).0
             ),
         )),
         Verdict::Restart if memory.image_failure.is_some() || memory.start_failure.is_some() => {
@@ -304,7 +317,13 @@ fn core_conditions(
 }
 
 /// Ours first, then the flow's, then those of others as they stand.
-fn merged(pod: &Pod, core: &[Verdicts], flow: Option<&Flow>, now: Micros) -> Vec<api::PodCondition> {
+fn merged(
+    pod: &Pod,
+    core: &[Verdicts],
+    resize: &Resize,
+    flow: Option<&Flow>,
+    now: Micros,
+) -> Vec<api::PodCondition> {
     let old: Vec<&api::PodCondition> =
         pod.object.status.iter().flat_map(|s| s.conditions.iter().flatten()).collect();
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -324,12 +343,22 @@ fn merged(pod: &Pod, core: &[Verdicts], flow: Option<&Flow>, now: Micros) -> Vec
         .iter()
         .map(|v| lay(v.type_, if v.holds { "True" } else { "False" }, v.reason, &v.message, now))
         .collect();
+    if let Some(denied) = &resize.pending {
+        all.push(lay("PodResizePending", "True", denied.reason(), denied.message(), now));
+    }
+    if let Some(message) = &resize.progress {
+        let reason = if message.is_empty() { "" } else { "Error" };
+        all.push(lay("PodResizeInProgress", "True", reason, message, now));
+    }
     let flow = flow.map(conditions::for_pod).unwrap_or_default();
     all.extend(
         flow.iter().map(|c| lay(&c.type_, c.status.as_str(), &c.reason, &c.message, c.last_transition)),
     );
-    let foreign: Vec<_> =
-        old.iter().filter(|c| all.iter().all(|n| n.type_ != c.type_)).map(|c| (*c).clone()).collect();
+    let foreign: Vec<_> = old
+        .iter()
+        .filter(|c| !OWN.contains(&c.type_.as_str()) && all.iter().all(|n| n.type_ != c.type_))
+        .map(|c| (*c).clone())
+        .collect();
     all.extend(foreign);
     all
 }
@@ -366,6 +395,7 @@ mod tests {
                 started: T,
                 state,
                 image_id: "sha256:1".into(),
+                waited: None,
             }],
         }
     }
@@ -430,7 +460,9 @@ mod tests {
         assert_eq!(reason(&s), "CrashLoopBackOff");
         assert_eq!(
             c.state.as_ref().unwrap().waiting.as_ref().unwrap().message.as_deref(),
-            Some("back-off 10s restarting failed container=c pod=p_ns(u-1)")
+            Some(
+                "back-off 10s restarting failed container=c pod=p_ns(u-1), next start at 1970-01-01T00:16:50Z"
+            )
         );
         assert_eq!(
             (c.restart_count, c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code),

@@ -14,14 +14,17 @@ use crate::pod::core::{
     self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, Sandbox, State, Terminal, add,
     failure_delay, note_exits,
 };
-use crate::pod::cri_config;
-use crate::pod::model::{Deletion, Pod, Role};
+use crate::pod::ledger::Held;
+use crate::pod::model::{Deletion, Pod};
+use crate::pod::resize::{self, Given};
 use crate::pod::start::{Start, record};
-use crate::probe::schedule::{Answer, Probes};
+use crate::pod::{admission, cri_config};
+use crate::probe::schedule::Answer;
 use crate::probe::spec::Kind;
 use crate::source::PodView;
 use crate::status::pace::Slot;
 use crate::status::writer::Writer;
+use crate::volumes::follow::Following;
 use crate::volumes::{MountedVolume, VolumeError};
 use k8s_openapi::api::core::v1 as api;
 use podway_cri::v1;
@@ -29,7 +32,7 @@ use podway_flow::{Flow, Micros, Outcome, Phase, Record};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 /// The first and the longest delay of a volume that cannot be set up (the kubelet's).
@@ -83,6 +86,7 @@ enum Key {
     StopSandbox(String),
     Remove(String),
     Unmount,
+    Resize,
     Probe(String, Kind),
     /// By instance.
     PostStart(String),
@@ -112,6 +116,7 @@ enum Done {
     Container(String, Outcomes<Option<Instance>>),
     Took(Result<Took, CallError>),
     Unmounted(Result<(), VolumeError>),
+    Resized(Given, Result<(), String>),
     Clean(bool, Result<(), String>),
     Probe { container: String, id: String, kind: Kind, answer: Answer },
     PostStart { container: String, id: String, result: Result<Option<String>, String> },
@@ -163,10 +168,25 @@ struct Worker {
     end_since: Option<Micros>,
     images: HashMap<String, v1::Image>,
     volumes: BTreeMap<String, MountedVolume>,
+    /// The object as the API server has it; `pod` has the resources that were given.
+    wish: Arc<api::Pod>,
+    given: Given,
+    /// What the node's ledger has of it, while it is not over.
+    held: Option<Held>,
+    freed: watch::Receiver<()>,
+    /// What the volumes show is followed, and this is woken when it changes.
+    changes: Arc<Notify>,
+    following: Option<Following>,
+    /// That what a volume shows has changed.
+    changed: bool,
+    /// When the first token is to be renewed.
+    token_refresh: Option<Micros>,
     /// Of which container, at which restart, people were warned.
     warned: HashSet<(String, u32)>,
     /// Instances whose `preStop` was begun.
     pre_stopped: HashSet<String>,
+    /// Instances of which people were told that they are stopped.
+    stopped: HashSet<String>,
     /// When the status first had the pod Ready.
     told_ready: Option<Micros>,
     /// The flow behind the status that was written last: what people are told in the pod's conditions
@@ -207,19 +227,17 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
     }
     start.absorb([admitted]);
     let base = pod.object.status.clone().unwrap_or_default();
-    let started = base.start_time.as_ref().map_or(seen, |t| Micros(t.0.as_microsecond()));
-    let mut journal = Journal { started, terminal: refused, ..Journal::default() };
-    for known in base.container_statuses.iter().chain(&base.init_container_statuses).flatten() {
-        journal.of_mut(&known.name).restarts = u32::try_from(known.restart_count).unwrap_or(0);
-    }
-    let known = base.container_statuses.iter().chain(&base.init_container_statuses).flatten();
-    journal.probes = Probes::recalling(known.filter_map(|s| {
-        let id = s.container_id.as_ref()?.rsplit('/').next()?;
-        Some((id.to_owned(), s.started == Some(true), s.ready))
-    }));
+    let journal = Journal { terminal: refused, ..Journal::recalled(&pod, seen) };
     let view =
         PodView { object: Arc::clone(&pod.object), containers: Vec::new(), flow: Arc::new(start.flow([])) };
     let (view, receiver) = watch::channel(Arc::new(view));
+    let wish = Arc::clone(&pod.object);
+    let given = resize::given(&wish);
+    let over = journal.terminal.is_some() || matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed");
+    let own = resize::with(&wish, &given);
+    let held = own.spec.as_ref().filter(|_| !over).map(|s| context.ledger.hold(&pod.uid, admission::ask(s)));
+    let freed = context.ledger.freed();
+    let pod = Pod { object: own, ..pod };
     let worker = Worker {
         writer: Writer::new(&pod.uid, base, seen, context.pace.clone()),
         born: seen,
@@ -240,8 +258,17 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         retries: HashMap::new(),
         images: HashMap::new(),
         volumes: BTreeMap::new(),
+        wish,
+        given,
+        held,
+        freed,
+        changes: Arc::new(Notify::new()),
+        following: None,
+        changed: false,
+        token_refresh: None,
         warned: HashSet::new(),
         pre_stopped: HashSet::new(),
+        stopped: HashSet::new(),
         told_ready: None,
         told: None,
         flow_told: false,
@@ -280,6 +307,7 @@ impl Worker {
                 let now = self.now();
                 note_exits(&self.pod, &self.observed, &mut self.journal);
                 wake = earlier(wake, self.advance(now));
+                wake = earlier(wake, self.do_resize(now));
                 if self.finished {
                     continue;
                 }
@@ -296,6 +324,8 @@ impl Worker {
                     None => return false,
                 },
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
+                () = self.changes.notified() => self.changed = true,
+                Ok(()) = self.freed.changed(), if self.deferred() => self.rewish(),
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {}
             }
         }
@@ -342,14 +372,16 @@ impl Worker {
         if version(&object) < version(&self.pod.object) {
             return;
         }
-        match Pod::read(Arc::clone(&object)) {
+        self.wish = Arc::clone(&object);
+        self.ask_for_more();
+        match Pod::read(resize::with(&object, &self.given)) {
             Ok(pod) => {
                 let deletion = pod.deletion.or(self.pod.deletion);
+                self.fields_changed(&Arc::clone(&self.pod.object), &pod.object);
                 self.pod = Pod { deletion, ..pod };
                 if watched {
                     self.writer.seen(object.status.clone().unwrap_or_default());
                 }
-                self.warn_of_ephemeral();
             }
             // It was valid when it was taken on: what it became is ignored, the old one holds.
             Err(error) => tracing::error!(pod = %self.pod.uid, %error, "a change of a pod is not taken"),
@@ -376,10 +408,7 @@ impl Worker {
 
     /// After a restart of the agent: what runs is taken over, and its start is told by the runtime.
     async fn adopt(&mut self) {
-        // A hook that may have been done is not done twice.
-        for instance in self.observed.containers.iter().filter(|c| c.state == State::Running) {
-            self.journal.of_mut(&instance.name).post_started = Some(instance.id.clone());
-        }
+        self.journal.adopt(&self.observed);
         let conditions = self.pod.object.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let ready = conditions.clone().any(|c| c.type_ == "Ready" && c.status == "True");
         let terminal = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
@@ -433,6 +462,8 @@ mod act;
 mod care;
 mod ending;
 mod report;
+mod resizing;
 mod results;
 #[cfg(test)]
 mod tests;
+mod volumes;

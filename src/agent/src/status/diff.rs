@@ -7,8 +7,11 @@ use serde_json::{Map, Value, json};
 /// The lists that the API server merges by key, so that what is gone must be named.
 const MERGED: [(&str, &str); 3] = [("conditions", "type"), ("podIPs", "ip"), ("hostIPs", "ip")];
 
-/// The patch that makes `old` into `new`; `None` when nothing differs. Conditions are never removed:
-/// those that `new` does not name are another writer's.
+/// Conditions that the agent takes away again; any other that is not named is another writer's.
+pub const OWN: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+/// The patch that makes `old` into `new`; `None` when nothing differs. Conditions are not removed but
+/// for [`OWN`]: those that `new` does not name are another writer's.
 #[must_use]
 pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
     let (old, new) = (object(old), object(new));
@@ -20,7 +23,9 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
         }
         let merged = MERGED.iter().find(|(name, _)| name == key);
         let sent = match merged {
-            Some((_, by)) => Value::Array(changed(before, value, by, key != "conditions")),
+            Some((_, by)) => Value::Array(changed(before, value, by, |item| {
+                key != "conditions" || item["type"].as_str().is_some_and(|t| OWN.contains(&t))
+            })),
             None => value.clone(),
         };
         if sent.as_array().is_none_or(|list| !list.is_empty()) {
@@ -43,7 +48,7 @@ fn object(status: &PodStatus) -> Map<String, Value> {
     }
 }
 
-fn changed(old: Option<&Value>, new: &Value, by: &str, remove: bool) -> Vec<Value> {
+fn changed(old: Option<&Value>, new: &Value, by: &str, remove: impl Fn(&Value) -> bool) -> Vec<Value> {
     let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
     let old = old.map(list).unwrap_or_default();
     let new = list(new);
@@ -56,10 +61,8 @@ fn changed(old: Option<&Value>, new: &Value, by: &str, remove: bool) -> Vec<Valu
             item.entry(key).or_insert(Value::Null);
         }
     }
-    if remove {
-        let gone = old.iter().filter(|o| new.iter().all(|n| n.get(by) != o.get(by)));
-        sent.extend(gone.map(|o| json!({"$patch": "delete", by: o.get(by)})));
-    }
+    let gone = old.iter().filter(|o| remove(o) && new.iter().all(|n| n.get(by) != o.get(by)));
+    sent.extend(gone.map(|o| json!({"$patch": "delete", by: o.get(by)})));
     sent
 }
 
@@ -89,5 +92,10 @@ mod tests {
         let shorter = status(json!({"phase": "Running", "podIPs": [{"ip": "b"}], "qosClass": "Burstable",
             "conditions": [{"type": "A", "status": "True"}]}));
         assert_eq!(patch("u", &new, &shorter), None, "a condition of another writer stays");
+        let resizing = status(json!({"conditions": [{"type": "PodResizePending", "status": "True"}]}));
+        assert_eq!(
+            patch("u", &resizing, &status(json!({"conditions": []}))).unwrap()["status"],
+            json!({"conditions": [{"$patch": "delete", "type": "PodResizePending"}]})
+        );
     }
 }

@@ -1,17 +1,36 @@
 //! Config maps, secrets and tokens from the API server, each asked for by name, since that is all
 //! that the Node authorizer lets a node read.
 
-use super::{TokenRequest, Tokens};
+use super::follow::{Following, Table};
+use super::{Token, TokenRequest, Tokens};
 use crate::env::{ObjectError, Objects};
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1 as auth;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount,
+};
 use kube::api::{Api, PostParams};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
-/// The API server as a source, under the node's identity.
+/// The API server as a source, under the node's identity. What pods follow is known already; all
+/// else is asked for.
 #[derive(Clone)]
-pub struct ApiSource(pub kube::Client);
+pub struct ApiSource {
+    client: kube::Client,
+    maps: Arc<Table<ConfigMap>>,
+    secrets: Arc<Table<Secret>>,
+}
+
+impl ApiSource {
+    /// Through `client`.
+    #[must_use]
+    pub fn new(client: kube::Client) -> Self {
+        ApiSource { client, maps: Arc::default(), secrets: Arc::default() }
+    }
+}
 
 /// The first delay after a refusal of the Node authorizer, and how long it is asked in all.
 const REFUSED: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(300));
@@ -22,7 +41,7 @@ const NOT_YET: [&str; 2] = ["no relationship found", "token bound to a pod sched
 /// The Node authorizer and NodeRestriction learn of a pod's binding by watches of their own. For a
 /// moment they may refuse what they are about to allow, and the next attempt at the volume would
 /// come only after 500 ms.
-async fn allowed<T, F>(ask: impl Fn() -> F) -> Result<T, kube::Error>
+pub(super) async fn allowed<T, F>(ask: impl Fn() -> F) -> Result<T, kube::Error>
 where
     F: Future<Output = Result<T, kube::Error>>,
 {
@@ -42,7 +61,11 @@ where
     }
 }
 
-fn failed(kind: &'static str, namespace: &str, name: &str) -> impl FnOnce(kube::Error) -> ObjectError {
+fn failed<E: std::error::Error + Send + Sync + 'static>(
+    kind: &'static str,
+    namespace: &str,
+    name: &str,
+) -> impl FnOnce(E) -> ObjectError {
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
     move |source| ObjectError { kind, namespace, name, source: Box::new(source) }
 }
@@ -50,19 +73,61 @@ fn failed(kind: &'static str, namespace: &str, name: &str) -> impl FnOnce(kube::
 #[async_trait]
 impl Objects for ApiSource {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, ObjectError> {
-        let api: Api<ConfigMap> = Api::namespaced(self.0.clone(), namespace);
+        if let Some(topic) = self.maps.find(namespace, name) {
+            match topic.get().await {
+                Ok(Some(object)) => return Ok(Some((*object).clone())),
+                // It may have been made just now, and the watch be a moment behind: asked below.
+                Ok(None) => {}
+                Err(error) => return Err(failed("configmap", namespace, name)(error)),
+            }
+        }
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         allowed(|| api.get_opt(name)).await.map_err(failed("configmap", namespace, name))
     }
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ObjectError> {
-        let api: Api<Secret> = Api::namespaced(self.0.clone(), namespace);
+        if let Some(topic) = self.secrets.find(namespace, name) {
+            match topic.get().await {
+                Ok(Some(object)) => return Ok(Some((*object).clone())),
+                Ok(None) => {}
+                Err(error) => return Err(failed("secret", namespace, name)(error)),
+            }
+        }
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         allowed(|| api.get_opt(name)).await.map_err(failed("secret", namespace, name))
+    }
+
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ObjectError> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        allowed(|| api.get_opt(name)).await.map_err(failed("persistentvolumeclaim", namespace, name))
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, ObjectError> {
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        allowed(|| api.get_opt(name)).await.map_err(failed("persistentvolume", "", name))
+    }
+
+    fn follow(
+        &self,
+        namespace: &str,
+        maps: &BTreeSet<String>,
+        secrets: &BTreeSet<String>,
+        notify: &Arc<Notify>,
+    ) -> Following {
+        let mut following = Following::default();
+        for name in maps {
+            self.maps.follow(&self.client, namespace, name, notify, &mut following);
+        }
+        for name in secrets {
+            self.secrets.follow(&self.client, namespace, name, notify, &mut following);
+        }
+        following
     }
 }
 
 #[async_trait]
 impl Tokens for ApiSource {
-    async fn token(&self, request: &TokenRequest) -> Result<String, ObjectError> {
-        let api: Api<ServiceAccount> = Api::namespaced(self.0.clone(), &request.namespace);
+    async fn token(&self, request: &TokenRequest) -> Result<Token, ObjectError> {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &request.namespace);
         let body = auth::TokenRequest {
             spec: Some(auth::TokenRequestSpec {
                 audiences: request.audience.clone().map(|a| vec![a]),
@@ -80,7 +145,10 @@ impl Tokens for ApiSource {
         let answer = allowed(|| api.create_token_request(&request.service_account, &post, &body))
             .await
             .map_err(failed("token of serviceaccount", &request.namespace, &request.service_account))?;
-        answer.status.and_then(|s| s.token).filter(|t| !t.is_empty()).ok_or_else(|| ObjectError {
+        let status = answer.status.unwrap_or_default();
+        let text = status.token.filter(|t| !t.is_empty());
+        let given = text.zip(status.expiration_timestamp);
+        given.map(|(text, expires)| Token { text, expires: expires.0 }).ok_or_else(|| ObjectError {
             kind: "token of serviceaccount",
             namespace: request.namespace.clone(),
             name: request.service_account.clone(),

@@ -1,7 +1,7 @@
 //! The files of configMap, secret, downwardAPI and projected volumes, as the atomic writer takes them.
 
 use super::atomic_writer::{File, Payload};
-use super::{TokenRequest, Tokens, VolumeError};
+use super::{TokenRequest, VolumeError, tokens};
 use crate::env::Objects;
 use crate::env::fields::{self, Addresses};
 use k8s_openapi::api::core::v1::{
@@ -22,7 +22,7 @@ pub(super) struct Sources<'a> {
     pub addresses: &'a Addresses,
     pub allocatable: &'a BTreeMap<String, Quantity>,
     pub objects: &'a dyn Objects,
-    pub tokens: &'a dyn Tokens,
+    pub tokens: &'a tokens::Cache,
 }
 
 fn mode(mode: Option<i32>, default: Option<i32>) -> u32 {
@@ -155,7 +155,7 @@ impl Sources<'_> {
             audience: s.audience.clone().filter(|a| !a.is_empty()),
             seconds: s.expiration_seconds.unwrap_or(TOKEN_SECONDS),
         };
-        let token = self.tokens.token(&request).await?;
+        let token = self.tokens.get(&request, jiff::Timestamp::now()).await?;
         let uid = self.only_user();
         // With fsGroup the atomic writer adds the group's read bit to 0600.
         let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group).is_some();

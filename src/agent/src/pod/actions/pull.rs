@@ -3,7 +3,7 @@
 use super::{Outcomes, failed, recorded};
 use crate::cri::{Answer, CallError};
 use crate::pod::context::Context;
-use crate::pod::model::{Container, Pod, PullPolicy};
+use crate::pod::model::{Pod, PullPolicy};
 use crate::pod::start::record;
 use crate::pod::{image_name, pull_secrets};
 use k8s_openapi::api::core::v1::Secret;
@@ -11,9 +11,14 @@ use podway_cri::v1;
 use podway_flow::{Outcome, Phase, Record};
 use tonic::Code;
 
-/// Makes a container's image present by its policy.
-pub async fn pull(context: Context, pod: Pod, container: Container) -> Outcomes<v1::Image> {
-    let image = container.image.as_str();
+/// Makes an image present by its policy, for a container or (without a name) for a volume.
+pub async fn pull(
+    context: Context,
+    pod: Pod,
+    container: &str,
+    image: &str,
+    policy: PullPolicy,
+) -> Outcomes<v1::Image> {
     let begun = context.clock.now();
     if let Err(message) = image_name::check(image) {
         let mut invalid = record(Phase::ImagesPulled, Some(image), begun, Some(begun), "InvalidImageName");
@@ -28,7 +33,7 @@ pub async fn pull(context: Context, pod: Pod, container: Container) -> Outcomes<
             _ => failed("ImageInspectError", format!("Failed to inspect image {image:?}: {}", e.message)),
         })
     };
-    if container.pull != PullPolicy::Always {
+    if policy != PullPolicy::Always {
         match ask().await {
             Err(e) => return Outcomes { result: Err(e), records: Vec::new() },
             Ok(Some(found)) => {
@@ -38,7 +43,7 @@ pub async fn pull(context: Context, pod: Pod, container: Container) -> Outcomes<
                 present.evidence.insert("imageId".to_owned(), found.id.clone());
                 return Outcomes { result: Ok(found), records: vec![present] };
             }
-            Ok(None) if container.pull == PullPolicy::Never => {
+            Ok(None) if policy == PullPolicy::Never => {
                 let message = format!("Container image \"{image}\" is not present with pull policy of Never");
                 let mut never = record(
                     Phase::ImagesPulled,
@@ -63,10 +68,24 @@ pub async fn pull(context: Context, pod: Pod, container: Container) -> Outcomes<
         Err(e) => Err(failed("ErrImagePull", e.message)),
         Ok(id) => match ask().await {
             Err(e) => Err(e),
-            Ok(found) => Ok(found.unwrap_or(v1::Image { id, ..Default::default() })),
+            Ok(found) => {
+                let found = found.unwrap_or(v1::Image { id, ..Default::default() });
+                let text = pulled(image, now.since(begun), found.size);
+                context.note(&pod, container, "Pulled", text);
+                Ok(found)
+            }
         },
     };
     Outcomes { result, records }
+}
+
+/// Upstream's words for a pull that was done (pkg/kubelet/images/image_manager.go); nothing waits for
+/// another pull here, so that both times are one.
+fn pulled(image: &str, micros: u64, size: u64) -> String {
+    let seconds = format!("{}.{:03}s", micros / 1_000_000, micros / 1000 % 1000);
+    format!(
+        "Successfully pulled image \"{image}\" in {seconds} ({seconds} including waiting). Image size: {size} bytes."
+    )
 }
 
 /// Pulls with the first of the pod's credentials that the registry takes, or with none.

@@ -1,7 +1,9 @@
 //! What is remembered of a pod between two runs of the core.
 
+use crate::pod::core::observed::{Observed, State};
 use crate::pod::core::restart::{add, micros};
-use crate::pod::model::Container;
+use crate::pod::model::{Container, Pod};
+use crate::pod::resize::Resize;
 use crate::probe::schedule::Probes;
 use podway_flow::Micros;
 use std::collections::BTreeMap;
@@ -58,6 +60,8 @@ pub struct Killed {
     pub id: String,
     /// The probe's own grace; the pod's where there is none.
     pub grace: Option<Duration>,
+    /// What it failed, e.g. `failed liveness probe`.
+    pub why: &'static str,
 }
 
 impl Memory {
@@ -86,7 +90,7 @@ pub struct Terminal {
 }
 
 /// What is remembered of a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Journal {
     /// When the agent took the pod on (`status.startTime`).
     pub started: Micros,
@@ -100,6 +104,8 @@ pub struct Journal {
     pub terminal: Option<Terminal>,
     /// Whether the terminal status is in the API.
     pub terminal_reported: bool,
+    /// What became of the wish for other resources.
+    pub resize: Resize,
     /// What the probes found.
     pub probes: Probes,
     /// When SIGTERM was first asked for, so that the grace only shrinks.
@@ -107,6 +113,36 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// What an agent that begins knows of a pod: from its object alone. The rest comes from the runtime
+    /// ([`Journal::adopt`], and `note_exits` for the restart delays).
+    #[must_use]
+    pub fn recalled(pod: &Pod, seen: Micros) -> Journal {
+        let status = pod.object.status.clone().unwrap_or_default();
+        let started = status.start_time.as_ref().map_or(seen, |t| Micros(t.0.as_microsecond()));
+        let mut journal = Journal { started, ..Journal::default() };
+        let known = || {
+            let debug = status.ephemeral_container_statuses.iter().flatten();
+            status.container_statuses.iter().chain(&status.init_container_statuses).flatten().chain(debug)
+        };
+        for one in known() {
+            journal.of_mut(&one.name).restarts = u32::try_from(one.restart_count).unwrap_or(0);
+        }
+        journal.probes = Probes::recalling(known().filter_map(|s| {
+            let id = s.container_id.as_ref()?.rsplit('/').next()?;
+            Some((id.to_owned(), s.started == Some(true), s.ready))
+        }));
+        // The grace began when the deletion was asked for, whoever was there to see it.
+        journal.stopping_since = pod.deletion.map(|d| Micros(d.at.0.saturating_sub(micros(d.grace))));
+        journal
+    }
+
+    /// Takes over what runs already: a hook that may have been done is not done twice.
+    pub fn adopt(&mut self, observed: &Observed) {
+        for instance in observed.containers.iter().filter(|c| c.state == State::Running) {
+            self.of_mut(&instance.name).post_started = Some(instance.id.clone());
+        }
+    }
+
     /// The memory of a container, empty where there is none.
     #[must_use]
     pub fn of(&self, name: &str) -> Memory {

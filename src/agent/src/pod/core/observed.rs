@@ -60,6 +60,8 @@ pub struct Instance {
     pub state: State,
     /// The resolved image.
     pub image_id: String,
+    /// How long its start had been put off after its forerunner's end; `None` for a first one.
+    pub waited: Option<std::time::Duration>,
 }
 
 impl State {

@@ -53,14 +53,21 @@ pub fn failure_delay(previous: Option<&Failure>) -> Duration {
 /// Whether a container may be started again after `code` (also used by the status).
 #[must_use]
 pub fn restartable(pod: &Pod, container: &Container, code: i32) -> bool {
-    match (container.role, pod.restart) {
+    match (container.role, policy(pod, container)) {
         (Role::Sidecar, _) => true,
+        (Role::Ephemeral, _) => false,
         // An init container that is done is done, even with `Always`.
-        (Role::Init, RestartPolicy::Always | RestartPolicy::OnFailure) => code != 0,
-        (Role::App, RestartPolicy::Always) => true,
-        (Role::App, RestartPolicy::OnFailure) => code != 0,
-        (Role::Init | Role::App, RestartPolicy::Never) => false,
+        (Role::Init, _) if code == 0 => false,
+        _ if container.rules.iter().any(|rule| rule.covers(code)) => true,
+        (_, RestartPolicy::Always) => true,
+        (_, RestartPolicy::OnFailure) => code != 0,
+        (_, RestartPolicy::Never) => false,
     }
+}
+
+/// The container's own policy, else the pod's.
+fn policy(pod: &Pod, container: &Container) -> RestartPolicy {
+    container.restart.unwrap_or(pod.restart)
 }
 
 /// What follows from the newest instance having ended.
@@ -80,7 +87,7 @@ pub fn verdict(
         return Verdict::Restart;
     }
     // What a probe killed starts again however well it ended.
-    let killed = memory.kills(&instance.id) && pod.restart != RestartPolicy::Never;
+    let killed = memory.kills(&instance.id) && policy(pod, container) != RestartPolicy::Never;
     if !killed && !restartable(pod, container, *code) {
         return Verdict::Finished;
     }
@@ -95,7 +102,7 @@ pub fn verdict(
 /// Brings the journal up to date with what is observed: delays for new exits, the restart counts.
 /// Idempotent for the same observation.
 pub fn note_exits(pod: &Pod, observed: &Observed, journal: &mut Journal) {
-    for container in pod.containers() {
+    for container in pod.everyone() {
         let Some(newest) = observed.newest(&container.name) else { continue };
         let memory = journal.of_mut(&container.name);
         memory.restarts = memory.restarts.max(newest.restarts);
@@ -105,7 +112,9 @@ pub fn note_exits(pod: &Pod, observed: &Observed, journal: &mut Journal) {
         }
         let ran =
             Duration::from_micros(if newest.started.0 > 0 { finished.since(newest.started) } else { 0 });
-        let delay = restart_delay(memory.restart.map(|(d, _)| d), ran);
+        // After a restart of the agent the runtime still tells how long the last start was put off.
+        let before = memory.restart.map(|(d, _)| d).or(newest.waited);
+        let delay = restart_delay(before, ran);
         memory.restart = Some((delay, finished));
         // What was pulled for the last start counts for that start only (`Always`).
         memory.image_ready = container.pull != PullPolicy::Always && memory.image_ready;

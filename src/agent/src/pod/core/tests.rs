@@ -6,7 +6,7 @@ use crate::pod::model::{Deletion, RestartPolicy};
 use proptest::prelude::*;
 use serde_json::json;
 
-const T0: Micros = Micros(1_000_000_000_000);
+pub(super) const T0: Micros = Micros(1_000_000_000_000);
 
 fn at(seconds: u64) -> Micros {
     add(T0, Duration::from_secs(seconds))
@@ -27,10 +27,11 @@ fn instance(pod: &Pod, name: &str, restarts: u32, state: State) -> Instance {
         started: at(u64::from(restarts)),
         state,
         image_id: "i".into(),
+        waited: None,
     }
 }
 
-fn exited(code: i32, finished: Micros) -> State {
+pub(super) fn exited(code: i32, finished: Micros) -> State {
     State::Exited { code, finished, reason: String::new(), message: String::new() }
 }
 
@@ -299,7 +300,7 @@ fn what_a_probe_killed_is_stopped_with_its_grace_and_starts_again_unless_the_pol
             Observed { sandboxes: vec![sandbox()], containers: vec![instance(&p, "c", 0, State::Running)] };
         assert_eq!(next(&p, &observed, &journal, at(9)), vec![]);
         let grace = Some(Duration::from_secs(7));
-        journal.of_mut("c").killed = Some(Killed { id: "c-0".into(), grace });
+        journal.of_mut("c").killed = Some(Killed { id: "c-0".into(), grace, why: "failed liveness probe" });
         assert_eq!(
             next(&p, &observed, &journal, at(9)),
             vec![Action::StopContainer { id: "c-0".into(), grace: Duration::from_secs(7) }]
@@ -331,7 +332,7 @@ fn the_containers_after_one_with_a_post_start_wait_for_it() {
 }
 
 /// A runtime in miniature: carries out an action, or lets a container end.
-fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Action, now: Micros) {
+pub(super) fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Action, now: Micros) {
     match action {
         Action::CreateSandbox { attempt } => observed.sandboxes.push(Sandbox {
             id: format!("s{attempt}"),
@@ -345,6 +346,7 @@ fn apply(pod: &Pod, observed: &mut Observed, journal: &mut Journal, action: &Act
             let mut made = instance(pod, container, *restarts, State::Created);
             made.sandbox.clone_from(sandbox);
             made.created = now;
+            made.waited = journal.of(container).restart.map(|(delay, _)| delay);
             assert!(
                 observed.containers.iter().all(|c| c.name != *container || !c.live()),
                 "two live containers of one name"
@@ -454,6 +456,7 @@ fn late_news_never_take_a_life_back() {
         started: Micros(0),
         state,
         image_id: String::new(),
+        waited: None,
     };
     let sandbox = |ready, ips: &[&str]| Sandbox {
         id: "s".into(),

@@ -13,7 +13,10 @@ impl Worker {
                 _ => None,
             });
             match end {
-                Some(terminal) => self.journal.terminal = Some(terminal),
+                Some(terminal) => {
+                    self.journal.terminal = Some(terminal);
+                    self.held = None;
+                }
                 None => break plan,
             }
         };
@@ -43,22 +46,6 @@ impl Worker {
         }
         self.settled = self.running.values().all(|r| !r.key.acts());
         wake
-    }
-
-    fn want_volumes(&mut self, now: Micros) -> Option<Micros> {
-        if self.journal.volumes_ready || self.runs(&Key::Volumes) {
-            return None;
-        }
-        if let Some(at) = self.waits(&Key::Volumes, now) {
-            return Some(at);
-        }
-        let open = vec![record(Phase::VolumesMounted, None, now, None, "Running")];
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        self.spawn(Key::Volumes, open, async move {
-            let (result, records) = actions::mount(context, pod).await;
-            Done::Volumes(result, records)
-        });
-        None
     }
 
     fn act(&mut self, action: Action, now: Micros) -> Option<Micros> {
@@ -113,7 +100,9 @@ impl Worker {
             Action::PullImage { container } => {
                 let model = pod.container(&container).cloned()?;
                 self.tasks.spawn(async move {
-                    Done::Image(container, Box::new(actions::pull::pull(context, pod, model).await))
+                    let pulled =
+                        actions::pull::pull(context, pod, &container, &model.image, model.pull).await;
+                    Done::Image(container, Box::new(pulled))
                 })
             }
             Action::CreateContainer { container, sandbox, restarts } => {
@@ -161,14 +150,22 @@ impl Worker {
 
     fn making(&self, container: &str, sandbox: String, restarts: u32) -> Option<Making> {
         let placed = self.observed.sandboxes.iter().find(|s| s.id == sandbox)?;
+        let debug = self.pod.debug.iter().find(|d| d.model.name == container);
+        let target = debug.and_then(|d| d.target.clone()).map(|target| {
+            let runs = self.observed.newest(&target).filter(|i| i.state == State::Running);
+            let id = runs.map(|i| i.id.clone());
+            (target, id)
+        });
         Some(Making {
             container: self.pod.container(container)?.clone(),
             attempt: placed.attempt,
             ips: placed.ips.clone(),
             sandbox,
             restarts,
+            waited: self.journal.of(container).restart.map(|(delay, _)| delay),
             volumes: self.volumes.clone(),
             image: self.images.get(container).cloned().unwrap_or_default(),
+            target,
         })
     }
 

@@ -55,7 +55,11 @@ impl Worker {
         let Some(news) = self.journal.probes.take(container, id, kind, answer, now) else { return };
         let grace = container.care.probe(kind).and_then(|p| p.grace);
         if news.kill {
-            self.journal.of_mut(name).killed = Some(Killed { id: id.to_owned(), grace });
+            self.journal.of_mut(name).killed = Some(Killed {
+                id: id.to_owned(),
+                grace,
+                why: if kind == Kind::Startup { "failed startup probe" } else { "failed liveness probe" },
+            });
         }
         if news.tell {
             let word = kind.word();
@@ -102,7 +106,7 @@ impl Worker {
             Err(why) => {
                 self.warn("FailedPostStartHook", "PostStartHook failed");
                 let memory = self.journal.of_mut(container);
-                memory.killed = Some(Killed { id, grace: None });
+                memory.killed = Some(Killed { id, grace: None, why: "failed postStart hook" });
                 let failed = Failed { reason: "PostStartHookError".to_owned(), message: why };
                 memory.start_failure = Some(later_failure(failed, BACKOFF_FIRST, now));
             }
@@ -117,6 +121,16 @@ impl Worker {
         let sandbox = found.map(|i| i.sandbox.clone()).unwrap_or_default();
         let hook = self.pod.container(&name).and_then(|c| c.care.pre_stop.clone());
         let due = runs && !grace.is_zero();
+        if runs && self.stopped.insert(id.to_owned()) {
+            let ending = self.pod.deletion.is_some() || self.journal.terminal.is_some();
+            // The words that people know (computePodActions of kuberuntime_manager.go).
+            let text = match self.journal.of(&name).killed.filter(|k| k.id == id && !ending) {
+                Some(killed) => format!("Container {name} {}, will be restarted", killed.why),
+                None if ending => format!("Stopping container {name}"),
+                None => format!("Container {name} definition changed, will be restarted"),
+            };
+            self.context.note(&self.pod, &name, "Killing", text);
+        }
         let hook = hook.filter(|_| due && self.pre_stopped.insert(id.to_owned()));
         stop::Stop { target: self.target(&name, id), sandbox, grace, hook }
     }

@@ -233,18 +233,6 @@ impl Worker {
         }
     }
 
-    /// Says once of each ephemeral container that it will not be started.
-    pub(super) fn warn_of_ephemeral(&mut self) {
-        let object = Arc::clone(&self.pod.object);
-        let all = object.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
-        for container in all {
-            if self.warned.insert((container.name.clone(), 0)) {
-                let text = format!("Error: not supported: ephemeral containers ({})", container.name);
-                self.warn("Failed", &text);
-            }
-        }
-    }
-
     pub(super) fn publish(&mut self) {
         let mut object = (*self.pod.object).clone();
         if let Some(status) = self.last_status.take() {
@@ -252,7 +240,7 @@ impl Worker {
         }
         let logs = cri_config::log_directory(&self.context.pod_logs_dir, &self.pod);
         let mut containers: Vec<ContainerView> = Vec::new();
-        for container in self.pod.containers() {
+        for container in self.pod.everyone() {
             containers.extend(self.observed.history(&container.name).into_iter().map(|i| ContainerView {
                 name: i.name.clone(),
                 id: i.id.clone(),

@@ -62,22 +62,7 @@ impl Worker {
                 }
                 true
             }
-            Done::Volumes(result, records) => {
-                self.start.absorb(records);
-                match result {
-                    Ok(volumes) => {
-                        self.volumes = volumes;
-                        self.journal.volumes_ready = true;
-                        true
-                    }
-                    Err(error) => {
-                        let text = format!("MountVolume.SetUp failed: {}", chain(&error));
-                        self.last_error = Some(text.clone());
-                        self.warn("FailedMount", &text);
-                        false
-                    }
-                }
-            }
+            Done::Volumes(result, records) => self.mounted(result, records),
             Done::Image(container, outcomes) => {
                 let Outcomes { result, records } = *outcomes;
                 self.start.absorb(records);
@@ -103,8 +88,12 @@ impl Worker {
             }
             Done::Container(container, Outcomes { result, records }) => {
                 self.start.absorb(records);
-                let init = self.pod.container(&container).is_some_and(|c| c.role != Role::App);
+                let init = self.pod.init.iter().any(|c| c.name == container);
                 self.context.metrics.container(init, result.as_ref().err().map(|e| e.reason.as_str()));
+                if result.is_ok() {
+                    // Created goes without saying: each event is a write to the API server.
+                    self.context.note(&self.pod, &container, "Started", "Container started".to_owned());
+                }
                 let memory = self.journal.of_mut(&container);
                 match result {
                     Ok(started) => {
@@ -157,6 +146,7 @@ impl Worker {
                 self.unmounted = result.is_ok();
                 self.logged(result.map_err(|e| chain(&e)), "unmount its volumes")
             }
+            Done::Resized(given, result) => self.resized(given, result),
             Done::Clean(logs, result) => {
                 let ok = self.logged(result, "remove what was made for it");
                 self.cleaned |= ok;

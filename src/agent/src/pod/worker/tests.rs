@@ -167,6 +167,15 @@ impl RuntimeService for Runtime {
         }
         Ok(Response::new(v1::StopContainerResponse {}))
     }
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
+        let request = request.into_inner();
+        let linux = request.linux.unwrap();
+        self.called(format!("update {} {} {}", request.container_id, linux.cpu_shares, linux.cpu_quota));
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
+    }
     async fn remove_container(
         &self,
         request: Request<v1::RemoveContainerRequest>,
@@ -211,7 +220,6 @@ impl RuntimeService for Runtime {
     }
     absent! {
         version(VersionRequest) -> VersionResponse;
-        update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         exec_sync(ExecSyncRequest) -> ExecSyncResponse;
         exec(ExecRequest) -> ExecResponse;
@@ -310,6 +318,7 @@ impl ImageService for Runtime {
 struct Server {
     pod: Arc<Mutex<Value>>,
     writes: Arc<Mutex<Vec<String>>>,
+    notes: Arc<Mutex<Vec<String>>>,
     flow: Arc<Mutex<Option<Flow>>>,
     conditions: Arc<Mutex<Vec<Condition>>>,
     changed: Arc<tokio::sync::Notify>,
@@ -320,6 +329,7 @@ impl Server {
         Server {
             pod: Arc::new(Mutex::new(pod)),
             writes: Arc::default(),
+            notes: Arc::default(),
             flow: Arc::default(),
             conditions: Arc::default(),
             changed: Arc::default(),
@@ -394,6 +404,10 @@ impl PodApi for Server {
     async fn warn(&self, _: &api::Pod, reason: &str, message: &str) {
         self.wrote(format!("warn {reason}: {message}"));
     }
+    async fn note(&self, _: &api::Pod, container: &str, reason: &str, message: &str) {
+        // Not a write that a test counts: when it comes is nobody's business.
+        self.notes.lock().unwrap().push(format!("{container} {reason}: {message}"));
+    }
     async fn services(&self, _: &str) -> Vec<api::Service> {
         Vec::new()
     }
@@ -435,6 +449,10 @@ impl Bench {
                 Arc::new(Fake),
                 BTreeMap::new(),
             ),
+            ledger: crate::pod::ledger::Ledger::new(BTreeMap::from([(
+                "cpu".to_owned(),
+                k8s_openapi::apimachinery::pkg::api::resource::Quantity("2".to_owned()),
+            )])),
             cgroups: Arc::new(Cgroups::new(&tree, "/")),
             metrics,
             pace: Pace::default(),
@@ -665,4 +683,118 @@ async fn what_was_deleted_is_not_begun_again_by_late_news() {
     pods.delete("u-1");
     pods.apply(object, bench.context.clock.now(), true);
     assert_eq!(pods.pods().len(), 1, "nothing is kept once its end was told");
+}
+
+/// A config map that changes, and a token that must be renewed: what volumes show.
+#[tokio::test]
+async fn what_a_volume_shows_is_brought_up_to_date_and_costs_no_write() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}],
+        "volumes": [{"name": "labels", "downwardAPI": {"items": [
+            {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}))
+    .await;
+    let (handle, _ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    let before = bench.server.writes.lock().unwrap().len();
+    let file = bench.dir.path().join("root/pods/u-1/volumes/kubernetes.io~downward-api/labels/labels");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+    {
+        let mut pod = bench.server.pod.lock().unwrap();
+        pod["metadata"]["labels"] = json!({"a": "b"});
+        pod["metadata"]["resourceVersion"] = json!("500");
+    }
+    handle.inputs.send(Input::Pod(Arc::new(bench.server.object()))).unwrap();
+    let shown = async {
+        while std::fs::read_to_string(&file).unwrap() != "a=\"b\"" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), shown).await.expect("the volume shows the new labels");
+    assert_eq!(bench.server.writes.lock().unwrap().len(), before);
+}
+
+#[tokio::test]
+async fn an_ephemeral_container_is_started_once_beside_the_others_and_ends_with_its_pod() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    let (handle, ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    {
+        let mut pod = bench.server.pod.lock().unwrap();
+        pod["spec"]["ephemeralContainers"] =
+            json!([{"name": "d", "image": "i:1", "targetContainerName": "c"}]);
+        pod["metadata"]["resourceVersion"] = json!("500");
+    }
+    handle.inputs.send(Input::Pod(Arc::new(bench.server.object()))).unwrap();
+    let runs = |s: &Server| {
+        let all = s.object().status.and_then(|s| s.ephemeral_container_statuses).unwrap_or_default();
+        all.iter().any(|c| c.name == "d" && c.state.as_ref().is_some_and(|s| s.running.is_some()))
+    };
+    bench.server.until(runs).await;
+    let options = {
+        let state = bench.runtime.lock();
+        let made = state.containers.iter().find(|c| c.2.metadata.as_ref().unwrap().name == "d").unwrap();
+        made.2.linux.clone().unwrap().security_context.unwrap().namespace_options.unwrap()
+    };
+    assert_eq!((options.pid, options.target_id.as_str()), (v1::NamespaceMode::Target as i32, "c-0"));
+    // It ends, and is not begun again.
+    {
+        let mut state = bench.runtime.lock();
+        for c in state.containers.iter_mut().filter(|c| c.2.metadata.as_ref().unwrap().name == "d") {
+            c.3 = v1::ContainerState::ContainerExited;
+        }
+    }
+    handle.inputs.send(Input::Runtime).unwrap();
+    let over = |s: &Server| {
+        let all = s.object().status.and_then(|s| s.ephemeral_container_statuses).unwrap_or_default();
+        all.iter().any(|c| c.state.as_ref().is_some_and(|s| s.terminated.is_some()))
+    };
+    bench.server.until(over).await;
+    bench.delete(&handle);
+    assert!(ended.await.unwrap());
+    let calls = bench.runtime.lock().calls.clone();
+    assert_eq!(calls.iter().filter(|c| c.starts_with("start d-")).count(), 1, "{calls:?}");
+    let notes = bench.server.notes.lock().unwrap().clone();
+    assert!(notes.contains(&"c Killing: Stopping container c".to_owned()), "{notes:?}");
+    assert!(notes.contains(&"d Started: Container started".to_owned()), "{notes:?}");
+}
+
+#[tokio::test]
+async fn a_resize_is_given_done_and_told() {
+    let spec = json!({"containers": [{"name": "c", "image": "i:1",
+        "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}}}]});
+    let bench = Bench::new(spec).await;
+    let (handle, _ended) = bench.spawn();
+    bench.server.until(|s| s.has("flow true")).await;
+    let wish = |cpu: &str, version: &str| {
+        {
+            let mut pod = bench.server.pod.lock().unwrap();
+            pod["spec"]["containers"][0]["resources"] =
+                json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}});
+            pod["metadata"]["generation"] = json!(version.parse::<i64>().unwrap());
+            pod["metadata"]["resourceVersion"] = json!(version);
+        }
+        handle.inputs.send(Input::Pod(Arc::new(bench.server.object()))).unwrap();
+    };
+    wish("300m", "500");
+    let cpu = |s: &Server| {
+        let status = s.object().status.unwrap();
+        let one = status.container_statuses.unwrap_or_default().remove(0);
+        let of = |list: Option<BTreeMap<String, _>>| -> Option<String> {
+            list.and_then(|mut l| l.remove("cpu"))
+                .map(|q: k8s_openapi::apimachinery::pkg::api::resource::Quantity| q.0)
+        };
+        (of(one.allocated_resources), of(one.resources.and_then(|r| r.limits)))
+    };
+    let now = (Some("300m".to_owned()), Some("300m".to_owned()));
+    let condition = |s: &Server, kind: &str| {
+        s.object().status.unwrap().conditions.unwrap().into_iter().find(|c| c.type_ == kind)
+    };
+    bench.server.until(|s| cpu(s) == now).await;
+    let calls = bench.runtime.lock().calls.clone();
+    assert!(calls.contains(&"update c-0 307 30000".to_owned()), "{calls:?}");
+    assert_eq!(calls.iter().filter(|c| c.starts_with("start ")).count(), 1, "nothing is restarted");
+    // More than the node has: said, and nothing done.
+    wish("100", "600");
+    bench.server.until(|s| condition(s, "PodResizePending").is_some()).await;
+    let pending = condition(&bench.server, "PodResizePending").unwrap();
+    assert_eq!((pending.reason.as_deref(), cpu(&bench.server)), (Some("Infeasible"), now));
 }

@@ -25,6 +25,7 @@ fn instance(id: &str) -> Instance {
         started: at(0),
         state: State::Running,
         image_id: String::new(),
+        waited: None,
     }
 }
 
