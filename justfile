@@ -10,6 +10,11 @@ test:
 # kill -9 of the runtime at each step that leaves something behind (tests/run has it too)
 points:
     cargo test --release --workspace --features podway-runtime/failpoints --test points
+# Each fuzz target for a minute (needs cargo-fuzz and a nightly toolchain)
+fuzz seconds="60":
+    for target in unpack manifest request cni journal hosts users; do \
+        cargo +nightly fuzz run --sanitizer none "$target" -- -max_total_time={{seconds}} || exit 1; \
+    done
 crds:
     cargo run --release --bin podway -- crds > crds/podflows.yaml
 deny:
@@ -19,3 +24,6 @@ up:
 # Kubernetes' own end-to-end suite; `just conformance --write` for the page, `--set cluster`, `--focus REGEX`.
 conformance *ARGS:
     cargo build --release --workspace --bins && target/release/podway-conformance {{ARGS}}
+# Our scheduler beside a stock kube-scheduler, 2,000 random pods (minutes); CI runs a short part of it.
+differential *args:
+    cargo run --release -p podway-tests --bin podway-differential -- {{args}}

@@ -6,10 +6,12 @@
 //! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
 //! server's log who wrote what. [`prometheus`] scrapes. [`meter`] and
 //! [`figures`] are for the bench driver, [`conformance`] for the one that runs Kubernetes' own suite.
+//! [`differential`] compares our scheduler with a stock one.
 
 pub mod audit;
 pub mod cluster;
 pub mod conformance;
+pub mod differential;
 pub mod dump;
 pub mod figures;
 pub mod leaks;

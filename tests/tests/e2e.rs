@@ -1,5 +1,7 @@
 //! What podway must show end to end, on a real API server: the cases of `e2e/`, in one cluster.
 
+#[path = "e2e/chaos.rs"]
+mod chaos;
 #[path = "e2e/containerd.rs"]
 mod containerd;
 #[path = "e2e/create.rs"]
@@ -63,9 +65,12 @@ const CASES: &[Case] = &[
     case!(TOGETHER, flow::a_start_costs_at_most_7_writes_and_a_settled_pod_none),
     case!(TOGETHER, failures::bad_image),
     case!(TOGETHER, failures::missing_config_map),
+    case!(TOGETHER, failures::explained),
+    case!(TOGETHER, failures::evicted_for_its_own_volume),
     case!(TOGETHER, failures::crashing),
     case!(TOGETHER, failures::out_of_memory),
     case!(TOGETHER, failures::bad_command),
+    case!(TOGETHER, chaos::a_hung_volume_and_a_hung_probe),
     case!(TOGETHER, kubectl::logs),
     case!(TOGETHER, kubectl::exec),
     case!(TOGETHER, kubectl::deleted_with_grace),
@@ -79,6 +84,8 @@ const CASES: &[Case] = &[
     case!(ALONE, manifests::the_scheduler_in_a_pod),
     case!(ALONE, restarts::of_the_scheduler),
     case!(ALONE, restarts::of_the_agent),
+    case!(ALONE, restarts::of_the_agent_with_many_pods),
+    case!(ALONE, chaos::the_api_server_is_gone_for_a_while),
     case!(ALONE, restarts::of_the_runtime),
     case!(ALONE, restarts::an_exit_while_nobody_looks),
     case!(ALONE, restarts::a_second_up_finds_all),

@@ -1,6 +1,9 @@
 //! Configuration of the agent; the names are the kubelet's flags in snake case.
 
+use crate::gc::collect::ImagePolicy;
+use crate::gc::logs;
 use crate::node::pressure::Thresholds;
+use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -45,6 +48,58 @@ pub struct Config {
     pub podflow: bool,
     /// `evictionHard`: below what a resource of the node is reported as short.
     pub thresholds: Thresholds,
+    /// `containerLogMaxSize` and `containerLogMaxFiles`.
+    pub container_logs: logs::Policy,
+    /// `imageGCHighThresholdPercent` and its kin.
+    pub image_gc: ImagePolicy,
+}
+
+impl Config {
+    /// As `/configz` shows it: a `KubeletConfiguration`, the fields that the agent heeds.
+    #[must_use]
+    pub fn configz(&self) -> Value {
+        let percent = |part: f64| format!("{}%", part * 100.0);
+        let t = &self.thresholds;
+        let mut hard = json!({
+            "memory.available": format!("{}", t.memory),
+            "nodefs.available": percent(t.nodefs),
+            "nodefs.inodesFree": percent(t.nodefs_inodes),
+            "imagefs.available": percent(t.imagefs),
+            "imagefs.inodesFree": percent(t.imagefs_inodes),
+        });
+        if let Some(part) = t.pids {
+            hard["pid.available"] = json!(percent(part));
+        }
+        let ca = self.client_ca_file.as_ref();
+        json!({
+            "address": self.address,
+            "port": self.port,
+            "tlsCertFile": self.tls_cert_file,
+            "tlsPrivateKeyFile": self.tls_private_key_file,
+            "authentication": {
+                "x509": ca.map_or_else(|| json!({}), |file| json!({"clientCAFile": file})),
+                "webhook": {"enabled": true},
+                "anonymous": {"enabled": false},
+            },
+            "authorization": {"mode": "Webhook"},
+            "clusterDNS": self.cluster_dns,
+            "clusterDomain": self.cluster_domain,
+            "cgroupRoot": self.cgroup_root,
+            "cgroupDriver": "cgroupfs",
+            "resolvConf": self.resolv_conf,
+            "maxPods": self.max_pods,
+            "podLogsDir": self.pod_logs_dir,
+            "containerRuntimeEndpoint": self.container_runtime_endpoint,
+            "evictionHard": hard,
+            "evictionPressureTransitionPeriod": format!("{}s", t.transition.as_secs()),
+            "containerLogMaxSize": self.container_logs.max_size.to_string(),
+            "containerLogMaxFiles": self.container_logs.max_files,
+            "imageGCHighThresholdPercent": self.image_gc.high,
+            "imageGCLowThresholdPercent": self.image_gc.low,
+            "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs()),
+            "imageMaximumGCAge": format!("{}s", self.image_gc.max_age.unwrap_or_default().as_secs()),
+        })
+    }
 }
 
 impl Default for Config {
@@ -69,6 +124,8 @@ impl Default for Config {
             audit_log: None,
             podflow: true,
             thresholds: Thresholds::default(),
+            container_logs: logs::Policy::default(),
+            image_gc: ImagePolicy::default(),
         }
     }
 }

@@ -467,6 +467,8 @@ fn tail(path: &str) -> Option<String> {
     Some(joined[from..].to_owned())
 }
 
+mod usage;
+
 #[cfg(test)]
 mod tests {
     use super::*;

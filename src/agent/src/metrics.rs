@@ -1,7 +1,10 @@
 //! The agent's metrics: the kubelet's names where they exist, so that dashboards keep working, and
 //! `podway_pod_phase_duration_seconds`. No pod, image or container name is ever a label.
 
+pub mod probes;
+
 use podway_flow::{Flow, Outcome, Phase};
+use probes::Probes;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -56,6 +59,9 @@ pub struct Metrics {
     /// `kubelet_orphaned_runtime_pods`: pods in the runtime that no API object stands for.
     pub orphans: Counter,
     admission_rejections: Family<Labels, Counter>,
+    evictions: Family<Labels, Counter>,
+    /// `/metrics/probes`.
+    pub probes: Probes,
     /// `podway_events_discarded`: events beyond the budget.
     pub events_discarded: Counter,
 }
@@ -83,6 +89,8 @@ impl Metrics {
             running_pods: Gauge::default(),
             orphans: Counter::default(),
             admission_rejections: Family::default(),
+            evictions: Family::default(),
+            probes: Probes::default(),
             events_discarded: Counter::default(),
             registry: Registry::default(),
         };
@@ -147,6 +155,7 @@ impl Metrics {
             "Containers that failed to start",
             m.started_containers_errors.clone(),
         );
+        registry.register("kubelet_evictions", "Pods that were evicted", m.evictions.clone());
         registry.register(
             "podway_events_discarded",
             "Events that were not written for the budget's sake",
@@ -205,6 +214,11 @@ impl Metrics {
             let labels = vec![("container_type", kind.to_owned()), ("code", code.to_owned())];
             self.started_containers_errors.get_or_create(&labels).inc();
         }
+    }
+
+    /// A pod was evicted for `signal`.
+    pub fn evicted(&self, signal: &str) {
+        self.evictions.get_or_create(&vec![("eviction_signal", signal.to_owned())]).inc();
     }
 
     /// Counts a refused pod.

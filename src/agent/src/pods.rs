@@ -2,9 +2,11 @@
 //! view that the kubelet API has of them. It owns no pod's state: that is its worker's alone.
 
 use crate::cri::Told;
+use crate::eviction;
+use crate::node;
 use crate::pod::admission::{self, Ask, Offer};
 use crate::pod::context::Context;
-use crate::pod::core::Terminal;
+use crate::pod::core::{Ending, Terminal};
 use crate::pod::model::Pod;
 use crate::pod::worker::{self, Beginning, Handle, Input};
 use crate::source::{PodSource, PodView};
@@ -40,6 +42,8 @@ struct Table {
     deleted: HashSet<String>,
     /// What runs here and that no API object stands for, until it is gone.
     orphans: HashMap<String, Handle>,
+    /// What the runtime held when the agent began: it was taken before, and is not refused now.
+    held: HashSet<String>,
     /// Whether the runtime has told of all that it holds: what is bound to the node later is new to it.
     swept: bool,
 }
@@ -48,6 +52,7 @@ struct Table {
 pub struct Pods {
     context: Context,
     offer: Offer,
+    node: watch::Receiver<node::State>,
     table: Mutex<Table>,
 }
 
@@ -57,10 +62,10 @@ fn terminal(pod: &api::Pod) -> bool {
 }
 
 impl Pods {
-    /// None yet, on a node that offers `offer`.
+    /// None yet, on a node that offers `offer` and stands as `node` tells.
     #[must_use]
-    pub fn new(context: Context, offer: Offer) -> Arc<Self> {
-        Arc::new(Pods { context, offer, table: Mutex::default() })
+    pub fn new(context: Context, offer: Offer, node: watch::Receiver<node::State>) -> Arc<Self> {
+        Arc::new(Pods { context, offer, node, table: Mutex::default() })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -111,13 +116,16 @@ impl Pods {
 
     /// Whether the node takes a new pod. One that it had taken before a restart is not asked again.
     fn admit(&self, table: &Table, object: &api::Pod) -> Option<Terminal> {
-        let known = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
-        if known || terminal(object) || object.metadata.deletion_timestamp.is_some() {
+        let started = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
+        let held = object.metadata.uid.as_ref().is_some_and(|uid| table.held.contains(uid));
+        if started || held || terminal(object) || object.metadata.deletion_timestamp.is_some() {
             return None;
         }
         let live = table.pods.values().filter(|e| !terminal(&e.handle.view.borrow().object));
         let others: Vec<&Ask> = live.map(|e| &e.ask).collect();
-        let refusal = admission::admit(object.spec.as_ref()?, &others, &self.offer).err()?;
+        let pressures = self.node.borrow().pressures;
+        let refusal = eviction::refuses(object, pressures)
+            .or_else(|| admission::admit(object.spec.as_ref()?, &others, &self.offer).err())?;
         self.context.metrics.refused(&refusal.reason);
         let (api, pod, refused) = (Arc::clone(&self.context.api), object.clone(), refusal.clone());
         tokio::spawn(async move { api.warn(&pod, &refused.reason, &refused.message).await });
@@ -132,6 +140,7 @@ impl Pods {
         let entry = {
             let mut table = self.table();
             let entry = table.pods.remove(uid);
+            self.context.metrics.probes.forget(uid);
             if gone && entry.as_ref().is_some_and(|e| !e.left) {
                 table.deleted.insert(uid.to_owned());
             }
@@ -174,6 +183,15 @@ impl Pods {
             }
         }
         self.sweep().await;
+    }
+
+    /// Asks the runtime what it holds, before the first pod is listed: that a pod was taken is written
+    /// in its sandbox, also when its status never got to the API server.
+    pub async fn recall(&self) {
+        match self.context.cri.pods().await {
+            Ok(pods) => self.table().held = pods.into_iter().map(|p| p.uid).collect(),
+            Err(error) => tracing::warn!(%error, "what was taken before is not known"),
+        }
     }
 
     /// Takes down what the runtime, the volumes' directory or the cgroups have of pods that nobody
@@ -255,6 +273,19 @@ impl Pods {
         })
     }
 
+    /// Ends a pod for the node's sake.
+    pub fn end(&self, uid: &str, ending: Ending) {
+        if let Some(entry) = self.table().pods.get(uid) {
+            let _ = entry.handle.inputs.send(Input::End(Box::new(ending)));
+        }
+    }
+
+    /// What the worker of `uid` sees, now and on.
+    #[must_use]
+    pub fn view(&self, uid: &str) -> Option<watch::Receiver<Arc<PodView>>> {
+        self.table().pods.get(uid).map(|e| e.handle.view.clone())
+    }
+
     /// The runtime told what became of a pod.
     pub fn told(&self, told: Told) {
         let table = self.table();
@@ -300,6 +331,10 @@ impl PodSource for Pods {
         let newest =
             named.max_by_key(|e| e.handle.view.borrow().object.metadata.deletion_timestamp.is_none())?;
         Some(newest.handle.view.clone())
+    }
+
+    fn probes(&self) -> String {
+        self.context.metrics.probes.text()
     }
 
     fn metrics(&self) -> String {

@@ -8,7 +8,11 @@ use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::cri::Cri;
 use crate::dns::{self, NodeDns};
+use crate::eviction::Eviction;
+use crate::gc::Collector;
 use crate::metrics::Metrics;
+use crate::node::events;
+use crate::node::machine::Reader;
 use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::pod::admission::Offer;
@@ -16,10 +20,11 @@ use crate::pod::context::Context;
 use crate::pod::ledger::Ledger;
 use crate::pod::status;
 use crate::pods::Pods;
+use crate::stats::Stats;
 use crate::status::pace::Pace;
 use crate::volumes::VolumeManager;
 use crate::volumes::api::ApiSource;
-use crate::{lease, server, watch};
+use crate::{gc, lease, server, watch};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
@@ -139,6 +144,7 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
         }
         "watch of services"
     });
+    let counts = Arc::clone(&metrics);
     let context = context(&client, &config, &node, cri.clone(), metrics, runtime, services, clock)?;
     let offer = Offer {
         node: config.node_name.clone(),
@@ -146,17 +152,55 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
         labels: node.metadata.labels.clone().unwrap_or_default(),
         max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
     };
-    let pods = Pods::new(context, offer);
+    let pods = Pods::new(context, offer, node_handle.state());
+    let stats = Arc::new(Stats::new(Arc::new(cri.clone()), &config));
     let parts = server::Parts {
         client: client.clone(),
         pods: Arc::clone(&pods) as _,
         streaming: Arc::new(channel),
+        stats: Arc::clone(&stats),
+        configz: Arc::new(config.configz()),
+        system_logs: PathBuf::from("/var/log"),
         node: node_handle.state(),
     };
     let server = server::Server::bind(&config, parts).await?;
     tasks.spawn(async move {
         server.serve(shutdown).await;
         "kubelet API"
+    });
+    let node_events = events::Writer::new(client.clone(), &config.node_name);
+    let collector =
+        Arc::new(Collector::new(cri.clone(), Arc::clone(&pods) as _, node_events.clone(), config.image_gc));
+    for part in [true, false] {
+        let collector = Arc::clone(&collector);
+        tasks.spawn(async move {
+            if part {
+                gc::images(collector).await
+            } else {
+                gc::containers(collector).await
+            }
+            "garbage collection"
+        });
+    }
+    let eviction = Eviction {
+        pods: Arc::clone(&pods),
+        stats,
+        collector,
+        events: node_events,
+        poke: node_handle.clone(),
+        thresholds: config.thresholds.clone(),
+        reader: Reader::new(Path::new("/"), &config.cgroup_root),
+        root_dir: config.root_dir.clone(),
+        metrics: Arc::clone(&counts),
+    };
+    tasks.spawn(async move {
+        eviction.run().await;
+        "eviction"
+    });
+    let (logs_cri, logged, policy) = (cri.clone(), Arc::clone(&pods), config.container_logs);
+    tasks.spawn(async move {
+        gc::rotate_logs(logs_cri, logged, policy).await;
+        "rotation of logs"
     });
     let events = Arc::clone(&pods);
     tasks.spawn(async move {

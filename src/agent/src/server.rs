@@ -11,11 +11,14 @@ pub mod exec;
 pub mod logs;
 mod metrics;
 pub mod proxy;
+mod system_logs;
 pub mod tls;
+mod usage;
 
 use crate::config::Config;
 use crate::node;
 use crate::source::PodSource;
+use crate::stats::Stats;
 use authn::{Tokens, User};
 use authz::Access;
 use axum::Router;
@@ -32,6 +35,7 @@ use hyper_util::server::conn::auto;
 use kube::Client;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tls::{Tls, TlsError};
@@ -66,6 +70,12 @@ pub struct Parts {
     pub pods: Arc<dyn PodSource>,
     /// Streams into containers.
     pub streaming: Arc<dyn Streaming>,
+    /// What is used.
+    pub stats: Arc<Stats>,
+    /// The configuration as it is in force: `/configz`.
+    pub configz: Arc<serde_json::Value>,
+    /// The directory of `/logs/`.
+    pub system_logs: PathBuf,
     /// How the node stands: `/readyz`.
     pub node: watch::Receiver<node::State>,
 }
@@ -192,6 +202,15 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(metrics))
         .route("/pods", get(pods))
         .route("/pods/", get(pods))
+        .route("/runningpods", get(usage::running))
+        .route("/runningpods/", get(usage::running))
+        .route("/stats/summary", get(usage::summary).post(usage::summary))
+        .route("/metrics/resource", get(usage::resource))
+        .route("/metrics/cadvisor", get(usage::cadvisor))
+        .route("/metrics/probes", get(usage::probes))
+        .route("/configz", get(usage::configz))
+        .route("/logs/", get(system_logs_root))
+        .route("/logs/{*path}", get(system_logs_below))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
         .route("/exec/{namespace}/{pod}/{container}", get(exec).post(exec))
         .route("/exec/{namespace}/{pod}/{uid}/{container}", get(exec).post(exec))
@@ -251,6 +270,14 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     metrics::answer(shared.parts.pods.metrics(), &headers)
+}
+
+async fn system_logs_root(State(shared): State<Arc<Shared>>) -> Response {
+    system_logs::answer(shared.parts.system_logs.clone(), String::new()).await
+}
+
+async fn system_logs_below(State(shared): State<Arc<Shared>>, Path(path): Path<String>) -> Response {
+    system_logs::answer(shared.parts.system_logs.clone(), path).await
 }
 
 async fn pods(State(shared): State<Arc<Shared>>) -> Response {

@@ -52,6 +52,9 @@ pub trait PodSource: Send + Sync {
     /// The same as a stream: it changes with each step of the pod and closes when the pod is gone.
     fn follow(&self, namespace: &str, name: &str) -> Option<watch::Receiver<Arc<PodView>>>;
 
+    /// How often the pods' probes had which answer, in Prometheus' text format.
+    fn probes(&self) -> String;
+
     /// The agent's metrics in Prometheus' OpenMetrics text format.
     fn metrics(&self) -> String;
 }

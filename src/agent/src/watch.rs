@@ -21,18 +21,22 @@ const RELIST: Duration = Duration::from_secs(1);
 
 /// Watches the pods bound to `node` until the future is dropped.
 pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
+    pods.recall().await;
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
-    let mut listed: HashSet<String> = HashSet::new();
+    let mut listed: Vec<Pod> = Vec::new();
     while let Some(event) = events.next().await {
         let seen = clock.now();
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
-            Ok(watcher::Event::InitApply(pod)) => {
-                listed.extend(pod.metadata.uid.clone());
-                pods.apply(Arc::new(pod), seen, false);
+            Ok(watcher::Event::InitApply(pod)) => listed.push(pod),
+            Ok(watcher::Event::InitDone) => {
+                let mut all = std::mem::take(&mut listed);
+                let uids: HashSet<String> = all.iter().filter_map(|p| p.metadata.uid.clone()).collect();
+                all.sort_by_key(turn);
+                all.into_iter().for_each(|pod| pods.apply(Arc::new(pod), seen, false));
+                pods.listed(&uids).await;
             }
-            Ok(watcher::Event::InitDone) => pods.listed(&listed).await,
             Ok(watcher::Event::Apply(pod)) => pods.apply(Arc::new(pod), seen, true),
             Ok(watcher::Event::Delete(pod)) => pods.delete(pod.metadata.uid.as_deref().unwrap_or_default()),
             Err(error) => {
@@ -40,6 +44,13 @@ pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
             }
         }
     }
+}
+
+/// In which order the pods of a listing are taken: those that run here have their room before one
+/// that is new asks for it; else the oldest first.
+fn turn(pod: &Pod) -> (bool, Option<jiff::Timestamp>) {
+    let started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
+    (!started, pod.metadata.creation_timestamp.as_ref().map(|t| t.0))
 }
 
 /// Follows the runtime's events until the future is dropped.
@@ -80,5 +91,29 @@ pub async fn runtime(cri: Cri, pods: Arc<Pods>) {
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(REOPEN.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_runs_is_taken_before_who_is_new() {
+        let pod = |name: &str, created: &str, started: Option<&str>| -> Pod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name, "creationTimestamp": created}, "status": {"startTime": started}}))
+            .unwrap()
+        };
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let mut all = [
+            pod("new", early, None),
+            pod("newer", late, None),
+            pod("b", late, Some(late)),
+            pod("a", early, Some(late)),
+        ];
+        all.sort_by_key(turn);
+        let names: Vec<&str> = all.iter().filter_map(|p| p.metadata.name.as_deref()).collect();
+        assert_eq!(names, ["a", "b", "new", "newer"]);
     }
 }

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{FakePods, FakeRuntime, FakeStreaming, observation, within};
+use common::{FakePods, FakeRuntime, FakeStreaming, FakeUsage, observation, within};
 use futures::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -25,7 +25,8 @@ use kube::{Client, ResourceExt as _};
 use podway_agent::node::pressure::Thresholds;
 use podway_agent::node::{Handle, Registrar, addresses};
 use podway_agent::server::{Parts, Server};
-use podway_agent::source::{ContainerView, PodView};
+use podway_agent::source::{ContainerView, PodSource as _, PodView};
+use podway_agent::stats::Stats;
 use podway_agent::{config::Config, lease};
 use podway_cluster::{Cluster, Program, down};
 use serde_json::json;
@@ -89,6 +90,7 @@ async fn whole(cluster: &Cluster, dir: &Path) {
     let runtime = Arc::new(FakeRuntime(Mutex::new(observation(false))));
     let pods = Arc::new(FakePods::default());
     let streaming = FakeStreaming::start().await;
+    let used = Arc::new(FakeUsage::default());
 
     // The server has its port before the node says which it is.
     let (state, stop) = (tokio::sync::watch::Sender::new(Default::default()), CancellationToken::new());
@@ -96,6 +98,9 @@ async fn whole(cluster: &Cluster, dir: &Path) {
         client: client.clone(),
         pods: pods.clone(),
         streaming: streaming.clone(),
+        stats: Arc::new(Stats::new(used.clone(), &config)),
+        configz: Arc::new(config.configz()),
+        system_logs: dir.to_owned(),
         node: state.subscribe(),
     };
     let server = Server::bind(&config, parts).await.unwrap();
@@ -118,6 +123,7 @@ async fn whole(cluster: &Cluster, dir: &Path) {
     registers_again(cluster, &client, &runtime, &config, port, stop_node).await;
     only_who_may(cluster, ip, port).await;
     logs(cluster, &pods, dir).await;
+    usage(cluster, &pods, &used).await;
     exec(cluster, &streaming).await;
     is_not_put_back(cluster).await;
 
@@ -333,6 +339,46 @@ async fn only_who_may(cluster: &Cluster, ip: std::net::IpAddr, port: u16) {
 
 fn view(object: Pod, containers: Vec<ContainerView>) -> PodView {
     PodView { object: Arc::new(object), containers, flow: Arc::default() }
+}
+
+/// What metrics-server, Prometheus and `kubectl get --raw` read.
+async fn usage(cluster: &Cluster, pods: &Arc<FakePods>, used: &Arc<FakeUsage>) {
+    let uid = pods.pods()[0].object.metadata.uid.clone().unwrap();
+    *used.0.lock().unwrap() = uid.clone();
+    let read = async |path: &str| {
+        let (status, text) = get(&cluster.client, &format!("/api/v1/nodes/{NAME}/proxy{path}")).await;
+        assert_eq!(status, 200, "{path}: {text}");
+        text
+    };
+    let json = async |path: &str| -> serde_json::Value { serde_json::from_str(&read(path).await).unwrap() };
+    let summary = json("/stats/summary").await;
+    assert_eq!(summary["node"]["nodeName"], NAME);
+    for figure in ["/node/cpu/usageCoreNanoSeconds", "/node/memory/workingSetBytes", "/node/fs/capacityBytes"]
+    {
+        assert!(summary.pointer(figure).unwrap().as_u64().unwrap() > 0, "{figure}");
+    }
+    let pod = &summary["pods"][0];
+    assert_eq!((&pod["podRef"]["name"], &pod["podRef"]["uid"]), (&json!("p"), &json!(uid)));
+    assert_eq!(pod["containers"][0]["memory"]["workingSetBytes"], 4096);
+    assert!(pod["ephemeral-storage"]["usedBytes"].is_u64(), "{pod}");
+    assert!(json("/stats/summary?only_cpu_and_memory=true").await["pods"][0]["ephemeral-storage"].is_null());
+    let resource = read("/metrics/resource").await;
+    for sample in [
+        "node_cpu_usage_seconds_total ",
+        "node_memory_working_set_bytes ",
+        "container_cpu_usage_seconds_total{container=\"c\",pod=\"p\",namespace=\"default\"} 1.5 ",
+        "pod_memory_working_set_bytes{pod=\"p\",namespace=\"default\"} 4096 ",
+        "resource_scrape_error 0",
+    ] {
+        assert!(resource.lines().any(|line| line.starts_with(sample)), "{sample} in {resource}");
+    }
+    let cadvisor = read("/metrics/cadvisor").await;
+    assert!(cadvisor.contains("machine_cpu_cores "), "{cadvisor}");
+    assert!(cadvisor.contains("container_memory_working_set_bytes{container=\"c\""), "{cadvisor}");
+    assert_eq!(read("/metrics/probes").await, "prober_probe_total 1\n");
+    assert_eq!(json("/configz").await["kubeletconfig"]["maxPods"], 110);
+    assert_eq!(json("/runningpods/").await["kind"], "PodList");
+    assert!(read("/logs/0.log").await.ends_with("the end of it\n"));
 }
 
 async fn kubectl(cluster: &Cluster, args: &[&str]) -> (bool, String, String) {

@@ -3,7 +3,9 @@
 pub(crate) mod agent;
 pub(crate) mod crds;
 pub(crate) mod down;
+pub(crate) mod explain;
 pub(crate) mod flow;
+pub(crate) mod image;
 pub(crate) mod runtime;
 pub(crate) mod scheduler;
 pub(crate) mod up;

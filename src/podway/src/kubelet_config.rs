@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use podway_agent::config::Config;
@@ -35,6 +36,17 @@ struct KubeletConfiguration {
     authentication: Authentication,
     #[serde(default)]
     eviction_hard: BTreeMap<String, String>,
+    eviction_pressure_transition_period: Option<String>,
+    container_log_max_size: Option<String>,
+    container_log_max_files: Option<usize>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    image_gc_high: Option<u64>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    image_gc_low: Option<u64>,
+    #[serde(rename = "imageMinimumGCAge")]
+    image_min_age: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_max_age: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,8 +101,56 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
         threshold(&mut config.thresholds, signal, value)
             .with_context(|| format!("evictionHard {signal}: {value:?}"))?;
     }
+    let logs = &mut config.container_logs;
+    if let Some(size) = &file.container_log_max_size {
+        let bytes = podway_agent::env::quantity::value(size).and_then(|n| u64::try_from(n).ok());
+        logs.max_size =
+            bytes.filter(|n| *n > 0).with_context(|| format!("containerLogMaxSize {size:?}: not a size"))?;
+    }
+    set(&mut logs.max_files, file.container_log_max_files);
+    anyhow::ensure!(logs.max_files > 1, "containerLogMaxFiles {}: must be greater than 1", logs.max_files);
+    let images = &mut config.image_gc;
+    set(&mut images.high, file.image_gc_high);
+    set(&mut images.low, file.image_gc_low);
+    anyhow::ensure!(images.high <= 100, "imageGCHighThresholdPercent {}: more than 100", images.high);
+    anyhow::ensure!(
+        images.low < images.high,
+        "imageGCLowThresholdPercent {} is not below imageGCHighThresholdPercent {}",
+        images.low,
+        images.high
+    );
+    set(&mut images.min_age, file.image_min_age.map(|t| duration("imageMinimumGCAge", &t)).transpose()?);
+    if let Some(text) = &file.image_max_age {
+        images.max_age = Some(duration("imageMaximumGCAge", text)?).filter(|age| !age.is_zero());
+    }
+    let transition = file.eviction_pressure_transition_period;
+    let transition = transition.map(|t| duration("evictionPressureTransitionPeriod", &t)).transpose()?;
+    set(&mut config.thresholds.transition, transition);
     config.client_ca_file = file.authentication.x509.client_ca_file.or(config.client_ca_file.take());
     Ok(())
+}
+
+/// A duration as Go writes one: `90s`, `2m0s`, `1h30m`.
+fn duration(field: &str, text: &str) -> anyhow::Result<Duration> {
+    let bad = || format!("{field} {text:?}: not a duration such as 2m0s");
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).with_context(bad)?;
+        let (number, unit) = rest.split_at(digits);
+        let number: u32 = number.parse().with_context(bad)?;
+        let (unit, length) = match unit {
+            u if u.starts_with("ms") => (Duration::from_millis(1), 2),
+            u if u.starts_with('h') => (Duration::from_secs(3600), 1),
+            u if u.starts_with('m') => (Duration::from_secs(60), 1),
+            u if u.starts_with('s') => (Duration::from_secs(1), 1),
+            _ => anyhow::bail!(bad()),
+        };
+        total = total.checked_add(unit.checked_mul(number).with_context(bad)?).with_context(bad)?;
+        rest = rest.get(digits + length..).unwrap_or_default();
+    }
+    anyhow::ensure!(!text.is_empty(), bad());
+    Ok(total)
 }
 
 /// One entry of `evictionHard`: a percentage of a disk or of the tasks, or bytes of memory.
@@ -129,6 +189,31 @@ mod tests {
         let mut config = Config::default();
         merge(include_str!("../../../config/agent.yaml"), &mut config).unwrap();
         assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn what_is_cleared_away_when() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let mut config = Config::default();
+        let all = "containerLogMaxSize: 1Mi\ncontainerLogMaxFiles: 3\nimageGCHighThresholdPercent: 70\n\
+                   imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1m30s\nimageMaximumGCAge: 1h\n\
+                   evictionPressureTransitionPeriod: 10s\n";
+        merge(&format!("{text}{all}"), &mut config).unwrap();
+        assert_eq!((config.container_logs.max_size, config.container_logs.max_files), (1 << 20, 3));
+        let images = config.image_gc;
+        assert_eq!((images.high, images.low, images.min_age.as_secs()), (70, 60, 90));
+        assert_eq!(images.max_age, Some(Duration::from_secs(3600)));
+        assert_eq!(config.thresholds.transition, Duration::from_secs(10));
+        for bad in [
+            "containerLogMaxSize: many",
+            "containerLogMaxFiles: 1",
+            "imageGCLowThresholdPercent: 90",
+            "imageGCHighThresholdPercent: 101",
+            "imageMinimumGCAge: soon",
+            "imageMinimumGCAge: 3",
+        ] {
+            merge(&format!("{text}{bad}\n"), &mut Config::default()).unwrap_err();
+        }
     }
 
     #[test]

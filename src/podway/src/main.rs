@@ -32,8 +32,12 @@ enum Command {
     Agent(commands::agent::Args),
     /// Serve the container runtime interface.
     Runtime(commands::runtime::Args),
+    /// Tell how an image would be got.
+    Image(commands::image::Args),
     /// Show every step of a pod's creation as a waterfall.
     Flow(commands::flow::Args),
+    /// Say why a pod is not Ready, or not gone yet.
+    Explain(commands::explain::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
 }
@@ -46,7 +50,9 @@ fn main() -> ExitCode {
         Command::Scheduler(args) => commands::scheduler::run(args),
         Command::Agent(args) => commands::agent::run(args),
         Command::Runtime(args) => commands::runtime::run(args),
+        Command::Image(args) => commands::image::run(&args),
         Command::Flow(args) => commands::flow::run(args),
+        Command::Explain(args) => commands::explain::run(args),
         Command::Crds(args) => commands::crds::run(&args),
     };
     match result {

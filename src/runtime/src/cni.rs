@@ -250,7 +250,8 @@ fn plugin_type(plugin: &Map<String, Value>) -> &str {
 }
 
 /// The addresses of a result, without their prefix length.
-fn ips(result: &Value) -> Vec<String> {
+#[must_use]
+pub fn ips(result: &Value) -> Vec<String> {
     let list = result.get("ips").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     list.iter()
         .filter_map(|ip| ip.get("address")?.as_str())

@@ -15,6 +15,8 @@ pub struct Config {
     pub state: PathBuf,
     /// Registries.
     pub registry: Registry,
+    /// Images.
+    pub images: Images,
     /// Network plugins.
     pub cni: Cni,
     /// The OCI runtime.
@@ -58,6 +60,28 @@ pub struct Metrics {
 pub struct Registry {
     /// A directory of `<host>/hosts.toml`.
     pub config_path: Option<PathBuf>,
+    /// Docker's config.json, for pulls that bring no credentials; none by default.
+    pub docker_config: Option<PathBuf>,
+    /// Where the `docker-credential-<name>` are that it may name.
+    pub credential_helpers: Option<PathBuf>,
+}
+
+/// Images.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Names of images that the kubelet's garbage collection must leave: `*` at an end fits any rest.
+    pub pinned: Vec<String>,
+    /// A directory of programs that must all accept an image before it is used.
+    pub verifiers: Option<PathBuf>,
+    /// How long each of them may take, in seconds.
+    pub verifier_timeout_seconds: u64,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Images { pinned: Vec::new(), verifiers: None, verifier_timeout_seconds: 10 }
+    }
 }
 
 /// Network plugins.
@@ -95,6 +119,7 @@ impl Default for Config {
             root: PathBuf::from("/var/lib/podway/runtime"),
             state: PathBuf::from("/run/podway/runtime"),
             registry: Registry::default(),
+            images: Images::default(),
             cni: Cni::default(),
             runc: Runc::default(),
             monitor: Monitor::default(),
@@ -170,8 +195,12 @@ mod tests {
         assert_eq!(Config::load(&file).unwrap(), Config::default());
         // What it shows as a comment reads as well.
         let text = std::fs::read_to_string(&file).unwrap();
-        let shown = text.replace("# config_path", "config_path").replace("# listen", "listen");
+        let mut shown = text.clone();
+        for key in ["config_path", "docker_config", "credential_helpers", "verifiers", "listen"] {
+            shown = shown.replace(&format!("# {key} ="), &format!("{key} ="));
+        }
         let config: Config = toml::from_str(&shown).unwrap();
         assert!(config.registry.config_path.is_some() && config.metrics.listen.is_some());
+        assert!(config.registry.credential_helpers.is_some() && config.images.verifiers.is_some());
     }
 }

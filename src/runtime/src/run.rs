@@ -82,8 +82,9 @@ impl Images for ImageStore {
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     private_dir(&config.root).map_err(|e| RunError::Dir(config.root.clone(), e))?;
     let store = ImageStore::open(&config.root)?;
-    let puller = Puller::new(Arc::clone(&store), config.registry.config_path.clone());
+    let puller = Puller::new(Arc::clone(&store), &config.registry, &config.images);
     let server = ImageServer::new(Arc::clone(&store), puller, podway_flow::Clock::new());
+    let server = server.pinning(config.images.pinned.clone());
     let watchers = (Arc::new(Metrics::default()), Arc::new(Collector::new(config.root.clone())));
     let server = server.counted(Arc::clone(&watchers.0)).beside(Arc::clone(&watchers.1));
     serve(config, store, server, watchers, shutdown).await

@@ -6,7 +6,7 @@
 use crate::classes::{Alike, Class, ClassId, Classes};
 use crate::model::{HostPort, NodeInfo, PodInfo, Resources};
 use crate::objects::Objects;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// What the pods of a node have taken.
@@ -20,8 +20,6 @@ pub struct Usage {
     pub pods: i64,
     /// Host ports, with how many pods hold each.
     pub host_ports: BTreeMap<HostPort, usize>,
-    /// How many pods of each controller stay, by its UID; one that is being deleted does not.
-    pub owned: BTreeMap<String, i64>,
     /// How many pods of each class.
     pub alike: BTreeMap<ClassId, Alike>,
 }
@@ -36,9 +34,6 @@ impl Usage {
         self.pods += 1;
         for port in &pod.host_ports {
             *self.host_ports.entry(port.clone()).or_insert(0) += 1;
-        }
-        if let Some(owner) = pod.owner.as_ref().filter(|_| !pod.deleting) {
-            *self.owned.entry(owner.clone()).or_insert(0) += 1;
         }
     }
 
@@ -59,14 +54,6 @@ impl Usage {
                 if *n == 0 {
                     self.host_ports.remove(port);
                 }
-            }
-        }
-        if let Some(owner) = pod.owner.as_ref().filter(|_| !pod.deleting)
-            && let Some(n) = self.owned.get_mut(owner)
-        {
-            *n -= 1;
-            if *n == 0 {
-                self.owned.remove(owner);
             }
         }
     }
@@ -194,6 +181,8 @@ pub struct Cache {
     namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     images: Arc<HashMap<String, usize>>,
     snapshot: Snapshot,
+    /// The nodes that differ from the snapshot's; `None` when not only their usage does.
+    changed: Option<BTreeSet<String>>,
 }
 
 impl Cache {
@@ -205,6 +194,7 @@ impl Cache {
             return before;
         }
         self.generation += 1;
+        self.changed = None;
         if before.as_ref().map(|b| &b.images) != Some(&info.images) {
             self.count_images(before.as_deref(), Some(&info));
         }
@@ -220,6 +210,7 @@ impl Cache {
         }
         self.count_images(before.as_deref(), None);
         self.generation += 1;
+        self.changed = None;
         before
     }
 
@@ -276,6 +267,7 @@ impl Cache {
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.pods.remove(uid)?;
         self.generation += 1;
+        self.usage_changed(&placed.node);
         self.classes.leave(placed.class);
         if let Some(entry) = self.nodes.get_mut(&placed.node) {
             Arc::make_mut(&mut entry.usage).remove(&placed.pod, placed.class);
@@ -304,6 +296,7 @@ impl Cache {
         let class = self.classes.enter(&pod);
         self.remove_pod(&pod.uid);
         self.generation += 1;
+        self.usage_changed(node);
         let entry = self.nodes.entry(node.to_owned()).or_default();
         Arc::make_mut(&mut entry.usage).add(&pod, class);
         Arc::make_mut(&mut entry.pods).push(NodePod { pod: pod.clone(), class });
@@ -380,20 +373,46 @@ impl Cache {
         self.pods.keys().map(String::as_str)
     }
 
-    /// The cluster as it is now; shares all that did not change.
+    fn usage_changed(&mut self, node: &str) {
+        if let Some(changed) = &mut self.changed
+            && !changed.contains(node)
+        {
+            changed.insert(node.to_owned());
+        }
+    }
+
+    /// A node as it is now.
+    #[must_use]
+    pub fn state_of(&self, node: &str) -> Option<NodeState> {
+        self.nodes.get(node).and_then(Entry::state)
+    }
+
+    /// Where a pod is placed.
+    #[must_use]
+    pub fn node_of(&self, uid: &str) -> Option<&str> {
+        self.pods.get(uid).map(|p| p.node.as_str())
+    }
+
+    /// The cluster as it is now; shares all that did not change. While nobody holds an earlier one, this
+    /// costs as much as has changed, not as much as there is.
     pub fn snapshot(&mut self) -> Snapshot {
         if self.snapshot.generation != self.generation {
-            let nodes = self
-                .nodes
-                .values()
-                .filter_map(|e| {
-                    let (usage, pods) = (e.usage.clone(), e.pods.clone());
-                    Some(NodeState { info: e.info.clone()?, usage, pods })
-                })
-                .collect();
+            let mut nodes = std::mem::take(&mut self.snapshot.nodes);
+            match (self.changed.take(), Arc::get_mut(&mut nodes)) {
+                (Some(changed), Some(nodes)) => {
+                    for name in changed {
+                        let at = nodes.binary_search_by(|n| n.info.name.as_str().cmp(&name));
+                        if let (Ok(at), Some(state)) = (at, self.state_of(&name)) {
+                            nodes[at] = state;
+                        }
+                    }
+                }
+                _ => nodes = Arc::new(self.nodes.values().filter_map(Entry::state).collect()),
+            }
+            self.changed = Some(BTreeSet::new());
             self.snapshot = Snapshot {
                 generation: self.generation,
-                nodes: Arc::new(nodes),
+                nodes,
                 classes: self.classes.by_id(),
                 objects: self.objects.clone(),
                 nominated: self.nominated.clone(),
@@ -402,6 +421,13 @@ impl Cache {
             };
         }
         self.snapshot.clone()
+    }
+}
+
+impl Entry {
+    fn state(&self) -> Option<NodeState> {
+        let (usage, pods) = (self.usage.clone(), self.pods.clone());
+        Some(NodeState { info: self.info.clone()?, usage, pods })
     }
 }
 
@@ -436,11 +462,14 @@ mod tests {
         assert_eq!(cache.confirm(pod("u", "n", 150)), None);
         let snapshot = cache.snapshot();
         assert_eq!((snapshot.nodes[0].usage.pods, snapshot.nodes[0].usage.requested.milli_cpu), (1, 150));
-        let leaving = PodInfo { deleting: true, owner: Some("rs".into()), ..(*pod("u", "n", 150)).clone() };
+        let leaving = PodInfo { deleting: true, ..(*pod("u", "n", 150)).clone() };
         cache.confirm(Arc::new(PodInfo { deleting: false, ..leaving.clone() }));
-        assert_eq!(cache.snapshot().nodes[0].usage.owned["rs"], 1);
+        let staying = |cache: &mut Cache| -> i64 {
+            cache.snapshot().nodes[0].usage.alike.values().map(|a| a.staying).sum()
+        };
+        assert_eq!(staying(&mut cache), 1);
         cache.confirm(Arc::new(leaving));
-        assert!(cache.snapshot().nodes[0].usage.owned.is_empty(), "one that leaves is no longer counted");
+        assert_eq!(staying(&mut cache), 0, "one that leaves is no longer counted");
         cache.remove_pod("u");
         assert_eq!(*cache.snapshot().nodes[0].usage, Usage::default());
         assert_eq!(snapshot.nodes[0].usage.pods, 1, "a snapshot never changes");

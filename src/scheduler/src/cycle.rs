@@ -475,7 +475,8 @@ mod tests {
     use super::*;
     use crate::cache::Cache;
     use crate::model::node::{Effect, Taint};
-    use crate::model::{NodeInfo, Resources};
+    use crate::model::{LabelSelector, NodeInfo, Owner, Resources};
+    use crate::objects::{Object, ReplicaSet};
     use crate::plugins::default_framework;
 
     fn node(name: &str, cpu: i64) -> NodeInfo {
@@ -623,9 +624,14 @@ mod tests {
         for n in [node("a", 4000), node("b", 2000)] {
             cache.set_node(Arc::new(n));
         }
+        let selector = LabelSelector::All(vec![]).and("app", "web");
+        let rs = Object::ReplicaSet(Arc::new(ReplicaSet { selector }));
+        cache.objects_mut().put("/rs".into(), rs);
         let mut counts = BTreeMap::new();
         for i in 0..5 {
-            let pod = PodInfo { uid: format!("u{i}"), owner: Some("rs".into()), ..asking(20) };
+            let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+            let owner = Some(Owner::ReplicaSet("rs".into()));
+            let pod = PodInfo { uid: format!("u{i}"), owner, labels, ..asking(20) };
             let run = |snapshot: &Snapshot| {
                 schedule_one(&default_framework(), snapshot, &pod, &|| Micros(1), &mut Trace::default())
             };

@@ -10,6 +10,7 @@ use crate::objects::Change;
 use crate::plugins::volume_binding::VolumePlan;
 use futures::future::BoxFuture;
 use std::any::{Any, TypeId};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -221,6 +222,12 @@ pub enum ClusterEvent {
 }
 
 impl ClusterEvent {
+    /// A node came, changed or went.
+    #[must_use]
+    pub const fn is_of_node(&self) -> bool {
+        matches!(self, ClusterEvent::NodeAdd(_) | ClusterEvent::NodeUpdate(..) | ClusterEvent::NodeDelete(_))
+    }
+
     /// Upstream's label for metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
@@ -244,6 +251,16 @@ pub trait Plugin: Send + Sync {
 
     /// The queueing hint: could `event` make this plugin accept `pod`, which it refused?
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool;
+
+    /// The same for an event that changed this node and no other: is `pod` accepted there now?
+    fn may_help_on(&self, pod: &PodInfo, event: &ClusterEvent, _node: &NodeState) -> bool {
+        self.may_help(pod, event)
+    }
+
+    /// False when such an event never helps any pod, so that none need be asked.
+    fn hears(&self, _event: &ClusterEvent) -> bool {
+        true
+    }
 }
 
 /// What PreFilter found.
@@ -303,15 +320,37 @@ pub struct Unfit<'a> {
     pub rejected: &'a BTreeMap<String, Status>,
 }
 
-/// Which pods go from which node, so that another can come.
+/// A node, and which pods would go from it so that another can come.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Preemption {
+pub struct Candidate {
     /// The node.
     pub node: String,
     /// The pods to evict, the most important first.
     pub victims: Vec<Arc<PodInfo>>,
     /// How many of them a PodDisruptionBudget would keep.
     pub violations: usize,
+}
+
+impl Candidate {
+    /// The smaller, the better: upstream's `pickOneNodeForPreemption`.
+    #[must_use]
+    pub fn rank(&self) -> impl Ord + use<> {
+        let highest = self.victims.first().map_or(i32::MIN, |p| p.priority);
+        // So that every summand counts, also a negative one.
+        let sum: i64 = self.victims.iter().map(|p| i64::from(p.priority) + i64::from(i32::MAX) + 1).sum();
+        let top = self.victims.iter().filter(|p| p.priority == highest);
+        let earliest = top.map(|p| p.started.unwrap_or(i64::MAX)).min().unwrap_or(i64::MAX);
+        (self.violations, highest, sum, self.victims.len(), Reverse(earliest))
+    }
+}
+
+/// The candidate that is taken, and those that were not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preemption {
+    /// Taken.
+    pub best: Candidate,
+    /// Not taken, the better first.
+    pub others: Vec<Candidate>,
 }
 
 /// What PostFilter found.
@@ -458,18 +497,16 @@ impl Framework {
         }
     }
 
-    /// Could `event` help a pod that `rejecting` refused? With no plugin on record, any event may.
+    /// The plugins that may refuse a pod, by name.
     #[must_use]
-    pub fn may_help(&self, rejecting: &BTreeSet<&'static str>, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        if rejecting.is_empty() || matches!(event, ClusterEvent::PodUpdate) {
-            return true;
-        }
-        let helps = |p: &dyn Plugin| rejecting.contains(p.name()) && p.may_help(pod, event);
-        self.filter.iter().any(|p| helps(p.as_ref()))
-            || self.post_filter.iter().any(|p| helps(p.as_ref()))
-            || self.pre_filter.iter().any(|p| helps(p.as_ref()))
-            || self.reserve.iter().any(|p| helps(p.as_ref()))
-            || self.permit.iter().any(|p| helps(p.as_ref()))
+    pub fn refusing(&self) -> BTreeMap<&'static str, &dyn Plugin> {
+        let mut out: BTreeMap<&'static str, &dyn Plugin> = BTreeMap::new();
+        out.extend(self.pre_filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.post_filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.reserve.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out.extend(self.permit.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        out
     }
 }
 

@@ -14,6 +14,7 @@ pub mod resources;
 pub mod selector;
 pub mod spread;
 pub mod storage;
+pub mod workload;
 
 pub use affinity::{PodAffinity, PodTerm, WeightedPodTerm};
 pub use budget::DisruptionBudget;
@@ -28,6 +29,7 @@ pub use storage::{
     CsiDriver, CsiNode, PersistentVolume, PersistentVolumeClaim, PodVolume, StorageCapacity, StorageClass,
     VolumeAttachment,
 };
+pub use workload::{Owner, ReplicaSet, ReplicationController, Service, StatefulSet};
 
 /// Whose object it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

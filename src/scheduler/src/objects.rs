@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use crate::model::{
-    CsiDriver, CsiNode, DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageCapacity,
-    StorageClass, VolumeAttachment,
+    CsiDriver, CsiNode, DisruptionBudget, PersistentVolume, PersistentVolumeClaim, ReplicaSet,
+    ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
 };
 
 /// Objects of a kind by key (`name`, or `namespace/name`), shared.
@@ -102,6 +102,14 @@ kinds! {
     StorageCapacity capacities,
     /// VolumeAttachments.
     VolumeAttachment attachments,
+    /// Services.
+    Service services,
+    /// ReplicationControllers.
+    ReplicationController replication_controllers,
+    /// ReplicaSets.
+    ReplicaSet replica_sets,
+    /// StatefulSets.
+    StatefulSet stateful_sets,
 }
 
 /// An object came, changed or went.

@@ -1,5 +1,10 @@
 //! The plugins, one per file, with the formulas and reasons of Kubernetes 1.36.
+//!
+//! [`registry`] has them in upstream's run order, which decides the reason that a node shows; a profile
+//! is what is left of it, in its order, with its weights and args.
 
+mod allocation;
+pub mod args;
 pub mod balanced_allocation;
 pub mod default_binder;
 pub mod default_preemption;
@@ -20,65 +25,118 @@ pub mod volume_restrictions;
 pub mod volume_zone;
 pub(crate) mod volumes;
 
-use crate::framework::Framework;
+pub use args::PluginArgs;
+
+use crate::framework::{Filter, Framework, Plugin, PostFilter, PreFilter, PreScore, Score};
 use std::sync::Arc;
 
-/// The default profile: upstream's run order and weights. Binding needs a client, so that its plugin
-/// is added where one is.
+/// A plugin at the points that it has.
+#[derive(Clone)]
+pub struct Entry {
+    /// Upstream's name.
+    pub name: &'static str,
+    /// Its weight, if it scores.
+    pub weight: i64,
+    pre_filter: Option<Arc<dyn PreFilter>>,
+    filter: Option<Arc<dyn Filter>>,
+    post_filter: Option<Arc<dyn PostFilter>>,
+    pre_score: Option<Arc<dyn PreScore>>,
+    score: Option<Arc<dyn Score>>,
+}
+
+macro_rules! entry {
+    ($plugin:expr, $weight:expr; $($point:ident),*) => {{
+        let plugin = Arc::new($plugin);
+        let mut entry = Entry {
+            name: plugin.name(),
+            weight: $weight,
+            pre_filter: None,
+            filter: None,
+            post_filter: None,
+            pre_score: None,
+            score: None,
+        };
+        $(entry.$point = Some(plugin.clone());)*
+        entry
+    }};
+    ($plugin:expr; $($point:ident),*) => { entry!($plugin, 0; $($point),*) };
+}
+
+/// All deciding plugins in run order, with their default weights.
+#[must_use]
+pub fn registry(args: &PluginArgs) -> Vec<Entry> {
+    let near = inter_pod_affinity::InterPodAffinity(args.affinity);
+    let spread = pod_topology_spread::PodTopologySpread(args.spread.clone());
+    let balanced = balanced_allocation::BalancedAllocation(args.balanced.clone());
+    vec![
+        entry!(node_unschedulable::NodeUnschedulable; filter),
+        entry!(node_name::NodeName; filter),
+        entry!(taint_toleration::TaintToleration, 3; filter, score),
+        entry!(node_affinity::NodeAffinity(args.node_affinity.clone()), 2; pre_filter, filter, pre_score, score),
+        entry!(node_ports::NodePorts; pre_filter, filter),
+        entry!(node_resources_fit::NodeResourcesFit(args.fit.clone()), 1; filter, score),
+        entry!(volume_restrictions::VolumeRestrictions; pre_filter, filter),
+        entry!(node_volume_limits::NodeVolumeLimits; pre_filter, filter),
+        entry!(volume_binding::VolumeBinding; pre_filter, filter),
+        entry!(volume_zone::VolumeZone; pre_filter, filter),
+        entry!(spread, 2; pre_filter, filter, pre_score, score),
+        entry!(near, 2; pre_filter, filter, pre_score, score),
+        entry!(dynamic_resources::DynamicResources; pre_filter, post_filter),
+        entry!(default_preemption::DefaultPreemption(args.preemption); post_filter),
+        entry!(balanced, 1; pre_score, score),
+        entry!(image_locality::ImageLocality, 1; score),
+        entry!(node_declared_features::NodeDeclaredFeatures; pre_filter, filter),
+    ]
+}
+
+impl Framework {
+    /// A profile's plugins, in this order. One that scores with weight 0 does not score.
+    #[must_use]
+    pub fn of(entries: impl IntoIterator<Item = Entry>) -> Self {
+        let mut out = Framework::default();
+        for entry in entries {
+            out.pre_filter.extend(entry.pre_filter);
+            out.filter.extend(entry.filter);
+            out.post_filter.extend(entry.post_filter);
+            if entry.weight != 0 {
+                out.pre_score.extend(entry.pre_score);
+                out.score.extend(entry.score.map(|plugin| (plugin, entry.weight)));
+            }
+        }
+        out
+    }
+}
+
+/// The default profile: upstream's run order, weights and args. Binding needs a client, so that its
+/// plugins are added where one is.
 #[must_use]
 pub fn default_framework() -> Framework {
-    let taints = Arc::new(taint_toleration::TaintToleration);
-    let affinity = Arc::new(node_affinity::NodeAffinity);
-    let ports = Arc::new(node_ports::NodePorts);
-    let fit = Arc::new(node_resources_fit::NodeResourcesFit);
-    let spread = Arc::new(pod_topology_spread::PodTopologySpread);
-    let near = Arc::new(inter_pod_affinity::InterPodAffinity);
-    let claims = Arc::new(dynamic_resources::DynamicResources);
-    let restrictions = Arc::new(volume_restrictions::VolumeRestrictions);
-    let limits = Arc::new(node_volume_limits::NodeVolumeLimits);
-    let binding = Arc::new(volume_binding::VolumeBinding);
-    let zone = Arc::new(volume_zone::VolumeZone);
-    let features = Arc::new(node_declared_features::NodeDeclaredFeatures);
-    let balanced = Arc::new(balanced_allocation::BalancedAllocation);
-    Framework {
-        pre_filter: vec![
-            affinity.clone(),
-            ports.clone(),
-            restrictions.clone(),
-            limits.clone(),
-            binding.clone(),
-            zone.clone(),
-            spread.clone(),
-            near.clone(),
-            claims.clone(),
-            features.clone(),
-        ],
-        filter: vec![
-            Arc::new(node_unschedulable::NodeUnschedulable),
-            Arc::new(node_name::NodeName),
-            taints.clone(),
-            affinity.clone(),
-            ports,
-            fit.clone(),
-            restrictions,
-            limits,
-            binding,
-            zone,
-            spread.clone(),
-            near.clone(),
-            features,
-        ],
-        post_filter: vec![claims, Arc::new(default_preemption::DefaultPreemption::default())],
-        pre_score: vec![affinity.clone(), spread.clone(), near.clone(), balanced.clone()],
-        score: vec![
-            (taints, 3),
-            (affinity, 2),
-            (fit, 1),
-            (spread, 2),
-            (near, 2),
-            (balanced, 1),
-            (Arc::new(image_locality::ImageLocality), 1),
-        ],
-        ..Framework::default()
+    Framework::of(registry(&PluginArgs::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_the_registry_less_what_it_leaves_out() {
+        let mut entries = registry(&PluginArgs::default());
+        entries.retain(|e| e.name != "NodePorts");
+        for entry in entries.iter_mut().filter(|e| e.name == "TaintToleration") {
+            entry.weight = 0;
+        }
+        let framework = Framework::of(entries);
+        let filters: Vec<&str> = framework.filter.iter().map(|p| p.name()).collect();
+        assert!(filters.contains(&"TaintToleration") && !filters.contains(&"NodePorts"));
+        let scores: Vec<&str> = framework.score.iter().map(|(p, _)| p.name()).collect();
+        let want = [
+            "NodeAffinity",
+            "NodeResourcesFit",
+            "PodTopologySpread",
+            "InterPodAffinity",
+            "NodeResourcesBalancedAllocation",
+            "ImageLocality",
+        ];
+        assert_eq!(scores, want);
     }
 }

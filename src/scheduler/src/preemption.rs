@@ -6,7 +6,9 @@
 
 use crate::cache::{NodePod, NodeState, Snapshot};
 use crate::cycle::{counted, passes};
-use crate::framework::{Code, CycleState, Filter, Framework, PostFilterResult, Preemption, Status, Unfit};
+use crate::framework::{
+    Candidate, Code, CycleState, Filter, Framework, PostFilterResult, Preemption, Status, Unfit,
+};
 use crate::model::PodInfo;
 use crate::objects::DisruptionBudget;
 use std::cmp::Reverse;
@@ -114,7 +116,7 @@ impl<'a> DryRun<'a> {
 
     /// Tries nodes, from one that differs by pod, until there are enough candidates with one among them
     /// that breaks no budget.
-    fn run(&mut self, nodes: &[&NodeState], enough: usize) -> (Vec<Preemption>, BTreeMap<String, Status>) {
+    fn run(&mut self, nodes: &[&NodeState], enough: usize) -> (Vec<Candidate>, BTreeMap<String, Status>) {
         let (mut found, mut statuses) = (Vec::new(), BTreeMap::new());
         let mut kept = 0;
         let offset = self.pod.uid.bytes().fold(0_usize, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
@@ -146,7 +148,7 @@ impl<'a> DryRun<'a> {
     }
 
     /// The fewest pods that have to leave a node, or why that is no use. Leaves the state as it was.
-    fn victims(&mut self, real: &NodeState) -> Result<Preemption, Status> {
+    fn victims(&mut self, real: &NodeState) -> Result<Candidate, Status> {
         let mut lower: Vec<NodePod> =
             real.pods.iter().filter(|p| p.pod.priority < self.pod.priority).cloned().collect();
         if lower.is_empty() {
@@ -185,7 +187,7 @@ impl<'a> DryRun<'a> {
         }
         victims.sort_by_key(|p| importance(&p.pod));
         let victims = victims.into_iter().map(|p| p.pod).collect();
-        Ok(Preemption { node: real.info.name.clone(), victims, violations })
+        Ok(Candidate { node: real.info.name.clone(), victims, violations })
     }
 }
 
@@ -210,17 +212,11 @@ fn by_budget(pods: Vec<NodePod>, budgets: &[Arc<DisruptionBudget>]) -> (Vec<Node
     })
 }
 
-/// Upstream's `pickOneNodeForPreemption`. What is equal in all goes by name; upstream leaves it to chance.
-fn pick(found: Vec<Preemption>) -> Option<Preemption> {
-    found.into_iter().min_by_key(|candidate| {
-        let victims = &candidate.victims;
-        let highest = victims.first().map_or(i32::MIN, |p| p.priority);
-        // So that every summand counts, also a negative one.
-        let sum: i64 = victims.iter().map(|p| i64::from(p.priority) + i64::from(i32::MAX) + 1).sum();
-        let top = victims.iter().filter(|p| p.priority == highest);
-        let earliest = top.map(|p| p.started.unwrap_or(i64::MAX)).min().unwrap_or(i64::MAX);
-        (candidate.violations, highest, sum, victims.len(), Reverse(earliest), candidate.node.clone())
-    })
+/// The best first. What is equal in all goes by name; upstream leaves it to chance.
+fn pick(mut found: Vec<Candidate>) -> Option<Preemption> {
+    found.sort_by(|a, b| a.rank().cmp(&b.rank()).then_with(|| a.node.cmp(&b.node)));
+    let mut all = found.into_iter();
+    Some(Preemption { best: all.next()?, others: all.collect() })
 }
 
 #[cfg(test)]
@@ -285,8 +281,8 @@ mod tests {
         let error = refused(cache, pod);
         match &error.nomination {
             Nomination::Preempt(p) => {
-                let names: Vec<&str> = p.victims.iter().map(|v| v.name.as_str()).collect();
-                format!("{}: {}", p.node, names.join(" "))
+                let names: Vec<&str> = p.best.victims.iter().map(|v| v.name.as_str()).collect();
+                format!("{}: {}", p.best.node, names.join(" "))
             }
             Nomination::Keep | Nomination::Clear => error.message(),
         }
@@ -372,10 +368,10 @@ mod tests {
         cache.remove_pod("low1");
         cache.assume(Arc::new(pod("same", 10, 1000)), "b");
         let Nomination::Preempt(p) = refused(&mut cache, &high).nomination else { panic!("it must") };
-        assert_eq!((p.node.as_str(), p.violations), ("a", 1), "rather than wait for ever");
+        assert_eq!((p.best.node.as_str(), p.best.violations), ("a", 1), "rather than wait for ever");
         set(&mut cache, 1);
         let Nomination::Preempt(p) = refused(&mut cache, &high).nomination else { panic!("it must") };
-        assert_eq!(p.violations, 0);
+        assert_eq!(p.best.violations, 0);
     }
 
     fn with(mut pod: PodInfo, spec: Value) -> PodInfo {

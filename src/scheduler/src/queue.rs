@@ -4,6 +4,7 @@
 //! no event can fall into the time when a pod is being decided (upstream needs a replay list).
 //! A gated pod is in no queue until its gates are gone. Keys are UIDs.
 
+use crate::cache::NodeState;
 use crate::framework::{ClusterEvent, Framework};
 use crate::model::PodInfo;
 use podway_flow::Micros;
@@ -110,8 +111,30 @@ pub struct Queue {
     /// By priority descending, then time, then UID.
     active: BTreeSet<(std::cmp::Reverse<i32>, Micros, String)>,
     timers: BTreeSet<(Micros, String)>,
+    /// Those that wait for an event, by the plugins that refused them; `ANY` for those that none did.
+    refused: BTreeMap<&'static str, BTreeSet<String>>,
     /// How many came into which queue by which event, since [`Queue::take_incoming`].
     incoming: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+/// Whom any event wakes.
+const ANY: &str = "";
+
+/// What happened, as far as it wakes pods.
+#[derive(Clone, Copy)]
+pub struct News<'a> {
+    /// What.
+    pub event: &'a ClusterEvent,
+    /// The one node that it changed, as it is now.
+    pub on: Option<&'a NodeState>,
+    /// It concerns pods of at most this priority.
+    pub priority: i32,
+}
+
+impl<'a> From<&'a ClusterEvent> for News<'a> {
+    fn from(event: &'a ClusterEvent) -> Self {
+        News { event, on: None, priority: i32::MAX }
+    }
 }
 
 /// Upstream's event labels (`framework/events.go`).
@@ -178,7 +201,14 @@ impl Queue {
             Place::Backoff(until) => {
                 self.timers.remove(&(until, uid.to_owned()));
             }
-            Place::Unschedulable | Place::Gated => {}
+            Place::Unschedulable => {
+                for plugin in refusers(&queued) {
+                    if let Some(waiting) = self.refused.get_mut(plugin) {
+                        waiting.remove(uid);
+                    }
+                }
+            }
+            Place::Gated => {}
         }
         Some(queued)
     }
@@ -232,28 +262,23 @@ impl Queue {
     }
 
     /// Something happened in the cluster: wakes those whom it can help. Returns how many.
-    pub fn event(&mut self, framework: &Framework, event: &ClusterEvent, now: Micros) -> usize {
-        self.event_for(framework, event, i32::MAX, now)
-    }
-
-    /// The same for pods of at most this priority.
-    pub fn event_for(
-        &mut self,
-        framework: &Framework,
-        event: &ClusterEvent,
-        priority: i32,
-        now: Micros,
-    ) -> usize {
-        let woken: Vec<String> = self
-            .pods
-            .iter()
-            .filter(|(_, (q, place))| {
-                *place == Place::Unschedulable
-                    && q.pod.priority <= priority
-                    && framework.may_help(&q.rejecting, &q.pod, event)
-            })
-            .map(|(uid, _)| uid.clone())
-            .collect();
+    ///
+    /// Only the pods of a plugin that hears such an event are asked.
+    pub fn event<'a>(&mut self, framework: &Framework, news: impl Into<News<'a>>, now: Micros) -> usize {
+        let News { event, on, priority } = news.into();
+        let mut woken = self.refused.get(ANY).cloned().unwrap_or_default();
+        for (name, plugin) in framework.refusing() {
+            let Some(waiting) = self.refused.get(name).filter(|_| plugin.hears(event)) else { continue };
+            let helped = waiting.iter().filter(|uid| {
+                let waits = self.pods.get(*uid).map(|(queued, _)| &queued.pod);
+                waits.is_some_and(|pod| match on {
+                    Some(node) => plugin.may_help_on(pod, event, node),
+                    None => plugin.may_help(pod, event),
+                })
+            });
+            woken.extend(helped.cloned());
+        }
+        woken.retain(|uid| self.pods.get(uid).is_some_and(|(q, _)| q.pod.priority <= priority));
         for uid in &woken {
             self.wake(uid, event.label(), now);
         }
@@ -359,10 +384,20 @@ impl Queue {
             Place::Backoff(until) => {
                 self.timers.insert((until, uid.clone()));
             }
-            Place::Unschedulable | Place::Gated => {}
+            Place::Unschedulable => {
+                for plugin in refusers(&queued) {
+                    self.refused.entry(plugin).or_default().insert(uid.clone());
+                }
+            }
+            Place::Gated => {}
         }
         self.pods.insert(uid, (queued, place));
     }
+}
+
+/// Who must be asked whether an event helps.
+fn refusers(queued: &QueuedPod) -> Vec<&'static str> {
+    if queued.rejecting.is_empty() { vec![ANY] } else { queued.rejecting.iter().copied().collect() }
 }
 
 fn active_key(queued: &QueuedPod) -> (std::cmp::Reverse<i32>, Micros, String) {
@@ -443,6 +478,27 @@ mod tests {
         assert_eq!(incoming[&("unschedulable", "ScheduleAttemptFailure")], 1);
         assert_eq!(incoming[&("active", "UnschedulablePodUpdate")], 2);
         assert!(q.take_incoming().is_empty());
+    }
+
+    #[test]
+    fn room_wakes_only_whom_it_is_enough_for_and_nobody_is_asked_in_vain() {
+        use crate::cache::NodeState;
+        use crate::model::Resources;
+        let (mut q, framework) = (Queue::default(), default_framework());
+        for (uid, milli_cpu) in [("small", 100), ("big", 5000)] {
+            let requests = Resources { milli_cpu, ..Resources::default() };
+            q.upsert(Arc::new(PodInfo { requests, ..(*pod(uid, 0)).clone() }), Micros(0));
+            let popped = q.pop(Micros(0)).unwrap();
+            q.unschedulable(popped, BTreeSet::from(["NodeResourcesFit"]), Micros(0));
+        }
+        let allocatable = Resources { milli_cpu: 1000, ..Resources::default() };
+        let node = NodeState::of(NodeInfo { allocatable, allocatable_pods: 9, ..NodeInfo::default() });
+        let gone = ClusterEvent::AssignedPodDelete(pod("x", 0));
+        let news = News { event: &gone, on: Some(&node), priority: i32::MAX };
+        assert_eq!(q.event(&framework, news, Micros(9 * S)), 1);
+        assert_eq!(q.pop(Micros(9 * S)).unwrap().pod.uid, "small");
+        assert_eq!(q.event(&framework, &ClusterEvent::AssignedPodAdd(pod("x", 0)), Micros(9 * S)), 0);
+        assert_eq!(q.event(&framework, &gone, Micros(9 * S)), 1, "on whatever node");
     }
 
     #[test]

@@ -10,16 +10,16 @@ use crate::config::Config;
 use crate::cycle::{CycleError, Decision, Nomination, Trace, schedule_one};
 use crate::evict::{Eviction, evict};
 use crate::explain::{annotation_of, records};
-use crate::framework::{ClusterEvent, Framework, Placement, Preemption};
+use crate::framework::{Candidate, ClusterEvent, Framework, Placement, Preemption};
 use crate::metrics::{AttemptResult, Health, Metrics};
 use crate::model::{
     CsiDriver, CsiNode, DisruptionBudget, Meta, NodeInfo, PersistentVolume, PersistentVolumeClaim, PodInfo,
-    StorageCapacity, StorageClass, VolumeAttachment,
+    ReplicaSet, ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
 };
 use crate::objects::{Kept, Kind, Lists, Step};
 use crate::plugins::volume_binding::{Assumed, VolumeBinder, VolumePlan};
 use crate::plugins::{default_binder::DefaultBinder, default_framework};
-use crate::queue::{Queue, QueuedPod};
+use crate::queue::{News, Queue, QueuedPod};
 use crate::server::{self, Probe, ServeError};
 use crate::status::{self, Notice};
 use futures::StreamExt;
@@ -70,6 +70,21 @@ impl Synced {
     }
 }
 
+/// A refusal that holds for every pod of a template, while the cluster is what it was.
+struct Unfit {
+    generation: u64,
+    pod: Arc<PodInfo>,
+    message: String,
+    plugins: BTreeSet<&'static str>,
+    nomination: Nomination,
+}
+
+impl Unfit {
+    fn holds(&self, pod: &PodInfo, generation: u64) -> bool {
+        self.generation == generation && pod.nominated.is_empty() && self.pod.same_template(pod)
+    }
+}
+
 /// A binding cycle that has ended.
 struct Bound {
     queued: QueuedPod,
@@ -91,6 +106,8 @@ struct Scheduler {
     /// Where victims are evicted.
     evictor: kube::Client,
     lists: Lists,
+    /// Why the last pod fits nowhere: another of its template does not either, as long as nothing changes.
+    unfit: Option<Unfit>,
     cycles: JoinSet<()>,
     inputs: mpsc::UnboundedSender<Input>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -163,6 +180,7 @@ pub async fn run_with(
     }
     kinds!(DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageClass);
     kinds!(CsiNode, CsiDriver, StorageCapacity, VolumeAttachment);
+    kinds!(Service, ReplicationController, ReplicaSet, StatefulSet);
     let evictor = clients.status.clone();
     let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
     let binder = Binder {
@@ -180,6 +198,7 @@ pub async fn run_with(
         assumed: HashMap::new(),
         evictor,
         lists: Lists::default(),
+        unfit: None,
         cycles: JoinSet::new(),
         inputs,
         notices,
@@ -384,6 +403,14 @@ impl Scheduler {
         self.queue.event(&self.binder.framework, event, self.binder.clock.now());
     }
 
+    /// A pod left a node: who waits for room is woken if it is enough.
+    fn left(&mut self, pod: Arc<PodInfo>, node: Option<&str>) {
+        let state = node.and_then(|n| self.cache.state_of(n));
+        let event = ClusterEvent::AssignedPodDelete(pod);
+        let news = News { on: state.as_ref(), ..News::from(&event) };
+        self.queue.event(&self.binder.framework, news, self.binder.clock.now());
+    }
+
     /// Namespaces are known by their labels, which affinity terms may select by.
     fn on_namespace(&mut self, event: watcher::Event<Namespace>) {
         match event {
@@ -508,7 +535,8 @@ impl Scheduler {
     fn gave_up(&mut self, pod: Arc<PodInfo>) {
         let (priority, now) = (pod.priority, self.binder.clock.now());
         let event = ClusterEvent::AssignedPodDelete(pod);
-        self.queue.event_for(&self.binder.framework, &event, priority, now);
+        let news = News { priority, ..News::from(&event) };
+        self.queue.event(&self.binder.framework, news, now);
     }
 
     /// A pod that waits will not be decided any more.
@@ -527,8 +555,9 @@ impl Scheduler {
             // What may still be held up need not be.
             recall.recall();
         }
+        let node = self.cache.node_of(uid).map(str::to_owned);
         if let Some(pod) = self.cache.remove_pod(uid) {
-            self.happened(&ClusterEvent::AssignedPodDelete(pod));
+            self.left(pod, node.as_deref());
         }
     }
 
@@ -542,6 +571,11 @@ impl Scheduler {
             // Decided here, and not back on the watch yet.
             Some(node) => Arc::new(PodInfo { nominated: node.to_owned(), ..(*queued.pod).clone() }),
         };
+        if let Some(known) = self.unfit.as_ref().filter(|u| u.holds(&decided, snapshot.generation)) {
+            let (unfit, nomination) =
+                ((known.message.clone(), known.plugins.clone()), known.nomination.clone());
+            return self.refuse(queued, unfit, nomination, started);
+        }
         let result = schedule_one(&self.binder.framework, &snapshot, &decided, &|| clock.now(), &mut trace);
         metrics.trace(&trace, &queued.pod.scheduler_name);
         let decision = match result {
@@ -550,12 +584,18 @@ impl Scheduler {
                 let unfit = (error.message(), error.plugins());
                 if !self.binder.framework.post_filter.is_empty() {
                     let found = match &error.nomination {
-                        Nomination::Preempt(preemption) => Some(preemption.victims.len()),
+                        Nomination::Preempt(preemption) => Some(preemption.best.victims.len()),
                         Nomination::Keep | Nomination::Clear => None,
                     };
                     metrics.preempted(found);
                 }
-                return self.unfit(queued, unfit, error.nomination, started);
+                // An eviction is for one pod; a refusal is for all that are like it.
+                if decided.nominated.is_empty() && !matches!(error.nomination, Nomination::Preempt(_)) {
+                    let (message, plugins) = unfit.clone();
+                    let (generation, nomination) = (snapshot.generation, error.nomination.clone());
+                    self.unfit = Some(Unfit { generation, pod: decided, message, plugins, nomination });
+                }
+                return self.refuse(queued, unfit, error.nomination, started);
             }
             Err(CycleError::Failed(failure)) => return self.failed(queued, failure.to_string(), started),
         };
@@ -638,14 +678,14 @@ impl Scheduler {
         match unbound {
             Unbound::Refused(status) => {
                 let refused = (unbound.message(), BTreeSet::from([status.plugin]));
-                self.unfit(queued, refused, Nomination::Clear, started);
+                self.refuse(queued, refused, Nomination::Clear, started);
             }
             Unbound::Failed(_) => self.failed(queued, unbound.message(), started),
         }
     }
 
     /// The pod waits for an event that may help, or for the victims that make room for it.
-    fn unfit(
+    fn refuse(
         &mut self,
         queued: QueuedPod,
         (message, plugins): (String, BTreeSet<&'static str>),
@@ -658,7 +698,7 @@ impl Scheduler {
         let nominated = match &nomination {
             Nomination::Keep => None,
             Nomination::Clear => self.cleared(&pod),
-            Nomination::Preempt(preemption) => Some(preemption.node.clone()),
+            Nomination::Preempt(preemption) => Some(preemption.best.node.clone()),
         };
         self.notify(Notice::Failed(pod.clone(), UNSCHEDULABLE, message, nominated));
         self.queue.unschedulable(queued, plugins, now);
@@ -676,7 +716,7 @@ impl Scheduler {
 
     /// Nominates the pod and has its victims go, those that are only assumed in memory.
     fn preempt(&mut self, pod: &Arc<PodInfo>, preemption: Preemption) {
-        let Preemption { node, victims, .. } = preemption;
+        let Candidate { node, victims, .. } = preemption.best;
         let demoted: Vec<Arc<PodInfo>> =
             self.cache.nominated(&node).into_iter().filter(|p| p.priority < pod.priority).collect();
         for other in &demoted {

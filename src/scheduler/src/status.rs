@@ -59,7 +59,10 @@ pub async fn lane(client: kube::Client, reporter: String, mut notices: mpsc::Unb
                 (pod, event(EventType::Normal, "Scheduled", note, "Binding"))
             }
             Notice::Failed(pod, reason, message, nominated) => {
-                write_condition(&client, &pod, reason, &message, nominated.as_deref()).await;
+                // Said once: a pod that is tried again and again must not flood the API with the same words.
+                if !write_condition(&client, &pod, reason, &message, nominated.as_deref()).await {
+                    continue;
+                }
                 (pod, event(EventType::Warning, "FailedScheduling", message, "Scheduling"))
             }
         };
@@ -81,16 +84,17 @@ fn nomination(node: &str) -> serde_json::Value {
     serde_json::json!({"nominatedNodeName": Some(node).filter(|n| !n.is_empty())})
 }
 
+/// False when the pod says so already.
 async fn write_condition(
     client: &kube::Client,
     pod: &PodInfo,
     reason: &str,
     message: &str,
     nominated: Option<&str>,
-) {
+) -> bool {
     let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let patch = match (patch(pod, reason, message, &now), nominated) {
-        (None, None) => return,
+        (None, None) => return false,
         (Some(patch), None) => patch,
         (patch, Some(node)) => {
             let mut patch = patch.unwrap_or_else(|| serde_json::json!({"metadata": {"uid": pod.uid}}));
@@ -102,6 +106,7 @@ async fn write_condition(
     if let Err(error) = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
         tracing::warn!(pod = pod.key(), %error, "PodScheduled was not written");
     }
+    true
 }
 
 fn event(type_: EventType, reason: &str, note: String, action: &str) -> Event {

@@ -5,10 +5,12 @@
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
+use http::{Request, Response};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
@@ -19,9 +21,10 @@ use podway_scheduler::model::PodInfo;
 use podway_scheduler::plugins::default_framework;
 use podway_scheduler::{Clients, Config, RunError, run_with};
 use serde_json::json;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
@@ -65,6 +68,10 @@ struct Scheduler {
 
 impl Scheduler {
     async fn start(cluster: &Cluster) -> Self {
+        Self::start_with(cluster, |clients| clients).await
+    }
+
+    async fn start_with(cluster: &Cluster, change: impl FnOnce(Clients) -> Clients) -> Self {
         let file = Kubeconfig::read_from(cluster.layout.admin_kubeconfig()).unwrap();
         let mut config =
             kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
@@ -77,7 +84,7 @@ impl Scheduler {
         let token = CancellationToken::new();
         let task = tokio::spawn(run_with(
             framework,
-            Clients::connect(&config).unwrap(),
+            change(Clients::connect(&config).unwrap()),
             Config { serve: Some(free), ..Config::default() },
             token.clone(),
         ));
@@ -275,6 +282,7 @@ async fn all(live: &Live) {
     fifty_at_once(live).await;
     a_higher_priority_takes_the_room_of_a_lower_one(live, &scheduler).await;
     scheduler.stop().await;
+    faults_are_survived_without_overcommit(live).await;
 }
 
 async fn a_pod_is_bound_and_the_decision_lands_on_it(live: &Live, scheduler: &Scheduler) {
@@ -455,4 +463,110 @@ async fn a_higher_priority_takes_the_room_of_a_lower_one(live: &Live, scheduler:
     assert_eq!(scheduler.metric("scheduler_preemption_victims_count ").await, 1.0);
     live.delete("high").await;
     assert_eq!(node_of(&live.bound("late").await), "n1");
+}
+
+/// What is done to a request instead of only answering it.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The API server says this and does nothing.
+    Says(u16),
+    /// It does it, and the answer is lost.
+    AnswerLost,
+    /// It is not reached.
+    Unreachable,
+}
+
+/// Faults to come, in order, for requests that a text is part of.
+struct Faults(Vec<(&'static str, Mutex<VecDeque<Fault>>)>);
+
+impl Faults {
+    fn next(&self, request: &Request<Body>) -> Option<Fault> {
+        let target = format!("{} {}", request.method(), request.uri());
+        let (_, faults) = self.0.iter().find(|(part, _)| target.contains(part))?;
+        faults.lock().unwrap().pop_front()
+    }
+
+    fn left(&self) -> usize {
+        self.0.iter().map(|(_, faults)| faults.lock().unwrap().len()).sum()
+    }
+
+    /// A client whose requests meet them.
+    fn before(self: &Arc<Self>, client: Client) -> Client {
+        let faults = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (client, fault) = (client.clone(), faults.next(&request));
+            async move {
+                let lost = || Err(std::io::Error::other("the connection broke off").into());
+                match fault {
+                    None => Ok(client.send(request).await?),
+                    Some(Fault::Unreachable) => lost(),
+                    Some(Fault::AnswerLost) => {
+                        client.send(request).await?;
+                        lost()
+                    }
+                    Some(Fault::Says(code)) => {
+                        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                            "code": code, "reason": "Fault", "message": "a fault"});
+                        let body = Body::from(serde_json::to_vec(&status).unwrap());
+                        Ok::<_, tower::BoxError>(Response::builder().status(code).body(body).unwrap())
+                    }
+                }
+            }
+        });
+        Client::new(service, "default")
+    }
+}
+
+async fn faults_are_survived_without_overcommit(live: &Live) {
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    live.pods().delete_collection(&now, &ListParams::default()).await.unwrap();
+    let binds = [
+        Fault::Says(429),
+        Fault::AnswerLost,
+        Fault::Says(409),
+        Fault::Unreachable,
+        Fault::AnswerLost,
+        Fault::Says(500),
+    ];
+    // The first watch of each kind follows its list; what is lost then is found by another list.
+    let watches = [Fault::Says(410), Fault::Unreachable, Fault::Says(429)];
+    let faults = Arc::new(Faults(vec![
+        ("/binding", Mutex::new(binds.into())),
+        ("/api/v1/pods?&watch=true", Mutex::new(watches.into())),
+        ("/api/v1/nodes?&watch=true", Mutex::new(watches.into())),
+        ("/status", Mutex::new([Fault::Says(429), Fault::Unreachable].into())),
+    ]));
+    let scheduler = Scheduler::start_with(&live.cluster, |clients| Clients {
+        watch: faults.before(clients.watch),
+        bind: faults.before(clients.bind),
+        status: faults.before(clients.status),
+    })
+    .await;
+    // Room for five of twelve: four on n1, one on n2.
+    for i in 0..12 {
+        live.pod(&format!("fault-{i}"), "1", json!({})).await;
+    }
+    let settled = async {
+        let mut stream = std::pin::pin!(watcher(live.pods(), watcher::Config::default()).applied_objects());
+        let mut seen = BTreeMap::new();
+        while let Some(Ok(pod)) = stream.next().await {
+            let refused = scheduled(&pod).is_some_and(|c| c.reason.as_deref() == Some("Unschedulable"));
+            let state = if node_of(&pod).is_empty() { refused.then_some(false) } else { Some(true) };
+            seen.insert(pod.name_any(), state);
+            let count = |wanted| seen.values().filter(|s| **s == Some(wanted)).count();
+            if (count(true), count(false)) == (5, 7) {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(60), settled).await.is_err() {
+        panic!("five of twelve are not bound; {} faults are left", faults.left());
+    }
+    let mut on: BTreeMap<String, usize> = BTreeMap::new();
+    for pod in live.pods().list(&ListParams::default()).await.unwrap().items {
+        *on.entry(node_of(&pod).to_owned()).or_default() += 1;
+    }
+    assert_eq!(on, BTreeMap::from([(String::new(), 7), ("n1".into(), 4), ("n2".into(), 1)]));
+    assert_eq!(faults.left(), 0, "every fault was met");
+    scheduler.stop().await;
 }

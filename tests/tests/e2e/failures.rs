@@ -110,3 +110,49 @@ pub async fn bad_command(ns: Ns) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+pub async fn explained(ns: Ns) -> anyhow::Result<()> {
+    let volume = json!({"volumes": [{"name": "v", "secret": {"secretName": "absent"}}],
+        "main": {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}});
+    let _: Pod = ns.create(pod("waits", STAY, volume)).await?;
+    // It is told in a condition once it has lasted a second.
+    ns.pod("waits", "VolumesMounted=False", |p| {
+        podway_tests::namespace::condition(p, "podway.dev/VolumesMounted") == Some("False")
+    })
+    .await?;
+    let explain = async |form: &str| {
+        let answer = ns.cluster.podway(&["explain", "pod/waits", "-n", &ns.name, "-o", form]).await?;
+        ensure!(answer.code == 0, "{answer:?}");
+        anyhow::Ok(answer.out)
+    };
+    let text = explain("text").await?;
+    ensure!(text.starts_with("pod waits is not Ready\n"), "{text}");
+    ensure!(text.contains("secret absent, which volume v needs, is not there"), "{text}");
+    let _: k8s_openapi::api::core::v1::Secret =
+        ns.create(json!({"metadata": {"name": "absent"}, "stringData": {"k": "v"}})).await?;
+    ns.ready("waits").await?;
+    let told: serde_json::Value = serde_json::from_str(&explain("json").await?)?;
+    ensure!(told["settled"] == true && told["chain"][0] == "pod waits is Ready", "{told}");
+    // One interval after the other, from the first to the last: the parts are the whole.
+    let life = told["life"].as_array().context("a life")?;
+    ensure!(life.windows(2).all(|pair| pair[0]["to"] == pair[1]["from"]), "{told}");
+    let volumes = life.iter().filter(|i| i["cause"].as_str().is_some_and(|c| c.contains("VolumesMounted")));
+    let micros =
+        |i: &serde_json::Value| i["to"].as_i64().zip(i["from"].as_i64()).map_or(0, |(to, from)| to - from);
+    let waited: i64 = volumes.map(micros).sum();
+    ensure!(waited >= 500_000, "the wait for the secret is not told: {told}");
+    Ok(())
+}
+
+pub async fn evicted_for_its_own_volume(ns: Ns) -> anyhow::Result<()> {
+    let script = format!("head -c 3000000 /dev/zero > /v/f; {STAY}");
+    let volume = json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}],
+        "main": {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}});
+    let _: Pod = ns.create(pod("greedy", &script, volume)).await?;
+    let ended = ns.ended("greedy").await?;
+    let status = ended.status.clone().unwrap_or_default();
+    ensure!(phase(&ended) == "Failed" && status.reason.as_deref() == Some("Evicted"), "{status:?}");
+    let message = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
+    ensure!(status.message.as_deref() == Some(message), "{:?}", status.message);
+    Ok(())
+}

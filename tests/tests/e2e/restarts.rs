@@ -3,9 +3,10 @@
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use podway_tests::namespace::{Ns, STAY, phase, pod, status};
+use podway_tests::namespace::{LIMIT, Ns, STAY, phase, pod, status};
 use serde_json::json;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 /// Counts up, ten a second, until it is told to end.
 const COUNT: &str = "trap 'exit 0' TERM; i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
@@ -86,4 +87,83 @@ pub async fn a_second_up_finds_all(ns: Ns) -> anyhow::Result<()> {
     let now = ns.ready("stays").await?;
     ensure!(now.metadata.resource_version == before.0.metadata.resource_version, "the pod was touched");
     Ok(())
+}
+
+/// How many pods the agents leave and find again.
+const MANY: usize = 100;
+
+/// CRI calls that change something, by their names in the metrics.
+const MUTATIONS: [&str; 9] = [
+    "run_podsandbox",
+    "stop_podsandbox",
+    "remove_podsandbox",
+    "create_container",
+    "start_container",
+    "stop_container",
+    "remove_container",
+    "pull_image",
+    "remove_image",
+];
+
+pub async fn of_the_agent_with_many_pods(ns: Ns) -> anyhow::Result<()> {
+    let creates = (0..MANY).map(|i| {
+        let ns = &ns;
+        let quiet = json!({"automountServiceAccountToken": false});
+        async move { ns.create::<Pod>(pod(&format!("many-{i}"), STAY, quiet)).await }
+    });
+    futures::future::try_join_all(creates).await?;
+    let mut before = BTreeMap::new();
+    for i in 0..MANY {
+        let name = format!("many-{i}");
+        let ready = ns.ready(&name).await?;
+        before.insert(
+            name,
+            (ready.metadata.resource_version.clone(), podway_tests::namespace::node(&ready).to_owned()),
+        );
+    }
+    let nodes: BTreeSet<String> = before.values().map(|(_, node)| node.clone()).collect();
+    ns.cluster.kill("agent")?;
+    ns.cluster.up_again().await?;
+    let begun = Instant::now();
+    let raw = async |node: &str, path: &str| {
+        let path = format!("/api/v1/nodes/{node}/proxy{path}");
+        ns.cluster.kubectl(&["get", "--raw", &path], "").await
+    };
+    for node in &nodes {
+        let mine = before.values().filter(|(_, n)| n == node).count();
+        let right = async {
+            loop {
+                let answer = raw(node, "/pods").await?;
+                let list: serde_json::Value = serde_json::from_str(&answer.out).unwrap_or_default();
+                let ready = list["items"].as_array().into_iter().flatten().filter(|p| is_ready(p, &ns.name));
+                if ready.count() == mine {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, right).await.context("the agent's own view is not right again")??;
+        println!("{mine} pods of {node} are known again after {} ms", begun.elapsed().as_millis());
+        let metrics = raw(node, "/metrics").await?.out;
+        ensure!(metrics.contains("kubelet_runtime_operations_total"), "no metrics: {metrics}");
+        for call in MUTATIONS {
+            let made = metrics.lines().find(|l| {
+                l.starts_with("kubelet_runtime_operations_total") && l.contains(&format!("\"{call}\""))
+            });
+            ensure!(made.is_none(), "the new agent of {node} changed something: {made:?}");
+        }
+    }
+    for (name, (version, _)) in &before {
+        let now = ns.ready(name).await?;
+        ensure!(&now.metadata.resource_version == version, "{name} was written");
+    }
+    Ok(())
+}
+
+fn is_ready(pod: &serde_json::Value, namespace: &str) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    let running = pod["status"]["containerStatuses"][0]["state"]["running"].is_object();
+    pod["metadata"]["namespace"] == namespace
+        && running
+        && conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }

@@ -11,7 +11,7 @@ pub mod observed;
 pub mod restart;
 mod terminate;
 
-pub use journal::{Failure, Journal, Killed, Memory, Terminal};
+pub use journal::{Ending, Failure, Journal, Killed, Memory, Terminal};
 pub use observed::{Instance, Observed, Sandbox, State};
 pub use restart::{
     BACKOFF_FIRST, BACKOFF_LONGEST, BACKOFF_RESET, Verdict, add, failure_delay, note_exits, restart_delay,
@@ -153,10 +153,12 @@ pub fn next(pod: &Pod, observed: &Observed, journal: &Journal, now: Micros) -> P
     let deadline = pod.deadline.map(|d| add(journal.started, d));
     if pod.deletion.is_some() {
         let grace = pod.deletion.map_or(pod.grace, |d| d.grace);
+        let grace = journal.grace.map_or(grace, |most| most.min(grace));
         return terminate(pod, observed, journal, grace, now, true);
     }
     if journal.terminal.is_some() || matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed") {
-        return terminate(pod, observed, journal, pod.grace, now, false);
+        let grace = journal.grace.map_or(pod.grace, |most| most.min(pod.grace));
+        return terminate(pod, observed, journal, grace, now, false);
     }
     if deadline.is_some_and(|at| now >= at) {
         return vec![Action::ReportTerminal(Terminal {

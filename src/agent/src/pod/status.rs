@@ -307,13 +307,18 @@ fn core_conditions(
             make(type_, false, "ContainersNotReady", message)
         }
     };
-    vec![
+    let disrupted = journal
+        .disruption
+        .as_ref()
+        .map(|message| make("DisruptionTarget", true, "TerminationByKubelet", message.clone()));
+    let all = vec![
         make("PodReadyToStartContainers", sandbox, "", String::new()),
         initialized,
         ready("Ready"),
         ready("ContainersReady"),
         yes("PodScheduled"),
-    ]
+    ];
+    all.into_iter().chain(disrupted).collect()
 }
 
 /// Ours first, then the flow's, then those of others as they stand.

@@ -11,7 +11,7 @@ use crate::pod::actions::stop::{self, Took};
 use crate::pod::actions::{self, Failed, Making, Outcomes, chain};
 use crate::pod::context::Context;
 use crate::pod::core::{
-    self, Action, BACKOFF_FIRST, Failure, Instance, Journal, Observed, Sandbox, State, Terminal, add,
+    self, Action, BACKOFF_FIRST, Ending, Failure, Instance, Journal, Observed, Sandbox, State, Terminal, add,
     failure_delay, note_exits,
 };
 use crate::pod::ledger::Held;
@@ -51,6 +51,8 @@ pub enum Input {
     Runtime,
     /// What the runtime told of it.
     Told(Box<Told>),
+    /// The node ends it.
+    End(Box<Ending>),
 }
 
 /// The way to a worker.
@@ -166,6 +168,8 @@ struct Worker {
     born: Micros,
     /// Since when it goes.
     end_since: Option<Micros>,
+    /// What is written down of it.
+    memo: memo::Memo,
     images: HashMap<String, v1::Image>,
     volumes: BTreeMap<String, MountedVolume>,
     /// The object as the API server has it; `pod` has the resources that were given.
@@ -238,10 +242,11 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
     let held = own.spec.as_ref().filter(|_| !over).map(|s| context.ledger.hold(&pod.uid, admission::ask(s)));
     let freed = context.ledger.freed();
     let pod = Pod { object: own, ..pod };
-    let worker = Worker {
+    let mut worker = Worker {
         writer: Writer::new(&pod.uid, base, seen, context.pace.clone()),
         born: seen,
         end_since: None,
+        memo: memo::Memo::default(),
         flow_slot: None,
         errors: HashMap::new(),
         last_error: None,
@@ -286,6 +291,9 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         settled: false,
         finished: false,
     };
+    if !fresh {
+        worker.recall();
+    }
     (Handle { inputs: sender, view: receiver }, tokio::spawn(worker.run()))
 }
 
@@ -306,6 +314,7 @@ impl Worker {
             if !self.first {
                 let now = self.now();
                 note_exits(&self.pod, &self.observed, &mut self.journal);
+                self.remember();
                 wake = earlier(wake, self.advance(now));
                 wake = earlier(wake, self.do_resize(now));
                 if self.finished {
@@ -339,6 +348,7 @@ impl Worker {
         match input {
             Input::Runtime => self.stale = true,
             Input::Told(told) => self.told(*told),
+            Input::End(ending) => self.end_by_node(*ending),
             Input::Gone => {
                 self.gone = true;
                 self.journal.terminal_reported = true;
@@ -347,6 +357,19 @@ impl Worker {
             }
             Input::Pod(object) => self.object(object, true),
         }
+    }
+
+    /// The node ends the pod: it fails with the reason, within the grace. An end that was decided
+    /// stays as it is, but for a grace that is shorter.
+    fn end_by_node(&mut self, ending: Ending) {
+        let Ending { reason, message, grace, disruption } = ending;
+        self.journal.grace = Some(self.journal.grace.map_or(grace, |g| g.min(grace)));
+        if self.journal.terminal.is_some() || self.pod.deletion.is_some() {
+            return;
+        }
+        self.warn(&reason, &message);
+        self.journal.disruption = disruption;
+        self.journal.terminal = Some(Terminal { failed: true, reason, message });
     }
 
     /// Takes in what the runtime told: without asking, unless it is of a sandbox that is not known.
@@ -461,6 +484,7 @@ fn earlier(a: Option<Micros>, b: Option<Micros>) -> Option<Micros> {
 mod act;
 mod care;
 mod ending;
+mod memo;
 mod report;
 mod resizing;
 mod results;

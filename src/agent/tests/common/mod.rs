@@ -11,6 +11,7 @@ use futures::{SinkExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use podway_agent::config::Config;
+use podway_agent::cri::CallError;
 use podway_agent::node::runtime::{Observation, Probe};
 use podway_agent::server::exec::Streaming;
 use podway_agent::source::{PodSource, PodView};
@@ -116,6 +117,10 @@ impl PodSource for FakePods {
         all.get(&(namespace.to_owned(), name.to_owned())).map(watch::Sender::subscribe)
     }
 
+    fn probes(&self) -> String {
+        "prober_probe_total 1\n".to_owned()
+    }
+
     fn metrics(&self) -> String {
         "# TYPE things counter\nthings_total 3\n# EOF\n".to_owned()
     }
@@ -198,4 +203,64 @@ pub fn pod(value: serde_json::Value) -> Pod {
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(60);
     tokio::time::timeout(limit, future).await.unwrap_or_else(|_| panic!("not in 60 s: {what}"))
+}
+
+/// A runtime with one pod, of this UID, and no metrics of its own.
+#[derive(Default)]
+pub struct FakeUsage(pub Mutex<String>);
+
+#[async_trait::async_trait]
+impl podway_agent::stats::look::Source for FakeUsage {
+    async fn sandbox_stats(&self) -> Result<Vec<v1::PodSandboxStats>, CallError> {
+        let value = |value| Some(v1::UInt64Value { value });
+        let now = jiff::Timestamp::now().as_nanosecond() as i64;
+        let cpu = Some(v1::CpuUsage {
+            timestamp: now,
+            usage_core_nano_seconds: value(1_500_000_000),
+            ..Default::default()
+        });
+        let memory =
+            Some(v1::MemoryUsage { timestamp: now, working_set_bytes: value(4096), ..Default::default() });
+        let container = v1::ContainerStats {
+            attributes: Some(v1::ContainerAttributes {
+                id: "c-id".into(),
+                metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                ..Default::default()
+            }),
+            cpu,
+            memory,
+            ..Default::default()
+        };
+        let metadata = v1::PodSandboxMetadata {
+            name: "p".into(),
+            namespace: "default".into(),
+            uid: self.0.lock().unwrap().clone(),
+            attempt: 0,
+        };
+        Ok(vec![v1::PodSandboxStats {
+            attributes: Some(v1::PodSandboxAttributes {
+                id: "s-id".into(),
+                metadata: Some(metadata),
+                ..Default::default()
+            }),
+            linux: Some(v1::LinuxPodSandboxStats {
+                cpu,
+                memory,
+                containers: vec![container],
+                ..Default::default()
+            }),
+            windows: None,
+        }])
+    }
+    async fn sandbox_metrics(
+        &self,
+    ) -> Result<(Vec<v1::MetricDescriptor>, Vec<v1::PodSandboxMetrics>), CallError> {
+        Err(CallError { code: tonic::Code::Unimplemented, message: "not supported".into() })
+    }
+    async fn image_fs(&self) -> Result<v1::ImageFsInfoResponse, CallError> {
+        Ok(v1::ImageFsInfoResponse::default())
+    }
+    async fn holding(&self) -> Result<(Vec<v1::PodSandbox>, Vec<v1::Container>), CallError> {
+        Ok((Vec::new(), Vec::new()))
+    }
 }

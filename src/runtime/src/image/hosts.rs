@@ -137,9 +137,7 @@ enum OneOrMany {
 /// [`HostsError`]: a broken file fails the pull rather than going around a mirror in silence.
 pub fn endpoints(config_path: Option<&Path>, reference: &ImageRef) -> Result<Vec<Endpoint>, HostsError> {
     let registry = reference.registry();
-    let Some(root) = config_path else { return Ok(vec![own(registry)]) };
-    for directory in directories(registry) {
-        let path = root.join(directory).join("hosts.toml");
+    for path in files(config_path, reference) {
         match std::fs::read_to_string(&path) {
             Ok(text) => return parse(&path, &text, registry),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -147,6 +145,14 @@ pub fn endpoints(config_path: Option<&Path>, reference: &ImageRef) -> Result<Vec
         }
     }
     Ok(vec![own(registry)])
+}
+
+/// The files that may say who is asked for `reference`'s registry, in the order of preference.
+#[must_use]
+pub fn files(config_path: Option<&Path>, reference: &ImageRef) -> Vec<PathBuf> {
+    let Some(root) = config_path else { return Vec::new() };
+    let file = |directory| root.join(directory).join("hosts.toml");
+    directories(reference.registry()).into_iter().map(file).collect()
 }
 
 /// containerd's names, in its order; a registry is `host[:port]` by its type, never a path.
@@ -178,7 +184,11 @@ fn own(registry: &str) -> Endpoint {
     }
 }
 
-fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Endpoint>, HostsError> {
+/// Reads the text of a hosts.toml that stands at `path`, for `registry`.
+///
+/// # Errors
+/// [`HostsError`].
+pub fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Endpoint>, HostsError> {
     let file: HostsFile = toml::from_str(text)
         .map_err(|source| HostsError::Toml { path: path.to_owned(), source: Box::new(source) })?;
     // A TOML table has no order; the file has.

@@ -2,9 +2,11 @@
 //!
 //! Pulls of one reference with the same credentials are joined; a joined pull ends when the last
 //! waiter leaves, and what it staged is deleted. Every endpoint that may answer is tried in order,
-//! for the manifest and again for each blob. There is no retry in time here: the caller backs off.
+//! for the manifest and again for each blob. A blob that breaks off is taken up where it did. There is no
+//! retry in time here: the caller backs off.
 
 use super::hosts::{self, Endpoint, HostsError};
+use super::keychain::{Keychain, KeychainError};
 use super::reference::{Digest, ImageRef};
 use super::registry::{
     Credentials, LayerDescriptor, Manifest, ManifestError, Platform, Registry, RegistryError, parse_config,
@@ -12,6 +14,8 @@ use super::registry::{
 };
 use super::store::{Image, ImageStore, StoreError};
 use super::unpack::{Limits, UnpackError, unpack};
+use super::verify::{Verifiers, VerifyError};
+use crate::config;
 use crate::points::{self, Point};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -27,6 +31,8 @@ use tokio::sync::mpsc;
 const PARALLEL_LAYERS: usize = 6;
 /// Chunks between socket and unpacker: at about 16 KiB each, 256 KiB a layer.
 const CHUNKS: usize = 16;
+/// How often one layer may break off in a pull, if something came each time.
+const MAX_RESUMES: u32 = 20;
 
 /// Why a pull failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +49,12 @@ pub enum PullError {
     /// hosts.toml leaves nothing that may answer.
     #[error("no endpoint of {0} has the capability {1:?}; see its hosts.toml")]
     NoEndpoint(String, &'static str),
+    /// The machine's credentials.
+    #[error("the credentials for registry {0} are not known")]
+    Keychain(String, #[source] KeychainError),
+    /// A verifier refused, or could not be asked.
+    #[error("the image is not accepted")]
+    Verify(#[from] VerifyError),
     /// Every endpoint failed; one error each.
     #[error("{}", join(.0))]
     Endpoints(Vec<EndpointError>),
@@ -110,8 +122,10 @@ pub struct LayerReport {
     pub bytes: u64,
     /// µs from request to rename; 0 for one that was present.
     pub micros: u64,
-    /// Where it came from; `None` for one that was present.
+    /// Where it (its end) came from; `None` for one that was present.
     pub endpoint: Option<String>,
+    /// How often it broke off and was taken up.
+    pub resumed: u32,
 }
 
 /// What a pull came to.
@@ -123,8 +137,18 @@ pub struct Pulled {
     pub digest: Option<Digest>,
     /// Who said so; `None` where nobody needed to be asked.
     pub endpoint: Option<String>,
+    /// Whose credentials were used, if any.
+    pub auth: Option<String>,
+    /// The verifiers that accepted it.
+    pub verifiers: Vec<String>,
     /// Its layers; empty where the image was present.
     pub layers: Vec<LayerReport>,
+}
+
+impl Pulled {
+    fn of(image: Arc<Image>, digest: Digest, endpoint: Option<String>, layers: Vec<LayerReport>) -> Self {
+        Pulled { image, digest: Some(digest), endpoint, auth: None, verifiers: Vec::new(), layers }
+    }
 }
 
 type Outcome = Result<Arc<Pulled>, Arc<PullError>>;
@@ -136,6 +160,8 @@ pub struct Puller {
     store: Arc<ImageStore>,
     registry: Registry,
     config_path: Option<PathBuf>,
+    keychain: Keychain,
+    verifiers: Verifiers,
     limits: Limits,
     running: Mutex<HashMap<Key, WeakShared<Joint>>>,
 }
@@ -147,13 +173,15 @@ impl std::fmt::Debug for Puller {
 }
 
 impl Puller {
-    /// A puller into `store`, with mirrors from `config_path` (hosts.toml directories).
+    /// A puller into `store`, with mirrors, credentials and verifiers as configured.
     #[must_use]
-    pub fn new(store: Arc<ImageStore>, config_path: Option<PathBuf>) -> Arc<Self> {
+    pub fn new(store: Arc<ImageStore>, registry: &config::Registry, images: &config::Images) -> Arc<Self> {
         Arc::new(Puller {
             store,
             registry: Registry::default(),
-            config_path,
+            config_path: registry.config_path.clone(),
+            keychain: Keychain::of(registry),
+            verifiers: Verifiers { dir: images.verifiers.clone(), timeout: images.verifier_timeout_seconds },
             limits: Limits::default(),
             running: Mutex::default(),
         })
@@ -187,13 +215,24 @@ impl Puller {
                 if let Some(endpoint) = &pulled.endpoint {
                     span.note("endpoint", endpoint);
                 }
+                if let Some(auth) = &pulled.auth {
+                    span.note("auth", auth);
+                }
+                if !pulled.verifiers.is_empty() {
+                    span.note("verifiers", pulled.verifiers.join(","));
+                }
                 let bytes: u64 = pulled.layers.iter().map(|l| l.bytes).sum();
                 span.note("bytes", bytes);
                 // The document that carries the record is capped: the first layers tell enough.
                 for (i, layer) in pulled.layers.iter().take(32).enumerate() {
                     let text = match &layer.endpoint {
                         Some(from) => {
-                            format!("{} {} bytes {} µs from {from}", layer.digest, layer.bytes, layer.micros)
+                            let resumed = match layer.resumed {
+                                0 => String::new(),
+                                n => format!(", taken up {n} times"),
+                            };
+                            let (digest, bytes, micros) = (layer.digest, layer.bytes, layer.micros);
+                            format!("{digest} {bytes} bytes {micros} µs from {from}{resumed}")
                         }
                         None => format!("{} present", layer.digest),
                     };
@@ -242,12 +281,22 @@ impl Puller {
         reference: &ImageRef,
         credentials: Option<&Credentials>,
     ) -> Result<Pulled, PullError> {
-        let known = reference.digest().and_then(|_| self.store.find(reference));
-        if let Some(image) = known {
-            return Ok(Pulled { image, digest: reference.digest(), endpoint: None, layers: Vec::new() });
+        let known = reference.digest().and_then(|d| Some((d, self.store.find(reference)?)));
+        if let Some((digest, image)) = known {
+            let verifiers = self.verifiers.accept(reference, digest).await?;
+            let (digest, layers) = (Some(digest), Vec::new());
+            return Ok(Pulled { image, digest, endpoint: None, auth: None, verifiers, layers });
         }
         let endpoints = hosts::endpoints(self.config_path.as_deref(), reference)
             .map_err(|source| PullError::Hosts { registry: reference.registry().to_owned(), source })?;
+        let mut auth = credentials.map(|_| "request".to_owned());
+        let mut own = None;
+        if credentials.is_none() {
+            let found = self.keychain.find(reference).await;
+            let found = found.map_err(|e| PullError::Keychain(reference.registry().to_owned(), e))?;
+            (own, auth) = found.map(|(c, source)| (c, source.to_string())).unzip();
+        }
+        let credentials = credentials.or(own.as_ref());
         let mut errors = Vec::new();
         for (i, endpoint) in endpoints.iter().enumerate() {
             if !(endpoint.resolve || endpoint.pull && reference.digest().is_some()) {
@@ -260,7 +309,9 @@ impl Puller {
                     let rest = endpoints.iter().enumerate().filter(|&(j, _)| j != i).map(|(_, e)| e);
                     let sources: Vec<&Endpoint> =
                         [endpoint].into_iter().chain(rest).filter(|e| e.pull).collect();
-                    return self.fetch(reference, credentials, endpoint, &sources, resolved).await;
+                    let verifiers = self.verifiers.accept(reference, resolved.top).await?;
+                    let pulled = self.fetch(reference, credentials, endpoint, &sources, resolved).await?;
+                    return Ok(Pulled { auth, verifiers, ..pulled });
                 }
             }
         }
@@ -313,7 +364,7 @@ impl Puller {
                 let (config, layers) = (image.config.clone(), image.layers.clone());
                 self.put(id, names, config, 0, layers).await?
             };
-            return Ok(Pulled { image, digest: Some(top), endpoint: from, layers: Vec::new() });
+            return Ok(Pulled::of(image, top, from, Vec::new()));
         }
         let mut errors = Vec::new();
         let mut config = None;
@@ -339,7 +390,7 @@ impl Puller {
         }
         let reports: Vec<LayerReport> = stream::iter(jobs).buffered(PARALLEL_LAYERS).try_collect().await?;
         let image = self.put(id, names, config, config_bytes, diff_ids).await?;
-        Ok(Pulled { image, digest: Some(top), endpoint: from, layers: reports })
+        Ok(Pulled::of(image, top, from, reports))
     }
 
     async fn put(
@@ -364,36 +415,90 @@ impl Puller {
         diff: Digest,
     ) -> Result<LayerReport, PullError> {
         if self.store.has_layer(diff) {
-            return Ok(LayerReport { digest: layer.digest, bytes: 0, micros: 0, endpoint: None });
+            let digest = layer.digest;
+            return Ok(LayerReport { digest, bytes: 0, micros: 0, endpoint: None, resumed: 0 });
         }
         let mut errors = Vec::new();
-        for endpoint in sources {
+        for first in 0..sources.len() {
             let start = Instant::now();
-            match self.layer_from(endpoint, reference, credentials, layer, diff).await {
-                Ok(bytes) => {
+            match self.layer_from(&sources[first..], reference, credentials, layer, diff).await {
+                Ok(fed) => {
                     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    let endpoint = Some(endpoint.to_string());
-                    return Ok(LayerReport { digest: layer.digest, bytes, micros, endpoint });
+                    let endpoint = Some(fed.endpoint);
+                    let (bytes, resumed) = (fed.bytes, fed.resumed);
+                    return Ok(LayerReport { digest: layer.digest, bytes, micros, endpoint, resumed });
                 }
-                Err(error) => errors.push(error),
+                Err(error) => errors.extend(error),
             }
         }
         Err(PullError::Endpoints(errors))
     }
 
+    /// One layer, unpacked while it arrives from the first of `sources`. Where the stream breaks off
+    /// it is taken up at the next byte, by the same endpoint or by the next one: what came is hashed
+    /// and unpacked already, and both digests are over the whole.
     async fn layer_from(
         &self,
-        endpoint: &Endpoint,
+        sources: &[&Endpoint],
         reference: &ImageRef,
         credentials: Option<&Credentials>,
         layer: LayerDescriptor,
         diff: Digest,
-    ) -> Result<u64, EndpointError> {
-        let mut blob = self.registry.blob(endpoint, reference, layer.digest, credentials).await?;
+    ) -> Result<Fed, Vec<EndpointError>> {
         let (sender, receiver) = mpsc::channel(CHUNKS);
+        let worker = self.unpacker(layer, diff, receiver);
+        let mut fed = Fed { bytes: 0, resumed: 0, endpoint: String::new() };
+        let mut errors: Vec<EndpointError> = Vec::new();
+        let mut whole = false;
+        for endpoint in sources {
+            fed.endpoint = endpoint.to_string();
+            loop {
+                let before = fed.bytes;
+                match self.feed(endpoint, reference, credentials, layer, &sender, &mut fed.bytes).await {
+                    Ok(()) => {
+                        whole = true;
+                        break;
+                    }
+                    Err(error) if fed.bytes > before && fed.resumed < MAX_RESUMES => {
+                        fed.resumed += 1;
+                        tracing::info!(
+                            layer = %layer.digest, at = fed.bytes, error = chain(&error),
+                            "a layer broke off and is taken up"
+                        );
+                    }
+                    Err(error) => {
+                        errors.push(error.into());
+                        break;
+                    }
+                }
+            }
+            if whole {
+                break;
+            }
+        }
+        drop(sender);
+        let result = worker.await.map_err(EndpointError::Worker).flatten();
+        match result {
+            Ok(_) if whole => Ok(fed),
+            // Nobody had the rest; that the archive ends early follows from it.
+            _ if !whole && !errors.is_empty() => Err(errors),
+            Ok(_) => Ok(fed),
+            Err(error) => {
+                errors.push(error);
+                Err(errors)
+            }
+        }
+    }
+
+    /// The thread that unpacks a layer and puts it in its place. It ends by itself when the channel does.
+    fn unpacker(
+        &self,
+        layer: LayerDescriptor,
+        diff: Digest,
+        receiver: mpsc::Receiver<bytes::Bytes>,
+    ) -> tokio::task::JoinHandle<Result<(), EndpointError>> {
         let (store, limits) = (self.store.clone(), self.limits);
-        // Once started it ends by itself: this future's end is the channel's end.
-        let worker = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             let staging = Staging(store.staging()?);
             points::at(Point::LayerStaged);
             let root = std::fs::File::open(&staging.0)
@@ -409,31 +514,41 @@ impl Puller {
             points::at(Point::LayerUnpacked);
             store.commit_layer(&staging.0, diff, done.unpacked)?;
             points::at(Point::LayerCommitted);
-            Ok(done.compressed_bytes)
-        });
-        let mut broken = None;
-        loop {
-            match blob.chunk().await {
-                Ok(Some(chunk)) => {
-                    // A closed channel is a worker that failed: its error says why.
-                    if sender.send(chunk).await.is_err() {
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    broken = Some(error);
-                    break;
-                }
-            }
-        }
-        drop(sender);
-        let result = worker.await.map_err(EndpointError::Worker)?;
-        match broken {
-            Some(error) => Err(error.into()),
-            None => result,
-        }
+            Ok(())
+        })
     }
+
+    /// Passes a blob on from byte `*bytes`, to its end or until the unpacker has ended (its error then
+    /// says why).
+    async fn feed(
+        &self,
+        endpoint: &Endpoint,
+        reference: &ImageRef,
+        credentials: Option<&Credentials>,
+        layer: LayerDescriptor,
+        sender: &mpsc::Sender<bytes::Bytes>,
+        bytes: &mut u64,
+    ) -> Result<(), RegistryError> {
+        let mut blob = self.registry.blob(endpoint, reference, (layer.digest, *bytes), credentials).await?;
+        while let Some(chunk) = blob.chunk().await? {
+            let length = chunk.len() as u64;
+            if sender.send(chunk).await.is_err() {
+                return Ok(());
+            }
+            *bytes += length;
+        }
+        if *bytes < layer.size {
+            return Err(RegistryError::Short(endpoint.to_string(), *bytes, layer.size));
+        }
+        Ok(())
+    }
+}
+
+/// What came of a layer.
+struct Fed {
+    bytes: u64,
+    resumed: u32,
+    endpoint: String,
 }
 
 struct Resolved {
@@ -455,3 +570,6 @@ impl Drop for Staging {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ mod auth;
 mod client;
 mod manifest;
 
-pub use auth::Credentials;
+pub use auth::{Credentials, CredentialsError};
 pub use client::{Blob, Registry, RegistryError};
 pub use manifest::{
     ImageConfig, LayerDescriptor, Manifest, ManifestError, Platform, parse_config, parse_manifest,

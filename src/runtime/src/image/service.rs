@@ -24,13 +24,14 @@ pub struct ImageServer {
     clock: Clock,
     metrics: Arc<Metrics>,
     containers: Option<Arc<Collector>>,
+    pinned: Vec<String>,
 }
 
 impl ImageServer {
     /// A server over `store`; `clock` is the process' one.
     #[must_use]
     pub fn new(store: Arc<ImageStore>, puller: Arc<Puller>, clock: Clock) -> Self {
-        ImageServer { store, puller, clock, metrics: Arc::default(), containers: None }
+        ImageServer { store, puller, clock, metrics: Arc::default(), containers: None, pinned: Vec::new() }
     }
 
     /// The same with the process' metrics.
@@ -45,11 +46,34 @@ impl ImageServer {
         ImageServer { containers: Some(containers), ..self }
     }
 
+    /// The same with images that garbage collection must leave, by their names.
+    #[must_use]
+    pub fn pinning(self, pinned: Vec<String>) -> Self {
+        ImageServer { pinned, ..self }
+    }
+
+    fn to_cri(&self, image: &Image) -> v1::Image {
+        let fits = |name: &String| self.pinned.iter().any(|pattern| pins(pattern, name));
+        let pinned = image.repo_tags.iter().chain(&image.repo_digests).any(fits);
+        v1::Image { pinned, ..to_cri(image) }
+    }
+
     fn list(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
         let wanted = filter.and_then(|f| f.image).map(|s| s.image).filter(|i| !i.is_empty());
         match wanted {
-            Some(name) => self.store.resolve(&name).iter().map(|i| to_cri(i)).collect(),
-            None => self.store.images().iter().map(|i| to_cri(i)).collect(),
+            Some(name) => self.store.resolve(&name).iter().map(|i| self.to_cri(i)).collect(),
+            None => self.store.images().iter().map(|i| self.to_cri(i)).collect(),
+        }
+    }
+}
+
+/// Whether a pattern of `[images] pinned` names an image; short names are those of docker.io.
+pub(super) fn pins(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => {
+            let full = ImageRef::parse(pattern).ok().and_then(|r| r.repo_tag());
+            name == pattern || full.is_some_and(|f| f == name)
         }
     }
 }
@@ -87,6 +111,8 @@ fn pull_status(error: &PullError) -> Status {
             }
             _ => Status::unknown(text),
         },
+        // The CRI's own word for it (cri-api, errors.ErrSignatureValidationFailed), which the kubelet shows.
+        PullError::Verify(_) => Status::unknown(format!("SignatureValidationFailed: {text}")),
         _ => Status::internal(text),
     }
 }
@@ -124,7 +150,7 @@ impl ImageService for ImageServer {
             info.insert("info".to_owned(), value.to_string());
         }
         // An image that is not there is an answer without an image, not an error.
-        Ok(Response::new(v1::ImageStatusResponse { image: image.map(|i| to_cri(&i)), info }))
+        Ok(Response::new(v1::ImageStatusResponse { image: image.map(|i| self.to_cri(&i)), info }))
     }
 
     async fn pull_image(

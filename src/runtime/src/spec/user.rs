@@ -86,7 +86,12 @@ pub fn resolve(
     decide(&passwd, &group, context, image_user)
 }
 
-fn decide(
+/// As [`resolve`], of the texts of both files. A number is a number: it is never looked for among the
+/// names, or an image could call its root `1000` and be run as it (runAsNonRoot would not see it).
+///
+/// # Errors
+/// [`UserError`].
+pub fn decide(
     passwd: &str,
     group: &str,
     context: &LinuxContainerSecurityContext,
@@ -103,11 +108,17 @@ fn decide(
     } else if context.run_as_group.is_some() && image_user.is_empty() {
         return Err(UserError::GroupOnly);
     }
+    // u32::MAX is no id: to chown(2) and setuid(2) it means "leave it".
+    let parse = |text: &str| text.parse::<u32>().ok().filter(|&v| v != u32::MAX);
+    let number = if user_part.is_empty() { Some(0) } else { user_part.parse::<i64>().ok() };
     let entry = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| {
         f.len() >= 6
-            && if user_part.is_empty() { f[2] == "0" } else { f[0] == user_part || f[2] == user_part }
+            && match number {
+                Some(number) => parse(f[2]).is_some_and(|uid| i64::from(uid) == number),
+                None => f[0] == user_part,
+            }
     });
-    let known = entry.as_ref().and_then(|f| Some((f[2].parse::<u32>().ok()?, f[3].parse::<u32>().ok()?)));
+    let known = entry.as_ref().and_then(|f| Some((parse(f[2])?, parse(f[3])?)));
     let (uid, mut gid) = match (known, user_part) {
         (Some(found), _) => found,
         (None, "") => (0, 0),
@@ -120,25 +131,17 @@ fn decide(
     };
     let groups = || {
         group.lines().map(|l| l.split(':').collect::<Vec<_>>()).filter(|f| f.len() >= 4).filter_map(|f| {
-            let gid = f[2].parse::<u32>().ok()?;
+            let gid = parse(f[2])?;
             Some((f[0], gid, f[3]))
         })
     };
     if let Some(asked) = &context.run_as_group {
         gid = id(asked.value)?;
     } else if !group_part.is_empty() {
-        gid = match groups().find(|g| g.0 == group_part) {
-            Some(found) => found.1,
-            None => match group_part.parse::<i64>() {
-                Ok(number) => id(number)?,
-                Err(_) => {
-                    return Err(UserError::Unknown {
-                        kind: "group",
-                        name: group_part.to_owned(),
-                        file: "etc/group",
-                    });
-                }
-            },
+        let unknown = || UserError::Unknown { kind: "group", name: group_part.to_owned(), file: "etc/group" };
+        gid = match group_part.parse::<i64>() {
+            Ok(number) => id(number)?,
+            Err(_) => groups().find(|g| g.0 == group_part).ok_or_else(unknown)?.1,
         };
     }
     let mut all: Vec<u32> = Vec::new();
@@ -158,7 +161,8 @@ fn decide(
         uid,
         gid,
         groups: all,
-        home: if home.starts_with('/') { home.to_owned() } else { "/".to_owned() },
+        home: if home.starts_with('/') && !home.chars().any(char::is_control) { home } else { "/" }
+            .to_owned(),
     })
 }
 
@@ -196,6 +200,23 @@ mod tests {
             ..Default::default()
         };
         assert!(matches!(user(&out, ""), Err(UserError::Range(-1))));
+    }
+
+    #[test]
+    fn a_number_is_never_taken_for_a_name_and_no_line_gives_what_is_no_id() {
+        let passwd = "1000:x:0:0::/root:/bin/sh\nmax:x:4294967295:0::/:/bin/sh\nodd:x:5:5::/a\rb:/bin/sh\n";
+        let group = "2000:x:0:\nwheel:x:4294967295:odd\n";
+        let plain = LinuxContainerSecurityContext::default();
+        let asked = LinuxContainerSecurityContext {
+            run_as_user: Some(Int64Value { value: 1000 }),
+            ..Default::default()
+        };
+        assert_eq!(decide(passwd, group, &asked, "").unwrap().uid, 1000);
+        let named = decide(passwd, group, &plain, "1000:2000").unwrap();
+        assert_eq!((named.uid, named.gid), (1000, 2000));
+        assert!(matches!(decide(passwd, group, &plain, "max"), Err(UserError::Unknown { .. })));
+        let odd = decide(passwd, group, &plain, "odd").unwrap();
+        assert_eq!((odd.home.as_str(), odd.groups.len()), ("/", 0));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use super::node::{Effect, Taint};
 use super::resources::{CPU, MEMORY};
-use super::{ModelError, NodeTerm, PodAffinity, PodVolume, PreferredTerm, Resources, SpreadConstraint};
+use super::{
+    ModelError, NodeTerm, Owner, PodAffinity, PodVolume, PreferredTerm, Resources, SpreadConstraint,
+};
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeMap;
 
@@ -86,9 +88,8 @@ pub struct PodInfo {
     pub version: Option<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// UID of the ReplicaSet, ReplicationController or StatefulSet that controls it: what upstream's
-    /// default spreading goes by. `None` for any other controller.
-    pub owner: Option<String>,
+    /// What controls it, as far as upstream's default spreading goes by it.
+    pub owner: Option<Owner>,
     /// topologySpreadConstraints of its own, which take the place of the defaults.
     pub spread: Vec<SpreadConstraint>,
     /// Affinity to other pods.
@@ -172,7 +173,7 @@ impl PodInfo {
             generation: meta.generation,
             version: meta.resource_version.clone(),
             labels: meta.labels.clone().unwrap_or_default(),
-            owner: owner(pod),
+            owner: Owner::of(pod),
             spread: spec
                 .topology_spread_constraints
                 .iter()
@@ -224,19 +225,19 @@ impl PodInfo {
         bare(self) == bare(other)
     }
 
+    /// True for pods of one template that nothing tells apart but their names: what is decided of one of
+    /// them on a cluster is decided of the other.
+    #[must_use]
+    pub fn same_template(&self, other: &PodInfo) -> bool {
+        let bare = |p: &PodInfo| PodInfo { name: String::new(), uid: String::new(), ..p.clone() };
+        bare(self).decides_like(&bare(other))
+    }
+
     /// `namespace/name`.
     #[must_use]
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
-}
-
-/// The controller, by kind and API group as `helper.DefaultSelector` takes them.
-fn owner(pod: &v1::Pod) -> Option<String> {
-    let controller = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
-    let group = controller.api_version.split_once('/').map_or("", |(group, _)| group);
-    let spread = [("apps", "ReplicaSet"), ("apps", "StatefulSet"), ("", "ReplicationController")];
-    spread.contains(&(group, controller.kind.as_str())).then(|| controller.uid.clone())
 }
 
 /// A toleration; one with an operator or effect that 1.36 has switched off tolerates nothing.
@@ -519,7 +520,7 @@ mod tests {
                 {"apiVersion": version, "kind": kind, "name": "o", "uid": "o-1", "controller": controls}]},
             "spec": {"containers": []}}))
         .unwrap();
-        assert_eq!(PodInfo::parse(&pod).unwrap().owner, spread.then(|| "o-1".to_owned()));
+        assert_eq!(PodInfo::parse(&pod).unwrap().owner.is_some(), spread);
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! BalancedAllocation as of 1.35: how much the pod changes the balance of CPU and memory.
+//! BalancedAllocation as of 1.35: how much the pod changes the balance of the node's resources.
 
+use super::allocation::amounts;
+use super::args::BalancedArgs;
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{ClusterEvent, CycleState, MAX_NODE_SCORE, Plugin, PreScore, Score};
 use crate::model::PodInfo;
 
-/// The plugin.
-pub struct BalancedAllocation;
+/// The plugin, with its args.
+#[derive(Default)]
+pub struct BalancedAllocation(pub BalancedArgs);
 
 impl Plugin for BalancedAllocation {
     fn name(&self) -> &'static str {
@@ -19,7 +22,7 @@ impl Plugin for BalancedAllocation {
 
 impl PreScore for BalancedAllocation {
     fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
-        pod.requests.milli_cpu != 0 || pod.requests.memory != 0
+        self.0.resources.iter().any(|(resource, _)| pod.requests.get(resource) != 0)
     }
 }
 
@@ -29,27 +32,29 @@ impl PreScore for BalancedAllocation {
     clippy::cast_possible_truncation,
     reason = "upstream computes in float64 and truncates; parity needs the same order of operations"
 )]
-fn balance(pairs: [(i64, i64); 2]) -> i64 {
+fn balance(pairs: impl Iterator<Item = (i64, i64)>) -> i64 {
     let fractions: Vec<f64> = pairs
-        .iter()
         .filter(|(_, allocatable)| *allocatable != 0)
-        .map(|&(requested, allocatable)| (requested as f64 / allocatable as f64).min(1.0))
+        .map(|(requested, allocatable)| (requested as f64 / allocatable as f64).min(1.0))
         .collect();
+    let count = fractions.len() as f64;
     let std = match fractions.as_slice() {
+        [] | [_] => 0.0,
         [a, b] => ((a - b) / 2.0).abs(),
-        _ => 0.0,
+        all => {
+            let mean = all.iter().sum::<f64>() / count;
+            (all.iter().fold(0.0, |sum, f| sum + (f - mean) * (f - mean)) / count).sqrt()
+        }
     };
     ((1.0 - std) * MAX_NODE_SCORE as f64) as i64
 }
 
 impl Score for BalancedAllocation {
     fn score(&self, _: &CycleState, pod: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
-        let (have, used, asks) = (&node.info.allocatable, &node.usage.requested, &pod.requests);
-        let with = balance([
-            (used.milli_cpu.saturating_add(asks.milli_cpu), have.milli_cpu),
-            (used.memory.saturating_add(asks.memory), have.memory),
-        ]);
-        let without = balance([(used.milli_cpu, have.milli_cpu), (used.memory, have.memory)]);
+        let (have, used) = (&node.info.allocatable, &node.usage.requested);
+        let amounts = amounts(&self.0.resources, have, used, used, &pod.requests);
+        let with = balance(amounts.iter().map(|a| (a.requested, a.allocatable)));
+        let without = balance(amounts.iter().map(|a| (a.allocated, a.allocatable)));
         MAX_NODE_SCORE / 2 + (MAX_NODE_SCORE / 2 + with - without) / 2
     }
 }
@@ -81,13 +86,14 @@ mod tests {
             ..NodeState::default()
         };
         let pod = PodInfo { requests: amounts(asks), ..PodInfo::default() };
-        let got = BalancedAllocation.score(&CycleState::default(), &pod, &node, &Snapshot::default());
+        let got =
+            BalancedAllocation::default().score(&CycleState::default(), &pod, &node, &Snapshot::default());
         assert_eq!(got, want);
     }
 
     #[test]
     fn a_pod_that_asks_for_nothing_is_not_scored() {
-        assert!(!BalancedAllocation.pre_score(
+        assert!(!BalancedAllocation::default().pre_score(
             &mut CycleState::default(),
             &PodInfo::default(),
             &[],

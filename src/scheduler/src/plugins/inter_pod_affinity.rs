@@ -6,14 +6,16 @@
 mod filter;
 mod score;
 
+use super::args::InterPodAffinityArgs;
 use crate::cache::Snapshot;
 use crate::classes::{Class, ClassId};
 use crate::framework::{ClusterEvent, Plugin};
 use crate::model::{NodeInfo, PodInfo, PodTerm};
 use std::collections::{BTreeMap, HashMap};
 
-/// The plugin.
-pub struct InterPodAffinity;
+/// The plugin, with its args.
+#[derive(Default)]
+pub struct InterPodAffinity(pub InterPodAffinityArgs);
 
 /// Something counted by node label and its value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,7 +186,7 @@ mod tests {
         let shuns = pod("s", json!({"app": "s"}), apart(&[term("a", "zone")]));
         let plain = pod("p", json!({"app": "p"}), Value::Null);
         let hater = Arc::new(pod("h", json!({"app": "h"}), apart(&[term("p", "zone")])));
-        let helps = |pod: &PodInfo, event: ClusterEvent| InterPodAffinity.may_help(pod, &event);
+        let helps = |pod: &PodInfo, event: ClusterEvent| InterPodAffinity::default().may_help(pod, &event);
         assert!(helps(&wants, ClusterEvent::AssignedPodAdd(app("a"))));
         assert!(!helps(&wants, ClusterEvent::AssignedPodAdd(app("b"))));
         assert!(!helps(&wants, ClusterEvent::AssignedPodDelete(app("a"))));

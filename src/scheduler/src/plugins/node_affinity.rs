@@ -1,5 +1,6 @@
 //! nodeSelector and node affinity, required and preferred.
 
+use super::args::AddedAffinity;
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{
     ClusterEvent, CycleState, Filter, Plugin, PreFilter, PreFilterResult, PreScore, Score, Status,
@@ -8,10 +9,20 @@ use crate::framework::{
 use crate::model::{NodeInfo, PodInfo};
 use std::collections::BTreeSet;
 
-/// The plugin.
-pub struct NodeAffinity;
+/// The plugin, with what its profile adds.
+#[derive(Default)]
+pub struct NodeAffinity(pub AddedAffinity);
+
+impl NodeAffinity {
+    /// True when what the profile requires takes the node.
+    fn enforced(&self, node: &NodeInfo) -> bool {
+        let terms = self.0.required.as_ref();
+        terms.is_none_or(|terms| terms.iter().any(|t| t.matches(&node.name, &node.labels)))
+    }
+}
 
 const REASON: &str = "node(s) didn't match Pod's node affinity/selector";
+const ENFORCED: &str = "node(s) didn't match scheduler-enforced node affinity";
 const CONFLICT: &str = "pod affinity terms conflict";
 
 /// True when nodeSelector and required terms take the node.
@@ -28,10 +39,17 @@ impl Plugin for NodeAffinity {
         "NodeAffinity"
     }
 
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        event.is_of_node()
+    }
+
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
-            ClusterEvent::NodeAdd(new) => accepts(pod, new),
-            ClusterEvent::NodeUpdate(old, new) => accepts(pod, new) && !accepts(pod, old),
+            ClusterEvent::NodeAdd(new) => self.enforced(new) && accepts(pod, new),
+            ClusterEvent::NodeUpdate(old, new) => {
+                let takes = |node: &NodeInfo| self.enforced(node) && accepts(pod, node);
+                takes(new) && !takes(old)
+            }
             ClusterEvent::PodUpdate => true,
             _ => false,
         }
@@ -41,7 +59,7 @@ impl Plugin for NodeAffinity {
 impl PreFilter for NodeAffinity {
     fn pre_filter(&self, _: &mut CycleState, pod: &PodInfo, _: &Snapshot) -> Result<PreFilterResult, Status> {
         let Some(terms) = &pod.required_terms else {
-            let nothing = pod.node_selector.is_empty();
+            let nothing = pod.node_selector.is_empty() && self.0.required.is_none();
             return Ok(if nothing { PreFilterResult::Skip } else { PreFilterResult::All });
         };
         // Terms are ORed: one that names no node leaves all nodes possible.
@@ -64,20 +82,25 @@ impl PreFilter for NodeAffinity {
 
 impl Filter for NodeAffinity {
     fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+        if !self.enforced(&node.info) {
+            return Err(Status::unresolvable(self.name(), ENFORCED));
+        }
         if accepts(pod, &node.info) { Ok(()) } else { Err(Status::unresolvable(self.name(), REASON)) }
     }
 }
 
 impl PreScore for NodeAffinity {
     fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
-        !pod.preferred_terms.is_empty()
+        !pod.preferred_terms.is_empty() || !self.0.preferred.is_empty()
     }
 }
 
 impl Score for NodeAffinity {
     fn score(&self, _: &CycleState, pod: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
-        pod.preferred_terms
+        self.0
+            .preferred
             .iter()
+            .chain(&pod.preferred_terms)
             .filter(|p| p.weight != 0 && p.term.matches(&node.info.name, &node.info.labels))
             .map(|p| p.weight)
             .sum()
@@ -130,7 +153,7 @@ mod tests {
     fn pre_filter_narrows_only_when_every_term_names_a_node() {
         let run = |terms: Option<Vec<NodeTerm>>| {
             let pod = PodInfo { required_terms: terms, ..PodInfo::default() };
-            NodeAffinity.pre_filter(&mut CycleState::default(), &pod, &Snapshot::default())
+            NodeAffinity::default().pre_filter(&mut CycleState::default(), &pod, &Snapshot::default())
         };
         assert_eq!(run(None), Ok(PreFilterResult::Skip));
         assert_eq!(run(Some(vec![by_name(&["a"]), by_label("z", "1")])), Ok(PreFilterResult::All));
@@ -153,7 +176,7 @@ mod tests {
             ..PodInfo::default()
         };
         let score = |v: &str| {
-            NodeAffinity.score(
+            NodeAffinity::default().score(
                 &CycleState::default(),
                 &pod,
                 &NodeState::of(node("a", &[("z", v)])),
@@ -162,7 +185,7 @@ mod tests {
         };
         let mut scores = [score("1"), score("2"), score("3")];
         assert_eq!(scores, [5, 50, 0]);
-        NodeAffinity.normalize(&mut scores);
+        NodeAffinity::default().normalize(&mut scores);
         assert_eq!(scores, [10, 100, 0]);
     }
 }

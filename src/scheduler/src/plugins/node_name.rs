@@ -14,6 +14,10 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        event.is_of_node()
+    }
+
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         matches!(event, ClusterEvent::NodeAdd(n) if n.name == pod.node_name)
     }

@@ -1,11 +1,26 @@
-//! Fit: the node has what the pod asks for; LeastAllocated: the emptier the better.
+//! Fit: the node has what the pod asks for; by LeastAllocated, the default, the emptier the better.
 
+use super::allocation::{amounts, score};
+use super::args::FitArgs;
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, Code, CycleState, Filter, MAX_NODE_SCORE, Plugin, Score, Status};
+use crate::framework::{ClusterEvent, Code, CycleState, Filter, Plugin, Score, Status};
 use crate::model::{NodeInfo, PodInfo};
 
-/// The plugin.
-pub struct NodeResourcesFit;
+/// The plugin, with its args.
+#[derive(Default)]
+pub struct NodeResourcesFit(pub FitArgs);
+
+impl NodeResourcesFit {
+    /// An extended resource that the profile leaves to others.
+    fn ignores(&self, resource: &str) -> bool {
+        let group = resource.split_once('/').map(|(group, _)| group);
+        // Only extended resources can be: no native one has a group, or it is kubernetes.io's.
+        group.is_some_and(|g| {
+            !g.ends_with("kubernetes.io")
+                && (self.0.ignored.contains(resource) || self.0.ignored_groups.contains(g))
+        })
+    }
+}
 
 /// Could the node, were it empty, hold the pod?
 fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
@@ -15,6 +30,14 @@ fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
         "NodeResourcesFit"
+    }
+
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        matches!(event, ClusterEvent::AssignedPodDelete(_)) || event.is_of_node()
+    }
+
+    fn may_help_on(&self, pod: &PodInfo, event: &ClusterEvent, node: &NodeState) -> bool {
+        self.may_help(pod, event) && self.short_of(pod, node).is_ok()
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
@@ -35,12 +58,18 @@ impl Plugin for NodeResourcesFit {
 
 impl Filter for NodeResourcesFit {
     fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+        self.short_of(pod, node)
+    }
+}
+
+impl NodeResourcesFit {
+    fn short_of(&self, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
         let mut code = Code::Unschedulable;
         let mut reasons = Vec::new();
         if node.usage.pods.saturating_add(1) > node.info.allocatable_pods {
             reasons.push("Too many pods".to_owned());
         }
-        for (name, wanted) in pod.requests.iter().filter(|&(_, n)| n > 0) {
+        for (name, wanted) in pod.requests.iter().filter(|&(r, n)| n > 0 && !self.ignores(r)) {
             let allocatable = node.info.allocatable.get(name);
             if wanted > allocatable.saturating_sub(node.usage.requested.get(name)) {
                 reasons.push(format!("Insufficient {name}"));
@@ -53,27 +82,11 @@ impl Filter for NodeResourcesFit {
     }
 }
 
-/// `(capacity − requested) · 100 / capacity`, 0 when over; `None` when the node has none.
-fn least_allocated(capacity: i64, requested: i64) -> Option<i64> {
-    match capacity {
-        0 => None,
-        c if requested > c => Some(0),
-        c => i64::try_from(i128::from(c - requested) * i128::from(MAX_NODE_SCORE) / i128::from(c)).ok(),
-    }
-}
-
 impl Score for NodeResourcesFit {
     fn score(&self, _: &CycleState, pod: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
-        let (have, used) = (&node.info.allocatable, &node.usage.non_zero);
-        let kept: Vec<i64> = [
-            least_allocated(have.milli_cpu, used.milli_cpu.saturating_add(pod.non_zero.milli_cpu)),
-            least_allocated(have.memory, used.memory.saturating_add(pod.non_zero.memory)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        let weight = i64::try_from(kept.len()).unwrap_or(0);
-        if weight == 0 { 0 } else { kept.iter().sum::<i64>() / weight }
+        let (have, usage) = (&node.info.allocatable, &node.usage);
+        let amounts = amounts(&self.0.resources, have, &usage.non_zero, &usage.requested, &pod.non_zero);
+        score(&self.0.strategy, &amounts)
     }
 }
 
@@ -115,7 +128,7 @@ mod tests {
         #[case] reasons: &[&str],
         #[case] code: Option<Code>,
     ) {
-        match NodeResourcesFit.filter(&CycleState::default(), &pod, &node) {
+        match NodeResourcesFit::default().filter(&CycleState::default(), &pod, &node) {
             Ok(()) => assert_eq!(code, None),
             Err(s) => {
                 assert_eq!((s.reasons.as_slice(), Some(s.code)), (reasons.map_owned().as_slice(), code))
@@ -142,6 +155,6 @@ mod tests {
     #[case(node((0, 10000), (0, 0), 0), pod(1, 5000), 50)]
     fn least_allocated_table(#[case] node: NodeState, #[case] pod: PodInfo, #[case] want: i64) {
         let state = CycleState::default();
-        assert_eq!(NodeResourcesFit.score(&state, &pod, &node, &Snapshot::default()), want);
+        assert_eq!(NodeResourcesFit::default().score(&state, &pod, &node, &Snapshot::default()), want);
     }
 }

@@ -30,6 +30,10 @@ impl Plugin for NodeUnschedulable {
         "NodeUnschedulable"
     }
 
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        event.is_of_node()
+    }
+
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::NodeAdd(new) => open(pod, new),

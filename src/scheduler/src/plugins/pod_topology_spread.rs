@@ -2,32 +2,30 @@
 //! `plugins/podtopologyspread` of Kubernetes 1.36.
 //!
 //! A constraint's selector is held against each [class](crate::classes) of pods once; counting is a
-//! look-up per node. The defaults count by the controller's UID instead of by its selector and those of
-//! the matching Services: the pods of a controller have one template's labels, so that the same ones
-//! are found. What this leaves out is a pod without a controller that a Service selects.
+//! look-up per node. The defaults' selector is that of the pod's controller and of the Services that
+//! select the pod.
 
 mod filter;
 mod score;
 
+use super::args::SpreadArgs;
 use super::{node_affinity, taint_toleration};
 use crate::cache::{NodeState, Snapshot};
 use crate::classes::ClassId;
 use crate::framework::{ClusterEvent, Plugin};
-use crate::model::{LabelSelector, NodeInfo, PodInfo, SpreadConstraint};
+use crate::model::{LabelSelector, NodeInfo, Owner, PodInfo, Requirement, SpreadConstraint};
+use crate::objects::Objects;
+use std::ops::Bound;
 
-/// The plugin.
-pub struct PodTopologySpread;
+/// The plugin, with its args.
+#[derive(Default)]
+pub struct PodTopologySpread(pub SpreadArgs);
 
 const HOST: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// The pods that a constraint counts.
-enum Counted {
-    /// Those of a controller.
-    Owner(String),
-    /// Those of these classes.
-    Classes(Vec<ClassId>),
-}
+/// The pods that a constraint counts: those of these classes.
+struct Counted(Vec<ClassId>);
 
 impl Counted {
     /// What the constraint's selector selects in the pod's namespace. An empty one selects everything,
@@ -36,16 +34,12 @@ impl Counted {
         let selected = snapshot.classes.iter().filter(|(_, class)| {
             !selector.is_empty() && class.namespace == pod.namespace && selector.matches(&class.labels)
         });
-        Counted::Classes(selected.map(|(id, _)| *id).collect())
+        Counted(selected.map(|(id, _)| *id).collect())
     }
 
     /// How many a node has. One that is being deleted is not counted.
     fn on(&self, node: &NodeState) -> i64 {
-        let usage = &node.usage;
-        match self {
-            Counted::Owner(uid) => usage.owned.get(uid).copied().unwrap_or(0),
-            Counted::Classes(ids) => ids.iter().filter_map(|id| Some(usage.alike.get(id)?.staying)).sum(),
-        }
+        self.0.iter().filter_map(|id| Some(node.usage.alike.get(id)?.staying)).sum()
     }
 }
 
@@ -60,6 +54,63 @@ fn defaults() -> [SpreadConstraint; 2] {
         honor_affinity: true,
         honor_taints: false,
     })
+}
+
+impl PodTopologySpread {
+    /// The pod's own constraints of one kind, or the defaults if it has none at all.
+    fn constraints(&self, pod: &PodInfo, snapshot: &Snapshot, hard: bool) -> Vec<SpreadConstraint> {
+        let of_kind = |all: &[SpreadConstraint]| all.iter().filter(|c| c.hard == hard).cloned().collect();
+        if !pod.spread.is_empty() {
+            return of_kind(&pod.spread);
+        }
+        let mut defaults: Vec<SpreadConstraint> = match &self.0 {
+            SpreadArgs::System => of_kind(&defaults()),
+            SpreadArgs::List(all) => of_kind(all),
+        };
+        if defaults.is_empty() {
+            return defaults;
+        }
+        let selector = default_selector(pod, &snapshot.objects);
+        if selector.is_empty() {
+            return Vec::new();
+        }
+        for constraint in &mut defaults {
+            constraint.selector = selector.clone();
+        }
+        defaults
+    }
+}
+
+/// What the pod's controller and its Services select (`plugins/helper/spread.go` DefaultSelector). They
+/// match the pod, so that their requirements do not contradict each other.
+fn default_selector(pod: &PodInfo, objects: &Objects) -> LabelSelector {
+    let mut all: Vec<Requirement> = Vec::new();
+    let mut require = |selector: &LabelSelector| {
+        if let LabelSelector::All(requirements) = selector {
+            all.extend(requirements.iter().cloned());
+        }
+    };
+    let first = format!("{}/", pod.namespace);
+    let from = (Bound::Included(first.as_str()), Bound::Unbounded);
+    let of_namespace = objects.services.range::<str, _>(from);
+    for (_, service) in of_namespace.take_while(|(key, _)| key.starts_with(&first)) {
+        if service.selector.matches(&pod.labels) {
+            require(&service.selector);
+        }
+    }
+    let key = |name: &str| format!("{first}{name}");
+    let selector = match &pod.owner {
+        None => None,
+        Some(Owner::ReplicationController(name)) => {
+            objects.replication_controllers.get(key(name).as_str()).map(|c| &c.selector)
+        }
+        Some(Owner::ReplicaSet(name)) => objects.replica_sets.get(key(name).as_str()).map(|c| &c.selector),
+        Some(Owner::StatefulSet(name)) => objects.stateful_sets.get(key(name).as_str()).map(|c| &c.selector),
+    };
+    selector.into_iter().for_each(require);
+    all.sort();
+    all.dedup();
+    LabelSelector::All(all)
 }
 
 /// Whether the pods of a node count for a constraint, by its two policies.
@@ -88,6 +139,10 @@ impl Plugin for PodTopologySpread {
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        if pod.spread.is_empty() {
+            // A profile's own hard defaults: what they select is not known here.
+            return true;
+        }
         match event {
             // One that comes may raise the emptiest domain's count.
             ClusterEvent::AssignedPodAdd(other) | ClusterEvent::AssignedPodDelete(other) => {
@@ -109,6 +164,7 @@ impl Plugin for PodTopologySpread {
 mod tests {
     use super::*;
     use crate::cache::Cache;
+    use crate::objects::{Object, ReplicaSet};
     use k8s_openapi::api::core::v1;
     use serde_json::{Value, json};
     use std::collections::BTreeMap;
@@ -145,11 +201,14 @@ mod tests {
     /// The nodes, and on each so many pods with `app: web` of controller `rs`.
     pub(super) fn snapshot(nodes: &[NodeInfo], counts: &[usize]) -> Snapshot {
         let mut cache = Cache::default();
+        let web = crate::model::LabelSelector::All(vec![]).and("app", "web");
+        let rs = Object::ReplicaSet(Arc::new(ReplicaSet { selector: web }));
+        cache.objects_mut().put("d/rs".into(), rs);
         for (node, count) in nodes.iter().zip(counts) {
             cache.set_node(Arc::new(node.clone()));
             for i in 0..*count {
                 let uid = format!("{}-{i}", node.name);
-                let there = PodInfo { uid, owner: Some("rs".into()), ..pod(json!([])) };
+                let there = PodInfo { uid, ..pod(json!([])) };
                 cache.assume(Arc::new(there), &node.name);
             }
         }
@@ -159,7 +218,7 @@ mod tests {
     #[test]
     fn hints() {
         let waits = pod(json!([constraint(ZONE, 1, "DoNotSchedule", json!({}))]));
-        let helps = |event: ClusterEvent| PodTopologySpread.may_help(&waits, &event);
+        let helps = |event: ClusterEvent| PodTopologySpread::default().may_help(&waits, &event);
         let (web, other) =
             (Arc::new(pod(json!([]))), Arc::new(PodInfo { namespace: "d".into(), ..Default::default() }));
         assert!(helps(ClusterEvent::AssignedPodAdd(web.clone())));

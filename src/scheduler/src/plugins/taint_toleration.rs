@@ -23,6 +23,10 @@ impl Plugin for TaintToleration {
         "TaintToleration"
     }
 
+    fn hears(&self, event: &ClusterEvent) -> bool {
+        event.is_of_node()
+    }
+
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::NodeAdd(new) => accepts(pod, new),

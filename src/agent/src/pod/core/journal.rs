@@ -89,6 +89,19 @@ pub struct Terminal {
     pub message: String,
 }
 
+/// An end that the node gives a pod: it is short of something, or it goes down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The pod-level reason: `Evicted`, `Terminated`.
+    pub reason: String,
+    /// The pod-level message.
+    pub message: String,
+    /// What the pod has to end in, at most.
+    pub grace: Duration,
+    /// The message of the condition `DisruptionTarget`, if it has one.
+    pub disruption: Option<String>,
+}
+
 /// What is remembered of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Journal {
@@ -102,6 +115,10 @@ pub struct Journal {
     pub containers: BTreeMap<String, Memory>,
     /// The decided end: final.
     pub terminal: Option<Terminal>,
+    /// What the pod has to end in, where that is not its own to say.
+    pub grace: Option<Duration>,
+    /// The message of the condition `DisruptionTarget`.
+    pub disruption: Option<String>,
     /// Whether the terminal status is in the API.
     pub terminal_reported: bool,
     /// What became of the wish for other resources.

@@ -123,6 +123,8 @@ impl Worker {
                     self.journal.stopping_since.get_or_insert(now);
                 }
                 let stop = self.stopping(&id, grace);
+                // A hook that was begun is not begun again by the next agent.
+                self.remember();
                 self.tasks.spawn(async move { Done::Took(stop::stop_container(context, pod, stop).await) })
             }
             Action::StopSandbox { id } => {

@@ -1,6 +1,7 @@
 //! What a worker does for the care of a running container: it asks its probes and does its hooks.
 
 use super::*;
+use crate::metrics::probes::Series;
 use crate::pod::core::Killed;
 use crate::probe::run::{self, Target};
 use crate::probe::schedule::Answer;
@@ -52,6 +53,18 @@ impl Worker {
     /// Takes a probe's answer.
     pub(super) fn answered(&mut self, name: &str, id: &str, kind: Kind, answer: &Answer, now: Micros) {
         let Some(container) = self.pod.container(name) else { return };
+        self.context.metrics.probes.count(Series {
+            uid: self.pod.uid.clone(),
+            namespace: self.pod.namespace.clone(),
+            pod: self.pod.name.clone(),
+            container: name.to_owned(),
+            kind: kind.word(),
+            result: match answer {
+                Answer::Good | Answer::Warning(_) => "successful",
+                Answer::Bad(_) => "failed",
+                Answer::Error(_) => "unknown",
+            },
+        });
         let Some(news) = self.journal.probes.take(container, id, kind, answer, now) else { return };
         let grace = container.care.probe(kind).and_then(|p| p.grace);
         if news.kill {

@@ -663,7 +663,7 @@ async fn what_was_deleted_is_not_begun_again_by_late_news() {
     let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
     let offer =
         Offer { node: "n1".to_owned(), allocatable: BTreeMap::new(), labels: BTreeMap::new(), max_pods: 10 };
-    let pods = Pods::new(bench.context.clone(), offer);
+    let pods = Pods::new(bench.context.clone(), offer, watch::channel(crate::node::State::default()).1);
     {
         let mut pod = bench.server.pod.lock().unwrap();
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");

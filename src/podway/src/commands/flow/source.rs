@@ -47,6 +47,11 @@ impl Source {
     }
 
     pub(super) async fn flow(&self) -> anyhow::Result<Flow> {
+        self.flow_of(&self.pod().await?).await
+    }
+
+    /// The pod.
+    pub(crate) async fn pod(&self) -> anyhow::Result<Pod> {
         let name = &self.name;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pod = pods.get_opt(name).await.with_context(|| {
@@ -55,15 +60,14 @@ impl Source {
                 "is the API server up, and may you read pods?",
             )
         })?;
-        let pod = pod.ok_or_else(|| {
+        pod.ok_or_else(|| {
             let hint = "kubectl get pods -A shows where it is; -n NS sets the namespace";
             anyhow::Error::new(Hinted::new(format!("pod {}/{name} does not exist", self.namespace), hint))
-        })?;
-        self.flow_of(&pod).await
+        })
     }
 
     /// The flow of a pod whose object is at hand.
-    pub(super) async fn flow_of(&self, pod: &Pod) -> anyhow::Result<Flow> {
+    pub(crate) async fn flow_of(&self, pod: &Pod) -> anyhow::Result<Flow> {
         let mut flow = match self.recorded(pod).await? {
             Some(flow) => flow,
             None => stock::flow(pod, &self.events(pod).await?),

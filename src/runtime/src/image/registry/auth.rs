@@ -12,8 +12,13 @@ pub struct Credentials {
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Secret {
-    Basic { username: String, password: String },
+    Basic {
+        username: String,
+        password: String,
+    },
     Bearer(String),
+    /// An OAuth2 refresh token, good for nothing but a token.
+    Identity(String),
 }
 
 /// Why credentials were refused; says nothing of their value.
@@ -22,9 +27,6 @@ pub enum CredentialsError {
     /// `auth` is not base64 of `user:password`.
     #[error("the auth field of the image pull credentials is not base64 of user:password")]
     Auth,
-    /// OAuth refresh tokens.
-    #[error("not supported: identity_token in image pull credentials; use a username and password")]
-    IdentityToken,
     /// A value that no HTTP header can carry.
     #[error("the image pull credentials have a control character")]
     Control,
@@ -57,12 +59,12 @@ impl Credentials {
         } else if auth.identity_token.is_empty() {
             return Ok(None);
         } else {
-            return Err(CredentialsError::IdentityToken);
+            Secret::Identity(auth.identity_token.clone())
         };
         let control = |t: &str| t.chars().any(char::is_control);
         let bad = match &secret {
             Secret::Basic { username, password } => control(username) || control(password),
-            Secret::Bearer(token) => control(token),
+            Secret::Bearer(token) | Secret::Identity(token) => control(token),
         };
         if bad {
             return Err(CredentialsError::Control);
@@ -91,7 +93,7 @@ impl Secret {
                 let both = format!("{username}:{password}");
                 format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both))
             }
-            Secret::Bearer(token) => format!("Bearer {token}"),
+            Secret::Bearer(token) | Secret::Identity(token) => format!("Bearer {token}"),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::image::hosts::{Endpoint, Scheme, Tls};
 use crate::image::reference::{Digest, ImageRef};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
@@ -35,6 +35,12 @@ pub enum RegistryError {
     /// It wants credentials, or others.
     #[error("{0} denies access to {1}: check the imagePullSecrets")]
     Denied(String, String),
+    /// It went on with another part of a blob than it was asked for.
+    #[error("{0} does not go on at byte {1} of a blob that broke off")]
+    Range(String, u64),
+    /// It ended a blob before its end.
+    #[error("{0} ended after {1} of {2} bytes")]
+    Short(String, u64, u64),
     /// Another status.
     #[error("{0} answers status {1}")]
     Status(String, StatusCode),
@@ -61,13 +67,26 @@ pub enum RegistryError {
 
 /// By endpoint, repository and credentials.
 type Tokens = HashMap<(String, String, Option<Credentials>), Secret>;
-type Http = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// What a request asks for.
+#[derive(Clone, Copy)]
+enum Ask<'a> {
+    /// All of it.
+    Whole,
+    /// What follows the first so many bytes.
+    From(u64),
+    /// A form is posted.
+    Form(&'a str),
+}
 
 /// A blob that is arriving.
 #[derive(Debug)]
 pub struct Blob {
     body: Incoming,
     endpoint: String,
+    /// Bytes that came before and come again, for the registry does not know ranges.
+    again: u64,
 }
 
 impl Blob {
@@ -84,7 +103,10 @@ impl Blob {
                 None => return Ok(None),
                 Some(Err(e)) => return Err(RegistryError::Body(self.endpoint.clone(), 0, Box::new(e))),
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
+                    let Ok(mut data) = frame.into_data() else { continue };
+                    let known = usize::try_from(self.again).unwrap_or(usize::MAX).min(data.len());
+                    self.again -= data.split_to(known).len() as u64;
+                    if !data.is_empty() {
                         return Ok(Some(data));
                     }
                 }
@@ -122,7 +144,8 @@ impl Registry {
             Some(digest) => digest.to_string(),
             None => reference.tag().unwrap_or("latest").to_owned(),
         };
-        let response = self.get(endpoint, reference, &format!("manifests/{what}"), credentials).await?;
+        let path = format!("manifests/{what}");
+        let response = self.get(endpoint, reference, &path, Ask::Whole, credentials).await?;
         let header =
             |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let (kind, claimed) = (header("content-type"), header("docker-content-digest"));
@@ -148,7 +171,8 @@ impl Registry {
         want: Digest,
         credentials: Option<&Credentials>,
     ) -> Result<Bytes, RegistryError> {
-        let response = self.get(endpoint, reference, &format!("blobs/{want}"), credentials).await?;
+        let path = format!("blobs/{want}");
+        let response = self.get(endpoint, reference, &path, Ask::Whole, credentials).await?;
         let body = whole(endpoint, response, CONFIG_LIMIT).await?;
         let got = Digest::of(&body);
         if got != want {
@@ -157,7 +181,7 @@ impl Registry {
         Ok(body)
     }
 
-    /// A blob as it comes; whoever reads it checks the digest.
+    /// A blob as it comes, after its first `from` bytes; whoever reads it checks the digest.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -165,11 +189,24 @@ impl Registry {
         &self,
         endpoint: &Endpoint,
         reference: &ImageRef,
-        digest: Digest,
+        (digest, from): (Digest, u64),
         credentials: Option<&Credentials>,
     ) -> Result<Blob, RegistryError> {
-        let response = self.get(endpoint, reference, &format!("blobs/{digest}"), credentials).await?;
-        Ok(Blob { body: response.into_body(), endpoint: endpoint.to_string() })
+        let ask = if from == 0 { Ask::Whole } else { Ask::From(from) };
+        let response = self.get(endpoint, reference, &format!("blobs/{digest}"), ask, credentials).await?;
+        let again = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(header::CONTENT_RANGE).and_then(|v| v.to_str().ok());
+                let start = range.and_then(|r| r.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+                if start != Some(from) {
+                    return Err(RegistryError::Range(endpoint.to_string(), from));
+                }
+                0
+            }
+            // It does not know ranges: what is here already is passed over.
+            _ => from,
+        };
+        Ok(Blob { body: response.into_body(), endpoint: endpoint.to_string(), again })
     }
 
     async fn get(
@@ -177,6 +214,7 @@ impl Registry {
         endpoint: &Endpoint,
         reference: &ImageRef,
         what: &str,
+        ask: Ask<'_>,
         credentials: Option<&Credentials>,
     ) -> Result<Response<Incoming>, RegistryError> {
         let credentials = credentials.filter(|c| c.are_for(endpoint, reference.registry()));
@@ -186,7 +224,7 @@ impl Registry {
         }
         let key = (endpoint.to_string(), reference.repository().to_owned(), credentials.cloned());
         let token = self.lock_tokens().get(&key).cloned();
-        let mut response = self.send(endpoint, &url, token.as_ref()).await?;
+        let mut response = self.send(endpoint, &url, ask, token.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let challenges: Vec<Challenge> = response
                 .headers()
@@ -197,7 +235,10 @@ impl Registry {
             drop(response);
             let denied = || RegistryError::Denied(endpoint.to_string(), reference.to_string());
             let secret = match challenges.into_iter().next().ok_or_else(denied)? {
-                Challenge::Basic => credentials.map(|c| c.secret.clone()).ok_or_else(denied)?,
+                Challenge::Basic => {
+                    let usable = credentials.filter(|c| !matches!(c.secret, Secret::Identity(_)));
+                    usable.map(|c| c.secret.clone()).ok_or_else(denied)?
+                }
                 Challenge::Bearer { realm, service, scope } => match credentials.map(|c| &c.secret) {
                     Some(given @ Secret::Bearer(_)) => given.clone(),
                     basic => {
@@ -209,7 +250,7 @@ impl Registry {
                     }
                 },
             };
-            response = self.send(endpoint, &url, Some(&secret)).await?;
+            response = self.send(endpoint, &url, ask, Some(&secret)).await?;
             if response.status().is_success() {
                 let mut tokens = self.lock_tokens();
                 if tokens.len() > 1000 {
@@ -220,6 +261,7 @@ impl Registry {
         }
         match response.status() {
             StatusCode::OK => Ok(response),
+            StatusCode::PARTIAL_CONTENT if matches!(ask, Ask::From(_)) => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Err(RegistryError::Denied(endpoint.to_string(), reference.to_string()))
             }
@@ -244,7 +286,20 @@ impl Registry {
         if let Some(service) = service {
             url = format!("{url}&service={}", encode(service));
         }
-        let response = self.send(endpoint, &url, secret).await?;
+        let response = match secret {
+            // An OAuth2 refresh token is posted, never put into a URL (distribution's oauth.md).
+            Some(Secret::Identity(refresh)) => {
+                let service = service.unwrap_or_default();
+                let form = format!(
+                    "grant_type=refresh_token&client_id=podway&service={}&scope={}&refresh_token={}",
+                    encode(service),
+                    encode(scope),
+                    encode(refresh)
+                );
+                self.send(endpoint, realm, Ask::Form(&form), None).await?
+            }
+            secret => self.send(endpoint, &url, Ask::Whole, secret).await?,
+        };
         if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return Ok(None);
         }
@@ -263,11 +318,12 @@ impl Registry {
         Ok(answer.token.or(answer.access_token).map(Secret::Bearer))
     }
 
-    /// GET, along redirects. `Authorization` stays with the host that it was made for.
+    /// Sends, and goes along redirects. `Authorization` stays with the host that it was made for.
     async fn send(
         &self,
         endpoint: &Endpoint,
         url: &str,
+        ask: Ask<'_>,
         secret: Option<&Secret>,
     ) -> Result<Response<Incoming>, RegistryError> {
         let refuse = |why| RegistryError::Redirect(endpoint.to_string(), why);
@@ -283,9 +339,23 @@ impl Registry {
             };
             let mut request = Request::get(uri.clone())
                 .header(header::ACCEPT, ACCEPT)
-                .header(header::USER_AGENT, concat!("podway/", env!("CARGO_PKG_VERSION")))
-                .body(Empty::new())
-                .map_err(|_| refuse("not a URL"))?;
+                .header(header::USER_AGENT, concat!("podway/", env!("CARGO_PKG_VERSION")));
+            let mut body = Full::default();
+            match ask {
+                Ask::Whole => {}
+                Ask::From(byte) => request = request.header(header::RANGE, format!("bytes={byte}-")),
+                Ask::Form(form) => {
+                    // A secret is in it: it goes to whom it was meant for, and along no redirect.
+                    if uri != first {
+                        return Err(refuse("with a token request"));
+                    }
+                    request = request
+                        .method(http::Method::POST)
+                        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+                    body = Full::from(form.to_owned());
+                }
+            }
+            let mut request = request.body(body).map_err(|_| refuse("not a URL"))?;
             if let Some(secret) =
                 secret.filter(|_| uri.authority() == first.authority() && uri.scheme() == first.scheme())
             {

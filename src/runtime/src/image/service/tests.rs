@@ -117,7 +117,11 @@ async fn an_image_is_pulled_from_a_real_registry_listed_and_removed() {
     let text = format!("[host.\"http://127.0.0.1:1\"]\n[host.\"http://{host}\"]\n");
     std::fs::write(mirrors.join("hosts.toml"), text).unwrap();
     let store = ImageStore::open(&dir.path().join("images")).unwrap();
-    let puller = Puller::new(store.clone(), Some(dir.path().join("certs.d")));
+    let puller = Puller::new(
+        store.clone(),
+        &crate::config::Registry { config_path: Some(dir.path().join("certs.d")), ..Default::default() },
+        &Default::default(),
+    );
     let server = ImageServer::new(store.clone(), puller, Clock::new());
 
     let image = "example.test/t/app:1";

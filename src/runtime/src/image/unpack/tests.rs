@@ -186,6 +186,15 @@ fn compressed_layers_have_both_digests(#[case] gzip: bool) {
 #[case::pax_without_space(Archive::new().raw(b'x', b"p", b"", b"99999", |_| {}).file("a", "x"))]
 #[case::pax_length_lies(Archive::new().raw(b'x', b"p", b"", b"99 a=b\n", |_| {}).file("a", "x"))]
 #[case::long_name_bomb(Archive::new().raw(b'L', b"l", b"", b"", |h| h.set_size(1 << 32)).file("a", "x"))]
+#[case::socket(Archive::new().raw(b's', b"a", b"", b"", |_| {}))]
+#[case::hard_link_before_its_target(Archive::new().hard("a", "b").file("b", "x"))]
+#[case::hard_link_to_another_layer(Archive::new().dir("usr").hard("usr/a", "usr/of-a-lower-layer"))]
+#[case::hard_link_through_a_link_outside(Archive::new().symlink("d", "/etc").hard("a", "d/passwd"))]
+#[case::whiteout_through_a_dangling_link(Archive::new().symlink("d", "nowhere").file("d/.wh.x", ""))]
+#[case::uid_base_256_too_big(Archive::new().raw(b'0', b"a", b"", b"x", |h| { h.as_mut_bytes()[108..116].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0]); }))]
+#[case::size_base_256_negative(Archive::new().raw(b'0', b"a", b"", b"x", |h| { h.as_mut_bytes()[124..136].fill(0xff); }))]
+#[case::xattr_name_too_long(Archive::new().pax(&[(&format!("SCHILY.xattr.user.{}", "a".repeat(300)), b"x")]).file("a", "x"))]
+#[case::metadata_bomb(Archive::new().raw(b'x', b"p", b"", b"", |h| h.set_size(1 << 30)).file("a", "x"))]
 #[case::truncated(Archive::new().raw(b'0', b"a", b"", b"x", |h| h.set_size(1 << 20)))]
 fn a_hostile_archive_is_refused_and_nothing_is_outside(#[case] archive: Archive) {
     let outer = tempfile::tempdir().unwrap();
@@ -207,6 +216,13 @@ fn a_hostile_archive_is_refused_and_nothing_is_outside(#[case] archive: Archive)
 #[case::parent_flips(Archive::new().file("a/y", "1").symlink("a", "/").file("a/x", "in"))]
 #[case::gnu_long_name(Archive::new().raw(b'L', b"l", b"", b"x\0", |_| {}).file("other", "in"))]
 #[case::global_header(Archive::new().raw(b'g', b"g", b"", b"13 comment=1\n", |_| {}).file("x", "in"))]
+#[case::base_256_size(Archive::new().raw(b'0', b"x", b"", b"in", |h| { h.as_mut_bytes()[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]); }))]
+#[case::hard_link_to_a_link(Archive::new().symlink("s", "/etc/passwd").hard("t", "s").file("x", "in"))]
+#[case::hard_link_replaced(Archive::new().file("h", "other").hard("x", "h").file("x", "in"))]
+#[case::link_then_directory(Archive::new().symlink("d", "/").dir("d").file("d/y", "1").file("x", "in"))]
+#[case::not_utf8(Archive::new().file("x", "in").raw(b'0', b"\xff\xfe", b"", b"", |_| {}))]
+#[case::host_labels(Archive::new().pax(&[("SCHILY.xattr.security.selinux", b"system_u"), ("SCHILY.xattr.trusted.x", b"y")]).file("x", "in"))]
+#[case::xattr_on_a_link(Archive::new().pax(&[("SCHILY.xattr.user.a", b"y")]).symlink("s", "x").file("x", "in"))]
 #[case::mtime_extreme(Archive::new().pax(&[("mtime", b"9223372036854775807.5")]).file("x", "in"))]
 #[case::mtime_negative(Archive::new().pax(&[("mtime", b"-5")]).file("x", "in"))]
 fn odd_but_harmless_archives_stay_inside(#[case] archive: Archive) {
@@ -283,6 +299,54 @@ fn a_wrong_checksum_and_trailing_garbage_after_gzip_are_refused() {
     let mut blob = encoder.finish().unwrap();
     blob.extend_from_slice(b"garbage!");
     run(&blob, root.path(), Limits::default()).unwrap_err();
+}
+
+/// Padding after the end of the archive is part of the diff, and is not an archive.
+#[test]
+fn what_follows_the_end_is_hashed_and_not_unpacked() {
+    let root = tempfile::tempdir().unwrap();
+    let mut tar = Archive::new().file("a", "x").end();
+    tar.extend_from_slice(&Archive::new().file("b", "x").end());
+    let done = run(&tar, root.path(), Limits::default()).unwrap();
+    assert_eq!(done.diff, Digest::of(&tar));
+    assert!(root.path().join("a").exists() && !root.path().join("b").exists());
+}
+
+#[test]
+fn a_whiteout_of_the_root_makes_it_opaque_and_nothing_outside() {
+    let outer = tempfile::tempdir().unwrap();
+    let root = outer.path().join("layer");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(outer.path().join("neighbour"), "x").unwrap();
+    run(&Archive::new().file(".wh..wh..opq", "").file("a", "x").end(), &root, Limits::default()).unwrap();
+    assert!(opaque(&root) && root.join("a").exists());
+    assert_eq!(std::fs::read_dir(outer.path()).unwrap().count(), 2);
+}
+
+/// A window over 128 MiB would be the unpacker's memory, whatever the layer's size.
+#[test]
+fn a_zstd_window_that_is_too_large_is_refused() {
+    let tar = Archive::new().file("a", "x").end();
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(30).unwrap();
+    encoder.include_contentsize(false).unwrap();
+    encoder.write_all(&tar).unwrap();
+    encoder.flush().unwrap();
+    let blob = encoder.finish().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let error = run(&blob, root.path(), Limits::default()).unwrap_err();
+    assert!(crate::image::pull::chain(&error).contains("too much memory"), "{error:?}");
+}
+
+/// Who is unpacked with set-id bits keeps them after chown, for they are set last.
+#[test]
+fn set_id_bits_survive_the_change_of_owner() {
+    let root = good(Archive::new().raw(b'5', b"d/", b"", b"", |h| {
+        h.set_mode(0o3777);
+        h.set_gid(50);
+    }));
+    let meta = std::fs::metadata(root.path().join("d")).unwrap();
+    assert_eq!((meta.permissions().mode() & 0o7777, meta.gid()), (0o3777, 50));
 }
 
 #[test]

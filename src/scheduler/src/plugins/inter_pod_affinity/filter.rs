@@ -149,11 +149,11 @@ mod tests {
     /// `N` anti-affinity, `E` existing pods' anti-affinity.
     fn verdicts(pod: &PodInfo, snapshot: &Snapshot) -> String {
         let mut state = CycleState::default();
-        let found = InterPodAffinity.pre_filter(&mut state, pod, snapshot).unwrap();
+        let found = InterPodAffinity::default().pre_filter(&mut state, pod, snapshot).unwrap();
         if found == PreFilterResult::Skip {
             return "skip".to_owned();
         }
-        let one = |node: &NodeState| match InterPodAffinity.filter(&state, pod, node) {
+        let one = |node: &NodeState| match InterPodAffinity::default().filter(&state, pod, node) {
             Ok(()) => '.',
             Err(status) => {
                 let (letter, code) = match status.reasons[0].as_str() {

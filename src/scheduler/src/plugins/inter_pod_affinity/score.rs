@@ -7,20 +7,18 @@ use crate::framework::{CycleState, MAX_NODE_SCORE, PreScore, Score};
 use crate::model::{PodInfo, PodTerm};
 use std::collections::BTreeMap;
 
-/// `hardPodAffinityWeight`: what another's required affinity to the incoming pod adds.
-const HARD_WEIGHT: i64 = 1;
-
 /// The sum of the weights, by topology.
 struct Sums(Topology);
 
-/// What each pod of a class adds, by topology key.
-fn weights(pod: &PodInfo, class: &Class, snapshot: &Snapshot) -> Vec<(String, i64)> {
+/// What each pod of a class adds, by topology key; `hard` is what another's required affinity adds.
+fn weights(pod: &PodInfo, class: &Class, snapshot: &Snapshot, hard: i64) -> Vec<(String, i64)> {
     let of_namespace = snapshot.namespace_labels(&pod.namespace);
     let (own, others) = (&pod.affinity, &class.affinity);
     let on = |t: &PodTerm, weight: i64| (t.topology_key.clone(), weight);
     let mine = |t: &&crate::model::WeightedPodTerm| selects(&t.term, class, snapshot);
     let theirs = |t: &&crate::model::WeightedPodTerm| takes(&t.term, pod, of_namespace);
-    let hard = others.required.iter().filter(|t| takes(t, pod, of_namespace)).map(|t| on(t, HARD_WEIGHT));
+    let required = others.required.iter().filter(|t| hard > 0 && takes(t, pod, of_namespace));
+    let required = required.map(|t| on(t, hard));
     own.preferred
         .iter()
         .filter(mine)
@@ -33,16 +31,21 @@ fn weights(pod: &PodInfo, class: &Class, snapshot: &Snapshot) -> Vec<(String, i6
                 .chain(others.anti_preferred.iter().filter(theirs))
                 .map(|t| on(&t.term, -t.weight)),
         )
-        .chain(hard)
+        .chain(required)
         .collect()
 }
 
 impl PreScore for InterPodAffinity {
     fn pre_score(&self, state: &mut CycleState, pod: &PodInfo, _: &[NodeState], snapshot: &Snapshot) -> bool {
+        let own = &pod.affinity;
+        let wishes = !own.preferred.is_empty() || !own.anti_preferred.is_empty();
+        if self.0.ignore_preferred_of_existing && !wishes {
+            return false;
+        }
         let weighted: BTreeMap<ClassId, Vec<(String, i64)>> = snapshot
             .classes
             .iter()
-            .map(|(id, class)| (*id, weights(pod, class, snapshot)))
+            .map(|(id, class)| (*id, weights(pod, class, snapshot, self.0.hard_weight)))
             .filter(|(_, weights)| !weights.is_empty())
             .collect();
         let mut sums = Topology::default();
@@ -100,13 +103,16 @@ mod tests {
     fn scores(pod: &PodInfo, there: &[(usize, PodInfo)]) -> Option<(Vec<i64>, Vec<i64>)> {
         let snapshot = snapshot(&nodes(), there);
         let mut state = CycleState::default();
-        if !InterPodAffinity.pre_score(&mut state, pod, &snapshot.nodes, &snapshot) {
+        if !InterPodAffinity::default().pre_score(&mut state, pod, &snapshot.nodes, &snapshot) {
             return None;
         }
-        let raw: Vec<i64> =
-            snapshot.nodes.iter().map(|n| InterPodAffinity.score(&state, pod, n, &snapshot)).collect();
+        let raw: Vec<i64> = snapshot
+            .nodes
+            .iter()
+            .map(|n| InterPodAffinity::default().score(&state, pod, n, &snapshot))
+            .collect();
         let mut normal = raw.clone();
-        InterPodAffinity.normalize(&mut normal);
+        InterPodAffinity::default().normalize(&mut normal);
         Some((raw, normal))
     }
 
@@ -157,10 +163,10 @@ mod tests {
     #[test]
     fn a_third_is_truncated_and_equals_are_0() {
         let mut third = [0, 1, 3];
-        InterPodAffinity.normalize(&mut third);
+        InterPodAffinity::default().normalize(&mut third);
         assert_eq!(third, [0, 33, 100]);
         let mut equal = [4, 4];
-        InterPodAffinity.normalize(&mut equal);
+        InterPodAffinity::default().normalize(&mut equal);
         assert_eq!(equal, [0, 0]);
     }
 }

@@ -1,6 +1,6 @@
 //! DoNotSchedule: a node whose domain would be too far above the emptiest refuses.
 
-use super::{Counted, PodTopologySpread, hard, has_keys, includes};
+use super::{Counted, PodTopologySpread, has_keys, includes};
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Shift, Status};
 use crate::model::{PodInfo, SpreadConstraint};
@@ -24,11 +24,16 @@ struct Domains {
 struct All(Vec<Domains>);
 
 impl Domains {
-    fn of(constraint: &SpreadConstraint, pod: &PodInfo, snapshot: &Snapshot) -> Self {
+    fn of(
+        constraint: &SpreadConstraint,
+        all: &[SpreadConstraint],
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+    ) -> Self {
         let counted = Counted::by(&constraint.selector, pod, snapshot);
         let mut counts: BTreeMap<String, i64> = BTreeMap::new();
         for node in snapshot.nodes.iter() {
-            if !has_keys(hard(pod), &node.info) || !includes(constraint, pod, &node.info) {
+            if !has_keys(all, &node.info) || !includes(constraint, pod, &node.info) {
                 continue;
             }
             if let Some(value) = node.info.labels.get(&constraint.topology_key) {
@@ -80,7 +85,8 @@ impl PreFilter for PodTopologySpread {
         pod: &PodInfo,
         snapshot: &Snapshot,
     ) -> Result<PreFilterResult, Status> {
-        let domains: Vec<Domains> = hard(pod).map(|c| Domains::of(c, pod, snapshot)).collect();
+        let all = self.constraints(pod, snapshot, true);
+        let domains: Vec<Domains> = all.iter().map(|c| Domains::of(c, &all, pod, snapshot)).collect();
         if domains.is_empty() {
             return Ok(PreFilterResult::Skip);
         }
@@ -89,9 +95,14 @@ impl PreFilter for PodTopologySpread {
     }
 
     fn shift(&self, state: &mut CycleState, shift: &Shift<'_>) {
-        if shift.other.namespace == shift.pod.namespace && has_keys(hard(shift.pod), shift.node) {
-            state.update::<All>(|All(all)| all.iter_mut().for_each(|domains| domains.shift(shift)));
+        if shift.other.namespace != shift.pod.namespace {
+            return;
         }
+        state.update::<All>(|All(all)| {
+            if has_keys(all.iter().map(|d| &d.constraint), shift.node) {
+                all.iter_mut().for_each(|domains| domains.shift(shift));
+            }
+        });
     }
 }
 
@@ -124,10 +135,10 @@ mod tests {
     /// By node: `.` passes, `S` skew, `L` no label.
     fn verdicts(pod: &PodInfo, snapshot: &Snapshot) -> String {
         let mut state = CycleState::default();
-        if PodTopologySpread.pre_filter(&mut state, pod, snapshot) == Ok(PreFilterResult::Skip) {
+        if PodTopologySpread::default().pre_filter(&mut state, pod, snapshot) == Ok(PreFilterResult::Skip) {
             return "skip".to_owned();
         }
-        let one = |node: &NodeState| match PodTopologySpread.filter(&state, pod, node) {
+        let one = |node: &NodeState| match PodTopologySpread::default().filter(&state, pod, node) {
             Ok(()) => '.',
             Err(status) if status.reasons == [REASON] && status.code == Code::Unschedulable => 'S',
             Err(status) if status.reasons == [NO_LABEL] => {

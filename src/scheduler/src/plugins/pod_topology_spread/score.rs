@@ -1,9 +1,10 @@
 //! ScheduleAnyway: the fewer pods a node's domains have, the better.
 
-use super::{Counted, HOST, PodTopologySpread, defaults, has_keys, includes};
+use super::{Counted, HOST, PodTopologySpread, has_keys, includes};
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{CycleState, MAX_NODE_SCORE, PreScore, Score};
 use crate::model::{PodInfo, SpreadConstraint};
+use crate::plugins::args::SpreadArgs;
 use std::collections::BTreeMap;
 
 /// The raw score of a node that lacks a label of the pod's own constraints: it gets 0 in the end.
@@ -36,18 +37,16 @@ fn value<'a>(constraint: &SpreadConstraint, node: &'a NodeState) -> &'a str {
 }
 
 impl All {
-    /// The pod's own soft constraints, or the defaults if it has none and a controller.
-    fn constraints(pod: &PodInfo, snapshot: &Snapshot) -> Vec<(SpreadConstraint, Counted)> {
-        if let (true, Some(owner)) = (pod.spread.is_empty(), &pod.owner) {
-            return defaults().map(|c| (c, Counted::Owner(owner.clone()))).into();
-        }
-        let soft = pod.spread.iter().filter(|c| !c.hard);
-        soft.map(|c| (c.clone(), Counted::by(&c.selector, pod, snapshot))).collect()
-    }
-
-    fn of(pod: &PodInfo, feasible: &[NodeState], snapshot: &Snapshot) -> Self {
-        let constraints = All::constraints(pod, snapshot);
-        let require_all = !pod.spread.is_empty();
+    fn of(plugin: &PodTopologySpread, pod: &PodInfo, feasible: &[NodeState], snapshot: &Snapshot) -> Self {
+        let constraints: Vec<(SpreadConstraint, Counted)> = plugin
+            .constraints(pod, snapshot, false)
+            .into_iter()
+            .map(|c| {
+                let counted = Counted::by(&c.selector, pod, snapshot);
+                (c, counted)
+            })
+            .collect();
+        let require_all = !pod.spread.is_empty() || plugin.0 != SpreadArgs::System;
         let all: Vec<&SpreadConstraint> = constraints.iter().map(|(c, _)| c).collect();
         let counts = |node: &&NodeState| !require_all || has_keys(all.iter().copied(), &node.info);
         let candidates: Vec<&NodeState> = feasible.iter().filter(counts).collect();
@@ -88,7 +87,7 @@ impl PreScore for PodTopologySpread {
         nodes: &[NodeState],
         snapshot: &Snapshot,
     ) -> bool {
-        let all = All::of(pod, nodes, snapshot);
+        let all = All::of(self, pod, nodes, snapshot);
         let any = !all.scored.is_empty();
         state.put(all);
         any
@@ -137,22 +136,22 @@ mod tests {
     use super::super::ZONE;
     use super::super::tests::{constraint, node, pod, snapshot};
     use super::*;
-    use crate::model::NodeInfo;
+    use crate::model::{NodeInfo, Owner};
     use serde_json::json;
 
     fn replica() -> PodInfo {
-        PodInfo { owner: Some("rs".into()), ..pod(json!([])) }
+        PodInfo { owner: Some(Owner::ReplicaSet("rs".into())), ..pod(json!([])) }
     }
 
     /// Raw and normalised scores of the first `feasible` of `nodes`.
     fn scores(pod: &PodInfo, nodes: &[NodeInfo], counts: &[usize], feasible: usize) -> (Vec<i64>, Vec<i64>) {
         let (mut state, snapshot) = (CycleState::default(), snapshot(nodes, counts));
         let nodes = &snapshot.nodes[..feasible];
-        assert!(PodTopologySpread.pre_score(&mut state, pod, nodes, &snapshot));
+        assert!(PodTopologySpread::default().pre_score(&mut state, pod, nodes, &snapshot));
         let raw: Vec<i64> =
-            nodes.iter().map(|n| PodTopologySpread.score(&state, pod, n, &snapshot)).collect();
+            nodes.iter().map(|n| PodTopologySpread::default().score(&state, pod, n, &snapshot)).collect();
         let mut normal = raw.clone();
-        PodTopologySpread.normalize(&mut normal);
+        PodTopologySpread::default().normalize(&mut normal);
         (raw, normal)
     }
 
@@ -188,7 +187,7 @@ mod tests {
         let soft = |key: &str| constraint(key, 1, "ScheduleAnyway", json!({}));
         let nodes = [node("a", "x"), node("b", "x"), node("c", "y"), node("d", "")];
         // Two zones: ln(4); d has no zone and is worth nothing.
-        let by_zone = PodInfo { owner: Some("rs".into()), ..pod(json!([soft(ZONE)])) };
+        let by_zone = PodInfo { owner: Some(Owner::ReplicaSet("rs".into())), ..pod(json!([soft(ZONE)])) };
         let want = (vec![3, 3, 1, -1], vec![33, 33, 100, 0]);
         assert_eq!(scores(&by_zone, &nodes, &[2, 0, 1, 9], 4), want);
         // By host too: a, b and c are candidates, ln(5) a pod. a: 2·ln4 + 2·ln5 = 5.99.
@@ -201,8 +200,12 @@ mod tests {
     fn a_pod_without_controller_or_soft_constraints_is_not_scored() {
         let snapshot = snapshot(&[node("a", "")], &[0]);
         for pod in [pod(json!([])), pod(json!([constraint(HOST, 1, "DoNotSchedule", json!({}))]))] {
-            let says =
-                PodTopologySpread.pre_score(&mut CycleState::default(), &pod, &snapshot.nodes, &snapshot);
+            let says = PodTopologySpread::default().pre_score(
+                &mut CycleState::default(),
+                &pod,
+                &snapshot.nodes,
+                &snapshot,
+            );
             assert!(!says);
         }
     }
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn nothing_to_tell_apart_is_all_good() {
         let mut zeros = [0, 0];
-        PodTopologySpread.normalize(&mut zeros);
+        PodTopologySpread::default().normalize(&mut zeros);
         assert_eq!(zeros, [100, 100]);
     }
 }
