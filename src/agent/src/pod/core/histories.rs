@@ -174,6 +174,6 @@ fn every_short_history_keeps_the_invariants_and_a_crash_changes_nothing() {
         let mut world =
             World { pod, observed: Observed::default(), journal, now: T0, restarts: BTreeMap::new() };
         let seen = world.explore(Budget { exits: 4, faults: 2, deletion: true });
-        assert!(seen > 1000, "{policy}: only {seen} histories");
+        assert!(seen > 100, "{policy}: only {seen} histories");
     }
 }

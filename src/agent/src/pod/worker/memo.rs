@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// The format; another one is not read.
 const VERSION: u32 = 1;
 
+/// Why an instance goes that was told to before the agent came.
+const WHY: &str = "failed a probe or hook";
+
 /// The file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,10 +66,11 @@ impl Memo {
             journal.of_mut(&name).restart = Some((Duration::from_micros(delay), Micros(at)));
         }
         for (name, (id, grace)) in self.killed {
-            journal.of_mut(&name).killed = Some(core::Killed { id, grace: grace.map(Duration::from_micros) });
+            let grace = grace.map(Duration::from_micros);
+            journal.of_mut(&name).killed = Some(core::Killed { id, grace, why: WHY });
         }
         pre_stopped.extend(self.pre_stopped);
-        journal.stopping_since = self.stopping_since.map(Micros);
+        journal.stopping_since = self.stopping_since.map(Micros).or(journal.stopping_since);
         if let Some((failed, reason, message)) = self.end {
             journal.terminal.get_or_insert(Terminal { failed, reason, message });
         }
@@ -160,7 +164,7 @@ mod tests {
         };
         let memory = journal.of_mut("c");
         memory.restart = Some((Duration::from_secs(20), Micros(5_000_123)));
-        memory.killed = Some(core::Killed { id: "c-1".into(), grace: None });
+        memory.killed = Some(core::Killed { id: "c-1".into(), grace: None, why: WHY });
         let stopped = HashSet::from(["c-0".to_owned()]);
         let memo = Memo::of(&journal, &stopped);
         write(&path, &memo).unwrap();

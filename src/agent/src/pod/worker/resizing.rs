@@ -63,6 +63,11 @@ impl Worker {
 
     /// Does what was given. Returns when to ask again.
     pub(super) fn do_resize(&mut self, now: Micros) -> Option<Micros> {
+        if self.journal.terminal.is_some() {
+            // Whoever is over holds nothing, whatever ended it.
+            self.held = None;
+            return None;
+        }
         if self.journal.resize.progress.is_none() || self.runs(&Key::Resize) {
             return None;
         }
