@@ -9,6 +9,8 @@ pub(crate) mod image;
 pub(crate) mod runtime;
 pub(crate) mod scheduler;
 pub(crate) mod up;
+pub(crate) mod whatif;
+pub(crate) mod why;
 
 use std::io::{self, Write as _};
 

@@ -4,6 +4,8 @@
 
 mod commands;
 mod daemon;
+mod go_duration;
+mod kube_scheduler_config;
 mod kubelet_config;
 mod kubernetes;
 mod scheduler_config;
@@ -38,6 +40,10 @@ enum Command {
     Flow(commands::flow::Args),
     /// Say why a pod is not Ready, or not gone yet.
     Explain(commands::explain::Args),
+    /// Say why a pod is on its node, or what keeps it waiting.
+    Why(commands::why::Args),
+    /// Say where pods would go, writing nothing.
+    Whatif(commands::whatif::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
 }
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
         Command::Image(args) => commands::image::run(&args),
         Command::Flow(args) => commands::flow::run(args),
         Command::Explain(args) => commands::explain::run(args),
+        Command::Why(args) => commands::why::run(args),
+        Command::Whatif(args) => commands::whatif::run(args),
         Command::Crds(args) => commands::crds::run(&args),
     };
     match result {
