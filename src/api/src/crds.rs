@@ -1,6 +1,6 @@
 //! The `CustomResourceDefinition`s as YAML: `crds/*.yaml` in the repository are this output.
 
-use crate::PodFlow;
+use crate::{PodFlow, SchedulerProfile};
 use kube::CustomResourceExt as _;
 
 /// One definition.
@@ -17,7 +17,10 @@ pub struct Crd {
 /// # Errors
 /// When a definition cannot be written as YAML, which is a defect of ours.
 pub fn crds() -> Result<Vec<Crd>, serde_yaml::Error> {
-    Ok(vec![Crd { file: "podflows.yaml", yaml: serde_yaml::to_string(&PodFlow::crd())? }])
+    Ok(vec![
+        Crd { file: "podflows.yaml", yaml: serde_yaml::to_string(&PodFlow::crd())? },
+        Crd { file: "schedulerprofiles.yaml", yaml: serde_yaml::to_string(&SchedulerProfile::crd())? },
+    ])
 }
 
 /// All of them as one stream of documents, as `podway crds` prints it.
@@ -41,7 +44,12 @@ mod tests {
                 std::fs::write(&path, format!("---\n{}", crd.yaml)).unwrap();
             }
             let file = std::fs::read_to_string(&path).unwrap();
-            assert_eq!(file, format!("---\n{}", crd.yaml), "write it anew: podway crds > crds/{}", crd.file);
+            assert_eq!(
+                file,
+                format!("---\n{}", crd.yaml),
+                "write {} anew: PODWAY_BLESS=1, or just crds",
+                crd.file
+            );
         }
     }
 

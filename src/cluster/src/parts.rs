@@ -21,7 +21,9 @@ pub const SCHEDULER_USER: &str = "system:podway-scheduler";
 pub fn scheduler(podway: &Path, layout: &Layout, port: u16, default: bool) -> Daemon {
     let kubeconfig = layout.kubeconfig(SCHEDULER).display().to_string();
     let serve = format!("127.0.0.1:{port}");
-    let mut args = vec!["scheduler", "--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve];
+    // There is one. Were it to wait for the lease of one that was killed, the next `up` would, too.
+    let alone = "--leader-elect=false";
+    let mut args = vec!["scheduler", "--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve, alone];
     if default {
         args.extend(["--scheduler-name", "podway", "--scheduler-name", "default-scheduler"]);
     }

@@ -13,6 +13,8 @@ pub(crate) mod scheduler;
 pub(crate) mod ui;
 pub(crate) mod up;
 pub(crate) mod version;
+pub(crate) mod whatif;
+pub(crate) mod why;
 
 use std::io::{self, Write as _};
 

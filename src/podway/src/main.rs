@@ -4,6 +4,8 @@
 
 mod commands;
 mod daemon;
+mod go_duration;
+mod kube_scheduler_config;
 mod kubelet_config;
 mod kubernetes;
 mod scheduler_config;
@@ -43,6 +45,10 @@ enum Command {
     Ui(commands::ui::Args),
     /// Say why a pod is not Ready, or not gone yet.
     Explain(commands::explain::Args),
+    /// Say why a pod is on its node, or what keeps it waiting.
+    Why(commands::why::Args),
+    /// Say where pods would go, writing nothing.
+    Whatif(commands::whatif::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
     /// Print the completions of a shell.
@@ -65,6 +71,8 @@ fn main() -> ExitCode {
         Command::Image(args) => commands::image::run(args),
         Command::Ui(args) => commands::ui::run(args),
         Command::Explain(args) => commands::explain::run(args),
+        Command::Why(args) => commands::why::run(args),
+        Command::Whatif(args) => commands::whatif::run(args),
         Command::Crds(args) => commands::crds::run(&args),
         Command::Completions(args) => commands::completions::run(&args, Cli::command()),
         Command::Man(args) => commands::man::run(&args, Cli::command()),

@@ -4,6 +4,7 @@
 //! [`unreserve`] when it fails.
 
 use crate::framework::{Code, Failure, Framework, Placement, Point, Status};
+use crate::leader::Fence;
 use crate::metrics::Metrics;
 use podway_flow::Clock;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub(crate) struct Binder {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lanes: Arc<Semaphore>,
     pub(crate) clock: Clock,
+    pub(crate) fence: Fence,
 }
 
 /// Why a placed pod is not bound.
@@ -123,7 +125,13 @@ pub(crate) async fn cycle(
     placement.annotation = Some(record());
     let start = binder.clock.now();
     let mut result = Err(Status::error("", "no Bind plugin of the profile takes the pod"));
-    for plugin in &framework.bind {
+    let mut plugins = framework.bind.iter();
+    if !binder.fence.holds() {
+        // Another replica may lead by now, and have given the room to another pod.
+        result = Err(Status::error("", "the lease of the leader is lost"));
+        plugins = [].iter();
+    }
+    for plugin in plugins {
         match plugin.bind(placement).await {
             Ok(true) => {
                 result = Ok(());
@@ -271,6 +279,7 @@ mod tests {
             metrics: Arc::default(),
             lanes: Arc::new(Semaphore::new(1)),
             clock: Clock::new(),
+            fence: Fence::open(),
         };
         let mut placement =
             Placement { pod: Arc::default(), node: "n".into(), annotation: None, volumes: None };

@@ -1,5 +1,5 @@
-//! The API clients: one connection each for watches, bindings, and conditions and events, so that
-//! a flood on one (upstream's #135900) does not make another wait.
+//! The API clients: one connection each for watches, bindings, the lease, and conditions and events,
+//! so that a flood on one (upstream's #135900) does not make another wait.
 
 use kube::Client;
 
@@ -12,22 +12,24 @@ pub struct Clients {
     pub bind: Client,
     /// Conditions and events.
     pub status: Client,
+    /// The lease of the leader.
+    pub lease: Client,
 }
 
 impl Clients {
-    /// Three connections from one configuration.
+    /// A connection for each from one configuration.
     ///
     /// # Errors
     /// When the configuration makes no client (a certificate that does not parse).
     pub fn connect(config: &kube::Config) -> Result<Self, kube::Error> {
         let client = || Client::try_from(config.clone());
-        Ok(Clients { watch: client()?, bind: client()?, status: client()? })
+        Ok(Clients { watch: client()?, bind: client()?, status: client()?, lease: client()? })
     }
 }
 
 /// All lanes over one connection; for tests and small uses.
 impl From<Client> for Clients {
     fn from(client: Client) -> Self {
-        Clients { watch: client.clone(), bind: client.clone(), status: client }
+        Clients { watch: client.clone(), bind: client.clone(), status: client.clone(), lease: client }
     }
 }

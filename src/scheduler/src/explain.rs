@@ -1,4 +1,10 @@
-//! A decision as flow records: what the pod waited for, why nodes fell, who scored what.
+//! A decision as flow records: what the pod waited for, why nodes fell, who scored what. Below it, the questions:
+//! [`world`] is a cluster to ask them of, [`search`] finds the smallest [`change`] that lets a pod in.
+
+pub mod change;
+pub mod ring;
+pub mod search;
+pub mod world;
 
 use crate::cycle::{Decision, counted};
 use crate::model::PodInfo;

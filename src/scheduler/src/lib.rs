@@ -4,8 +4,8 @@
 //! that wait; [`cache`] knows nodes and what runs or is assumed on them; [`cycle`] decides, by the
 //! [`plugins`] behind the [`framework`]'s extension points; [`explain`] turns the decision into flow
 //! records; `binding` takes a placed pod through Permit, `PreBind` and Bind, where [`bind`] writes it;
-//! [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
-//! shows.
+//! [`leader`] lets one of several replicas do so; [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
+//! shows; [`debug`] shows more, to the machine's administrator alone. [`shadow`] compares with another scheduler.
 //! When no node fits, [`preemption`] looks for pods that could make room, and `evict` has them go.
 //! `model`, `objects`, `classes`, `framework`, `plugins`, `cycle`, `preemption`, `queue` and `cache` are pure: no
 //! clock, no network.
@@ -17,9 +17,11 @@ pub mod classes;
 pub mod clients;
 pub mod config;
 pub mod cycle;
+pub mod debug;
 mod evict;
 pub mod explain;
 pub mod framework;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod objects;
@@ -28,6 +30,7 @@ pub mod preemption;
 pub mod queue;
 pub mod run;
 pub mod server;
+pub mod shadow;
 pub mod status;
 
 pub use clients::Clients;

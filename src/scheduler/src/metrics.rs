@@ -9,6 +9,7 @@ pub mod text;
 
 use crate::cycle::Trace;
 use crate::framework::Point;
+use crate::leader::Role;
 use crate::queue::Lengths;
 use podway_flow::{Outcome, Record};
 use prometheus_client::encoding::text::encode;
@@ -70,6 +71,10 @@ impl AttemptResult {
 /// What the loop has in its hands at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
+    /// Whether this replica leads.
+    pub role: Role,
+    /// False for a leader whose lease has run out.
+    pub leads: bool,
     /// The list of nodes is complete.
     pub nodes_synced: bool,
     /// The list of pods is complete.
@@ -104,6 +109,8 @@ pub struct Metrics {
     bind_conflicts: Counter,
     preemptions: Counter,
     victims: Histogram,
+    leader: Gauges<1>,
+    shadow: Counters<1>,
 }
 
 impl Default for Metrics {
@@ -235,6 +242,19 @@ impl Metrics {
             "Bindings that the API server refused because the pod is bound or another one (409)",
             Counter::default(),
         );
+        let shadow = put(
+            &mut registry,
+            "podway_scheduler_shadow_decisions",
+            "Bindings of another scheduler, by how they compare with what this one would have decided",
+            Family::default(),
+        );
+        let leader = put(
+            &mut registry,
+            "leader_election_master_status",
+            "Gauge of if the reporting system is master of the relevant lease, 0 indicates backup, 1 indicates \
+             master. 'name' is the string used to identify the lease. Please make sure to group by name.",
+            Family::default(),
+        );
         goroutines.get_or_create(&[("operation", fixed("binding"))]).set(0);
         Metrics {
             registry,
@@ -254,6 +274,8 @@ impl Metrics {
             bind_conflicts,
             preemptions,
             victims,
+            leader,
+            shadow,
         }
     }
 
@@ -319,6 +341,16 @@ impl Metrics {
     /// The API server refused a binding with 409.
     pub fn bind_conflict(&self) {
         self.bind_conflicts.inc();
+    }
+
+    /// A binding of another scheduler was compared.
+    pub fn shadowed(&self, result: &'static str) {
+        self.shadow.get_or_create(&[("result", fixed(result))]).inc();
+    }
+
+    /// Whether this replica holds the lease.
+    pub fn leads(&self, lease: &str, leads: bool) {
+        self.leader.get_or_create(&[("name", Cow::Owned(lease.to_owned()))]).set(i64::from(leads));
     }
 
     /// The phases of a pod, once they have ended.

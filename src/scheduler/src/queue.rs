@@ -5,6 +5,7 @@
 //! A gated pod is in no queue until its gates are gone. Keys are UIDs.
 
 use crate::cache::NodeState;
+use crate::debug::Waiting;
 use crate::framework::{ClusterEvent, Framework};
 use crate::model::PodInfo;
 use podway_flow::Micros;
@@ -261,28 +262,59 @@ impl Queue {
         self.pods.get(uid).map(|(queued, _)| &queued.pod)
     }
 
-    /// Something happened in the cluster: wakes those whom it can help. Returns how many.
+    /// Something happened in the cluster: wakes those whom it can help, as one profile's plugins say of all
+    /// pods. Returns how many.
+    pub fn event<'a>(&mut self, framework: &Framework, news: impl Into<News<'a>>, now: Micros) -> usize {
+        self.event_by([(None, framework)], news, now)
+    }
+
+    /// The same, where each profile's plugins are asked for the pods of its scheduler name; `None` is all.
     ///
     /// Only the pods of a plugin that hears such an event are asked.
-    pub fn event<'a>(&mut self, framework: &Framework, news: impl Into<News<'a>>, now: Micros) -> usize {
+    pub fn event_by<'a, 'f>(
+        &mut self,
+        profiles: impl IntoIterator<Item = (Option<&'f str>, &'f Framework)>,
+        news: impl Into<News<'a>>,
+        now: Micros,
+    ) -> usize {
         let News { event, on, priority } = news.into();
         let mut woken = self.refused.get(ANY).cloned().unwrap_or_default();
-        for (name, plugin) in framework.refusing() {
-            let Some(waiting) = self.refused.get(name).filter(|_| plugin.hears(event)) else { continue };
-            let helped = waiting.iter().filter(|uid| {
-                let waits = self.pods.get(*uid).map(|(queued, _)| &queued.pod);
-                waits.is_some_and(|pod| match on {
-                    Some(node) => plugin.may_help_on(pod, event, node),
-                    None => plugin.may_help(pod, event),
-                })
-            });
-            woken.extend(helped.cloned());
+        for (scheduler, framework) in profiles {
+            for (name, plugin) in framework.refusing() {
+                let Some(waiting) = self.refused.get(name).filter(|_| plugin.hears(event)) else { continue };
+                let helped = waiting.iter().filter(|uid| {
+                    let waits = self.pods.get(*uid).map(|(queued, _)| &queued.pod);
+                    waits.filter(|pod| scheduler.is_none_or(|s| s == pod.scheduler_name)).is_some_and(|pod| {
+                        match on {
+                            Some(node) => plugin.may_help_on(pod, event, node),
+                            None => plugin.may_help(pod, event),
+                        }
+                    })
+                });
+                woken.extend(helped.cloned());
+            }
         }
         woken.retain(|uid| self.pods.get(uid).is_some_and(|(q, _)| q.pod.priority <= priority));
         for uid in &woken {
             self.wake(uid, event.label(), now);
         }
         woken.len()
+    }
+
+    /// The profile of a scheduler name has changed: what it refused before says nothing any more.
+    pub fn wake_all_of(&mut self, scheduler_name: &str, now: Micros) {
+        let of = |(q, place): &&(QueuedPod, Place)| {
+            *place == Place::Unschedulable && q.pod.scheduler_name == scheduler_name
+        };
+        let uids: Vec<String> = self.pods.values().filter(of).map(|(q, _)| q.pod.uid.clone()).collect();
+        uids.iter().for_each(|uid| self.wake(uid, came_by::UPDATE, now));
+    }
+
+    /// Takes out the pods of a scheduler name.
+    pub fn take_of(&mut self, scheduler_name: &str) -> Vec<Arc<PodInfo>> {
+        let of = |(q, _): &&(QueuedPod, Place)| q.pod.scheduler_name == scheduler_name;
+        let uids: Vec<String> = self.pods.values().filter(of).map(|(q, _)| q.pod.uid.clone()).collect();
+        uids.iter().filter_map(|uid| self.remove(uid)).map(|q| q.pod).collect()
     }
 
     fn wake(&mut self, uid: &str, by: &'static str, now: Micros) {
@@ -337,6 +369,25 @@ impl Queue {
             }
         }
         out
+    }
+
+    /// Who waits, and where.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<Waiting> {
+        let one = |(q, place): &(QueuedPod, Place)| Waiting {
+            pod: q.pod.key(),
+            profile: q.pod.scheduler_name.clone(),
+            queue: place.name(),
+            priority: q.pod.priority,
+            attempts: q.attempts,
+            added: q.added.0,
+            until: match place {
+                Place::Backoff(until) => Some(until.0),
+                _ => None,
+            },
+            refused_by: q.rejecting.iter().copied().collect(),
+        };
+        self.pods.values().map(one).collect()
     }
 
     /// How many came into (queue, by event) since the last call.

@@ -7,10 +7,15 @@ use crate::binding::{self, Binder, Recall, Unbound};
 use crate::cache::Cache;
 use crate::clients::Clients;
 use crate::config::Config;
+use crate::config::profile::ProfileError;
+use crate::config::profiles::Profiles;
 use crate::cycle::{CycleError, Decision, Nomination, Trace, schedule_one};
+use crate::debug::{self, Question, SocketError};
 use crate::evict::{Eviction, evict};
+use crate::explain::ring::{Outcome as Came, Ring};
 use crate::explain::{annotation_of, records};
 use crate::framework::{Candidate, ClusterEvent, Framework, Placement, Preemption};
+use crate::leader::term::Term;
 use crate::metrics::{AttemptResult, Health, Metrics};
 use crate::model::{
     CsiDriver, CsiNode, DisruptionBudget, Meta, NodeInfo, PersistentVolume, PersistentVolumeClaim, PodInfo,
@@ -18,14 +23,17 @@ use crate::model::{
 };
 use crate::objects::{Kept, Kind, Lists, Step};
 use crate::plugins::volume_binding::{Assumed, VolumeBinder, VolumePlan};
-use crate::plugins::{default_binder::DefaultBinder, default_framework};
+use crate::plugins::{PluginArgs, default_binder::DefaultBinder, registry};
 use crate::queue::{News, Queue, QueuedPod};
 use crate::server::{self, Probe, ServeError};
-use crate::status::{self, Notice};
+use crate::shadow::{Shadow, Verdict as Compared};
+use crate::status::{self, Notice, Verdict};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
+use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
+use podway_api::SchedulerProfile;
 use podway_api::reasons::{SCHEDULER_ERROR, UNSCHEDULABLE};
 use podway_flow::{Clock, Micros, Outcome, Recorder, Writer};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -44,6 +52,24 @@ pub enum RunError {
     /// Health and metrics cannot be served.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Nor the debug socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Another replica leads, or may: what this one knows is no longer to be acted on.
+    #[error("the lease of the leader is lost: start the scheduler again")]
+    LeaseLost,
+    /// A profile of the configuration is not one.
+    #[error("the profile {name:?} of the configuration is not valid")]
+    Profile {
+        /// Whose.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: ProfileError,
+    },
+    /// The kernel does not tell who we are.
+    #[error("this candidate has no identity")]
+    Identity(#[source] std::io::Error),
 }
 
 enum Input {
@@ -52,6 +78,9 @@ enum Input {
     Namespace(Box<watcher::Event<Namespace>>),
     Object(Kind, Step),
     Evicted(String, bool),
+    Profile(Box<watcher::Event<SchedulerProfile>>),
+    /// The cluster has no such objects.
+    NoProfiles,
     Bound(Box<Bound>),
     Ended(&'static str),
 }
@@ -62,11 +91,12 @@ struct Synced {
     nodes: bool,
     pods: bool,
     namespaces: bool,
+    profiles: bool,
 }
 
 impl Synced {
     fn all(self) -> bool {
-        self.nodes && self.pods && self.namespaces
+        self.nodes && self.pods && self.namespaces && self.profiles
     }
 }
 
@@ -89,13 +119,22 @@ impl Unfit {
 struct Bound {
     queued: QueuedPod,
     placement: Placement,
+    /// The plugins that placed it.
+    framework: Arc<Framework>,
     /// When the attempt began.
     started: Micros,
     result: Result<(), Unbound>,
 }
 
 struct Scheduler {
-    config: Config,
+    term: Term,
+    profiles: Profiles,
+    ring: Ring,
+    /// Set: nothing is bound nor written, only compared.
+    shadow: Option<Shadow>,
+    /// Pods without a node that are another scheduler's, until a profile of their name comes.
+    strangers: HashMap<String, Arc<PodInfo>>,
+    listed_profiles: Option<HashSet<String>>,
     cache: Cache,
     queue: Queue,
     binder: Binder,
@@ -117,7 +156,7 @@ struct Scheduler {
     synced: Synced,
 }
 
-/// Runs the default profile until `shutdown`. Bindings that are under way then are written to
+/// Runs the profiles of the configuration until `shutdown`. Bindings that are under way then are written to
 /// their end.
 ///
 /// # Errors
@@ -127,28 +166,36 @@ pub async fn run(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
-    run_with(default_framework(), clients, config, shutdown).await
+    run_with(|args| Framework::of(registry(args)), clients, config, shutdown).await
 }
 
-/// Runs with plugins of the caller's. A profile without a Bind plugin gets the default one.
+/// Runs with plugins of the caller's: `all` gives them, in the default order. Those that are no plugin of
+/// upstream's run in each profile. Without a Bind plugin among them there is the default one.
 ///
 /// # Errors
 /// [`RunError`] when it cannot go on.
 pub async fn run_with(
-    mut framework: Framework,
+    all: impl Fn(&PluginArgs) -> Framework + Send + Sync + 'static,
     clients: impl Into<Clients>,
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let clients = clients.into();
     let metrics = Arc::new(Metrics::new());
-    if framework.pre_bind.is_empty() {
-        let binder = VolumeBinder::new(clients.bind.clone(), VolumeBinder::TIMEOUT);
-        framework.pre_bind.push(Arc::new(binder));
-    }
-    if framework.bind.is_empty() {
-        framework.bind.push(Arc::new(DefaultBinder::new(clients.bind.clone(), metrics.clone())));
-    }
+    let (bind, counts) = (clients.bind.clone(), metrics.clone());
+    let complete = move |args: &PluginArgs| {
+        let mut framework = all(args);
+        if framework.pre_bind.is_empty() {
+            let binder = VolumeBinder::new(bind.clone(), args.volumes.timeout);
+            framework.pre_bind.push(Arc::new(binder));
+        }
+        if framework.bind.is_empty() {
+            framework.bind.push(Arc::new(DefaultBinder::new(bind.clone(), counts.clone())));
+        }
+        framework
+    };
+    let profiles = Profiles::new(&config.profiles, Box::new(complete))
+        .map_err(|(name, source)| RunError::Profile { name, source })?;
     let (inputs, mut received) = mpsc::unbounded_channel();
     let (notices, noticed) = mpsc::unbounded_channel();
     // One question at a time is enough for a health check and a scrape.
@@ -159,6 +206,21 @@ pub async fn run_with(
         let listener = server::listen(address).await?;
         tasks.spawn(server::serve(listener, metrics.clone(), probes.clone()));
     }
+    if let Some(path) = &config.debug_socket {
+        tasks.spawn(debug::serve(debug::listen(path)?, probes.clone()));
+    }
+    let term = match &config.leader_election {
+        // A shadow does nothing that two could do twice.
+        _ if config.shadow => Term::alone(),
+        None => Term::alone(),
+        Some(election) => {
+            let whose = (election, config.reporter());
+            let begun = Term::begin(clients.lease, whose, metrics.clone(), &mut probed, &shutdown).await;
+            let Some(term) = begun.map_err(RunError::Identity)? else { return Ok(()) };
+            term
+        }
+    };
+    // The lists begin with the term, so that what a predecessor bound is on them.
     let live = watcher::Config::default().fields("status.phase!=Succeeded,status.phase!=Failed");
     tasks.spawn(watch(
         Api::<Node>::all(clients.watch.clone()),
@@ -181,18 +243,25 @@ pub async fn run_with(
     kinds!(DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageClass);
     kinds!(CsiNode, CsiDriver, StorageCapacity, VolumeAttachment);
     kinds!(Service, ReplicationController, ReplicaSet, StatefulSet);
+    tasks.spawn(watch_profiles(clients.watch.clone(), inputs.clone()));
     let evictor = clients.status.clone();
-    let lane = tokio::spawn(status::lane(clients.status, config.reporter().to_owned(), noticed));
+    let lane = tokio::spawn(status::lane(clients.status, noticed));
     let binder = Binder {
-        framework: Arc::new(framework),
+        framework: Arc::default(),
         metrics,
         lanes: Arc::new(Semaphore::new(config.bind_lanes)),
         clock: Clock::new(),
+        fence: term.fence.clone(),
     };
     let mut scheduler = Scheduler {
         queue: Queue::new(config.backoff),
         cache: Cache::default(),
-        config,
+        term,
+        profiles,
+        ring: Ring::default(),
+        shadow: config.shadow.then(Shadow::default),
+        strangers: HashMap::new(),
+        listed_profiles: None,
         binder,
         binding: HashMap::new(),
         assumed: HashMap::new(),
@@ -208,8 +277,14 @@ pub async fn run_with(
         synced: Synced::default(),
     };
     let result = scheduler.run(&mut received, &mut probed, &shutdown).await;
+    if matches!(result, Err(RunError::LeaseLost)) {
+        // What is under way must not be written any more.
+        scheduler.cycles.abort_all();
+    }
     scheduler.finish(&mut received).await;
+    let term = std::mem::replace(&mut scheduler.term, Term::alone());
     drop(scheduler);
+    term.end().await;
     // The last events are written; a server that does not answer is not waited for.
     if tokio::time::timeout(LAST_WRITES, lane).await.is_err() {
         tracing::warn!("some conditions and events were not written: the API server does not answer");
@@ -284,6 +359,33 @@ async fn watch_objects<T: Kept>(client: kube::Client, out: mpsc::UnboundedSender
     let _ = out.send(Input::Ended(what));
 }
 
+/// Watches profiles if the cluster has such objects and we may see them; it is asked once.
+async fn watch_profiles(client: kube::Client, out: mpsc::UnboundedSender<Input>) {
+    let api = Api::<SchedulerProfile>::all(client);
+    loop {
+        match api.list(&ListParams::default().limit(1)).await {
+            Ok(_) => break,
+            Err(kube::Error::Api(status)) if [403, 404].contains(&status.code) => {
+                tracing::info!(
+                    reason = status.message,
+                    "there are no live profiles: those of the configuration hold"
+                );
+                // The receiver gone means that the loop has ended.
+                let _ = out.send(Input::NoProfiles);
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the profiles were not listed; they are asked for again");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+    watch(api, watcher::Config::default(), "schedulerprofiles", Input::Profile, out).await;
+}
+
+/// How long it is until an API server that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
 impl Scheduler {
     /// Every list is complete: no node looks emptier than it is.
     fn synced(&self) -> bool {
@@ -307,6 +409,9 @@ impl Scheduler {
             if shutdown.is_cancelled() {
                 return Ok(());
             }
+            if !self.term.fence.holds() {
+                return Err(RunError::LeaseLost);
+            }
             let now = self.binder.clock.now();
             if self.synced()
                 && let Some(queued) = self.queue.pop(now)
@@ -320,6 +425,7 @@ impl Scheduler {
             let wait = until.map(|at| Duration::from_micros(at.since(now)));
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
+                () = self.term.lost.cancelled() => return Err(RunError::LeaseLost),
                 Some(input) = received.recv() => self.take(input)?,
                 Some(probe) = probed.recv() => self.answer(probe),
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
@@ -341,8 +447,14 @@ impl Scheduler {
     }
 
     fn answer(&mut self, probe: Probe) {
+        let answer = match probe {
+            Probe::Health(answer) => answer,
+            Probe::Question(question) => return self.tell(question),
+        };
         self.binder.metrics.incoming(self.queue.take_incoming());
         let health = Health {
+            role: self.term.role(),
+            leads: self.term.fence.holds(),
             nodes_synced: self.synced.nodes,
             pods_synced: self.synced.pods && self.synced.namespaces && self.lists.complete(),
             status_lane: !self.notices.is_closed(),
@@ -351,7 +463,39 @@ impl Scheduler {
             refused: self.queue.refused(),
         };
         // Who asked may have gone.
-        let _ = probe.send(health);
+        let _ = answer.send(health);
+    }
+
+    /// What only the debug socket asks. Who asked may have gone.
+    fn tell(&mut self, question: Question) {
+        match question {
+            Question::Decisions(of, answer) => drop(answer.send(self.ring.of(of.as_deref()))),
+            Question::Queue(answer) => drop(answer.send(self.queue.waiting())),
+            Question::Snapshot(answer) => drop(answer.send(self.cache.snapshot())),
+            Question::Shadow(answer) => {
+                let all = self.shadow.as_ref().map(Shadow::disagreements).unwrap_or_default();
+                drop(answer.send(all));
+            }
+        }
+    }
+
+    /// Another scheduler has bound a pod of a profile's: would this one have done the same?
+    fn compare(&mut self, pod: &PodInfo) {
+        let Some(shadow) = &mut self.shadow else { return };
+        let Some(profile) = self.profiles.of(&pod.scheduler_name) else { return };
+        let snapshot = self.cache.snapshot();
+        let compared = shadow.compare(&profile.framework, &snapshot, pod, &pod.node_name);
+        self.binder.metrics.shadowed(compared.label());
+        if !matches!(compared, Compared::Same | Compared::Tied) {
+            let result = compared.label();
+            tracing::info!(
+                pod = pod.key(),
+                node = pod.node_name,
+                result,
+                ?compared,
+                "the schedulers disagree"
+            );
+        }
     }
 
     fn take(&mut self, input: Input) -> Result<(), RunError> {
@@ -364,6 +508,8 @@ impl Scheduler {
                 changes.into_iter().for_each(|change| self.happened(&ClusterEvent::Object(change)));
             }
             Input::Evicted(uid, evicted) => self.queue.release(&uid, evicted, self.binder.clock.now()),
+            Input::Profile(event) => self.on_profile(*event),
+            Input::NoProfiles => self.synced.profiles = true,
             Input::Bound(bound) => self.on_bound(*bound),
             Input::Ended(what) => return Err(RunError::WatchEnded(what)),
         }
@@ -400,7 +546,66 @@ impl Scheduler {
     }
 
     fn happened(&mut self, event: &ClusterEvent) {
-        self.queue.event(&self.binder.framework, event, self.binder.clock.now());
+        self.queue.event_by(self.profiles.frameworks(), event, self.binder.clock.now());
+    }
+
+    fn on_profile(&mut self, event: watcher::Event<SchedulerProfile>) {
+        match event {
+            watcher::Event::Init => self.listed_profiles = Some(HashSet::new()),
+            watcher::Event::InitApply(profile) => {
+                if let (Some(seen), Some(name)) = (&mut self.listed_profiles, &profile.metadata.name) {
+                    seen.insert(name.clone());
+                }
+                self.set_profile(&profile);
+            }
+            watcher::Event::InitDone => {
+                let seen = self.listed_profiles.take().unwrap_or_default();
+                let gone: Vec<String> =
+                    self.profiles.of_objects().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
+                gone.iter().for_each(|name| self.unset_profile(name));
+                self.synced.profiles = true;
+            }
+            watcher::Event::Apply(profile) => self.set_profile(&profile),
+            watcher::Event::Delete(profile) => {
+                self.unset_profile(profile.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+    }
+
+    /// The next cycle goes by it, and whoever waits under its name is tried again.
+    fn set_profile(&mut self, object: &SchedulerProfile) {
+        let Some(name) = object.metadata.name.as_deref() else { return };
+        let generation = object.metadata.generation.unwrap_or(1);
+        if self.profiles.of(name).is_some_and(|live| live.generation == generation) {
+            // A write of its status.
+            return;
+        }
+        let (live, error) = self.profiles.set(name, &object.spec, generation);
+        let fault = error.map(|e| e.to_string());
+        tracing::info!(name, generation, live, fault, "a profile was read");
+        self.notify(Notice::Profile(Box::new(Verdict::of(object, live, fault))));
+        self.profile_changed(name);
+    }
+
+    fn unset_profile(&mut self, name: &str) {
+        self.profiles.unset(name);
+        tracing::info!(name, "a profile went");
+        self.profile_changed(name);
+    }
+
+    fn profile_changed(&mut self, name: &str) {
+        self.unfit = None;
+        let now = self.binder.clock.now();
+        if self.profiles.of(name).is_some() {
+            let ours: Vec<Arc<PodInfo>> =
+                self.strangers.extract_if(|_, pod| pod.scheduler_name == name).map(|(_, pod)| pod).collect();
+            ours.into_iter().for_each(|pod| self.queue.upsert(pod, now));
+            self.queue.wake_all_of(name, now);
+        } else {
+            for pod in self.queue.take_of(name) {
+                self.strangers.insert(pod.uid.clone(), pod);
+            }
+        }
     }
 
     /// A pod left a node: who waits for room is woken if it is enough.
@@ -408,7 +613,7 @@ impl Scheduler {
         let state = node.and_then(|n| self.cache.state_of(n));
         let event = ClusterEvent::AssignedPodDelete(pod);
         let news = News { on: state.as_ref(), ..News::from(&event) };
-        self.queue.event(&self.binder.framework, news, self.binder.clock.now());
+        self.queue.event_by(self.profiles.frameworks(), news, self.binder.clock.now());
     }
 
     /// Namespaces are known by their labels, which affinity terms may select by.
@@ -472,6 +677,7 @@ impl Scheduler {
                     .cache
                     .uids()
                     .chain(self.queue.uids())
+                    .chain(self.strangers.keys().map(String::as_str))
                     .filter(|u| !seen.contains(*u))
                     .map(str::to_owned)
                     .collect();
@@ -494,6 +700,10 @@ impl Scheduler {
         if !info.node_name.is_empty() {
             self.queue.remove(&info.uid);
             self.cache.unnominate(&info.uid);
+            self.strangers.remove(&info.uid);
+            if self.shadow.is_some() && self.synced() && !self.cache.is_placed(&info.uid) {
+                self.compare(&info);
+            }
             let event = match self.cache.confirm(info.clone()) {
                 None => ClusterEvent::AssignedPodAdd(info),
                 Some(old) if (&old.labels, old.deleting) == (&info.labels, info.deleting) => return,
@@ -507,9 +717,14 @@ impl Scheduler {
             }
         } else if info.deleting {
             self.forget_waiting(&info.uid);
-        } else if self.config.owns(&info.scheduler_name) {
+            self.strangers.remove(&info.uid);
+        } else if self.shadow.is_some() {
+            // It is the other scheduler's to place.
+        } else if self.profiles.of(&info.scheduler_name).is_some() {
             self.renominate(&info);
             self.queue.upsert(info, self.binder.clock.now());
+        } else {
+            self.strangers.insert(info.uid.clone(), info);
         }
     }
 
@@ -536,7 +751,7 @@ impl Scheduler {
         let (priority, now) = (pod.priority, self.binder.clock.now());
         let event = ClusterEvent::AssignedPodDelete(pod);
         let news = News { priority, ..News::from(&event) };
-        self.queue.event(&self.binder.framework, news, now);
+        self.queue.event_by(self.profiles.frameworks(), news, now);
     }
 
     /// A pod that waits will not be decided any more.
@@ -555,6 +770,7 @@ impl Scheduler {
             // What may still be held up need not be.
             recall.recall();
         }
+        self.strangers.remove(uid);
         let node = self.cache.node_of(uid).map(str::to_owned);
         if let Some(pod) = self.cache.remove_pod(uid) {
             self.left(pod, node.as_deref());
@@ -562,6 +778,11 @@ impl Scheduler {
     }
 
     fn schedule(&mut self, queued: QueuedPod) {
+        let Some(profile) = self.profiles.of(&queued.pod.scheduler_name).cloned() else {
+            // Its profile went while its binding failed.
+            self.strangers.insert(queued.pod.uid.clone(), queued.pod);
+            return;
+        };
         let (clock, metrics) = (self.binder.clock, self.binder.metrics.clone());
         let (snapshot, mut trace) = (self.cache.snapshot(), Trace::default());
         let started = clock.now();
@@ -576,13 +797,20 @@ impl Scheduler {
                 ((known.message.clone(), known.plugins.clone()), known.nomination.clone());
             return self.refuse(queued, unfit, nomination, started);
         }
-        let result = schedule_one(&self.binder.framework, &snapshot, &decided, &|| clock.now(), &mut trace);
+        let result = schedule_one(&profile.framework, &snapshot, &decided, &|| clock.now(), &mut trace);
         metrics.trace(&trace, &queued.pod.scheduler_name);
+        let generation = profile.generation;
+        let came = match &result {
+            Ok(decision) => Came::placed(decision),
+            Err(CycleError::Unfit(error)) => Came::unfit(error),
+            Err(CycleError::Failed(failure)) => Came::Failed { message: failure.to_string() },
+        };
+        self.ring.push(&queued, generation, started, Some(snapshot.generation), came);
         let decision = match result {
             Ok(decision) => decision,
             Err(CycleError::Unfit(error)) => {
                 let unfit = (error.message(), error.plugins());
-                if !self.binder.framework.post_filter.is_empty() {
+                if !profile.framework.post_filter.is_empty() {
                     let found = match &error.nomination {
                         Nomination::Preempt(preemption) => Some(preemption.best.victims.len()),
                         Nomination::Keep | Nomination::Clear => None,
@@ -608,19 +836,26 @@ impl Scheduler {
         let node = decision.node.clone();
         let placement = Placement { pod: queued.pod.clone(), node, annotation: None, volumes };
         self.cache.assume(queued.pod.clone(), &decision.node);
-        if let Err(unbound) = binding::reserve(&self.binder, &placement) {
+        let binder = Binder { framework: profile.framework.clone(), ..self.binder.clone() };
+        if let Err(unbound) = binding::reserve(&binder, &placement) {
             self.cache.remove_pod(&queued.pod.uid);
             self.revert_volumes(&queued.pod.uid);
             return self.unbound(queued, &unbound, started);
         }
-        self.bind(queued, placement, decision, started);
+        self.bind(binder, (queued, placement), decision, started);
     }
 
     /// Starts the binding cycle; its end comes back as an input.
-    fn bind(&mut self, queued: QueuedPod, mut placement: Placement, decision: Decision, started: Micros) {
+    fn bind(
+        &mut self,
+        binder: Binder,
+        (queued, mut placement): (QueuedPod, Placement),
+        decision: Decision,
+        started: Micros,
+    ) {
         let recall = Arc::new(Recall::default());
         self.binding.insert(queued.pod.uid.clone(), (queued.pod.clone(), recall.clone()));
-        let (binder, inputs) = (self.binder.clone(), self.inputs.clone());
+        let inputs = self.inputs.clone();
         self.cycles.spawn(async move {
             binder.metrics.binding_tasks(1);
             let recorder = Recorder::new(Writer::Scheduler, binder.clock);
@@ -637,12 +872,14 @@ impl Scheduler {
             binder.metrics.records(&made);
             binder.metrics.binding_tasks(-1);
             // The receiver gone means that the loop has ended.
-            let _ = inputs.send(Input::Bound(Box::new(Bound { queued, placement, started, result })));
+            let framework = binder.framework;
+            let bound = Bound { queued, placement, framework, started, result };
+            let _ = inputs.send(Input::Bound(Box::new(bound)));
         });
     }
 
     fn on_bound(&mut self, bound: Bound) {
-        let Bound { mut queued, placement, started, result } = bound;
+        let Bound { mut queued, placement, framework, started, result } = bound;
         let latest = self.binding.remove(&queued.pod.uid);
         let Err(unbound) = result else {
             self.assumed.remove(&queued.pod.uid);
@@ -651,7 +888,7 @@ impl Scheduler {
             metrics.scheduled(queued.attempts, now.since(queued.added));
             return self.notify(Notice::Scheduled(queued.pod, placement.node));
         };
-        binding::unreserve(&self.binder, &placement);
+        binding::unreserve(&Binder { framework, ..self.binder.clone() }, &placement);
         self.revert_volumes(&queued.pod.uid);
         if !self.cache.is_assumed(&queued.pod.uid) {
             // Deleted meanwhile, or bound by another and seen so on the watch.
@@ -731,7 +968,7 @@ impl Scheduler {
         }
         self.queue.hold(&pod.uid);
         let eviction = Eviction { preemptor: pod.clone(), node, victims, demoted };
-        let (client, reporter) = (self.evictor.clone(), self.config.reporter().to_owned());
+        let (client, reporter) = (self.evictor.clone(), eviction.preemptor.scheduler_name.clone());
         let (inputs, uid) = (self.inputs.clone(), pod.uid.clone());
         self.cycles.spawn(async move {
             let evicted = evict(client, reporter, eviction).await;
@@ -751,6 +988,9 @@ impl Scheduler {
     }
 
     fn notify(&self, notice: Notice) {
+        if self.shadow.is_some() {
+            return;
+        }
         if self.notices.send(notice).is_err() {
             tracing::error!("the status lane has ended: conditions and events are no longer written");
         }

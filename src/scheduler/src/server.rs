@@ -3,6 +3,8 @@
 //! Health is asked of the loop itself, so that a loop that hangs shows as one. Plain HTTP without
 //! authentication, and therefore on loopback unless the configuration says otherwise.
 
+use crate::debug::Question;
+use crate::leader::Role;
 use crate::metrics::{Health, Metrics, text};
 use axum::Router;
 use axum::extract::State;
@@ -16,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 /// The loop has this long to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +35,13 @@ pub enum ServeError {
 }
 
 /// A question to the loop.
-pub type Probe = oneshot::Sender<Health>;
+#[derive(Debug)]
+pub enum Probe {
+    /// How it is.
+    Health(oneshot::Sender<Health>),
+    /// What it knows.
+    Question(Question),
+}
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -70,7 +78,7 @@ impl Shared {
     async fn ask(&self) -> Option<Health> {
         let (answer, answered) = oneshot::channel();
         let asked = async {
-            self.probes.send(answer).await.ok()?;
+            self.probes.send(Probe::Health(answer)).await.ok()?;
             answered.await.ok()
         };
         tokio::time::timeout(ANSWER, asked).await.ok().flatten()
@@ -79,30 +87,59 @@ impl Shared {
 
 async fn livez(State(shared): State<Shared>) -> Response {
     let health = shared.ask().await;
-    checks(&[("loop", health.is_some()), ("status-lane", health.is_some_and(|h| h.status_lane))])
+    let alive = health.is_some();
+    let health = health.unwrap_or_default();
+    let mut all = vec![Check::of("loop", alive), Check::of("status-lane", health.status_lane)];
+    all.extend(election(&health));
+    answer(&all)
 }
 
+/// A replica that stands by is ready to: it holds no list that could be complete.
 async fn readyz(State(shared): State<Shared>) -> Response {
     let health = shared.ask().await;
     let alive = health.is_some();
     let health = health.unwrap_or_default();
-    checks(&[
-        ("loop", alive),
-        ("status-lane", health.status_lane),
-        ("nodes-synced", health.nodes_synced),
-        ("pods-synced", health.pods_synced),
-    ])
+    let mut all = vec![Check::of("loop", alive), Check::of("status-lane", health.status_lane)];
+    if !matches!(health.role, Role::Standby(_)) {
+        all.push(Check::of("nodes-synced", health.nodes_synced));
+        all.push(Check::of("pods-synced", health.pods_synced));
+    }
+    all.extend(election(&health));
+    answer(&all)
+}
+
+/// One line of a health check.
+struct Check {
+    name: &'static str,
+    ok: bool,
+    more: String,
+}
+
+impl Check {
+    fn of(name: &'static str, ok: bool) -> Self {
+        Check { name, ok, more: String::new() }
+    }
+}
+
+/// Upstream's `leaderElection` check: a leader whose lease has run out ought to have ended.
+fn election(health: &Health) -> Option<Check> {
+    let more = match &health.role {
+        Role::Alone => return None,
+        Role::Leader => ": leader".to_owned(),
+        Role::Standby(who) if who.is_empty() => ": standby".to_owned(),
+        Role::Standby(who) => format!(": standby, {who} leads"),
+    };
+    Some(Check { name: "leaderElection", ok: health.leads, more })
 }
 
 /// Upstream's shape: one line per check, 500 when one fails.
-fn checks(checks: &[(&str, bool)]) -> Response {
+fn answer(checks: &[Check]) -> Response {
     let mut text = String::new();
-    for (name, ok) in checks {
+    for Check { name, ok, more } in checks {
         let (mark, word) = if *ok { ('+', "ok") } else { ('-', "failed") };
-        text.push_str(&format!("[{mark}]{name} {word}\n"));
+        text.push_str(&format!("[{mark}]{name} {word}{more}\n"));
     }
-    let code =
-        if checks.iter().all(|(_, ok)| *ok) { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let code = if checks.iter().all(|c| c.ok) { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     (code, text).into_response()
 }
 
@@ -139,16 +176,25 @@ mod tests {
         let answers = [
             Health { status_lane: true, nodes_synced: true, ..Health::default() },
             Health { status_lane: true, nodes_synced: true, pods_synced: true, ..Health::default() },
+            Health { status_lane: true, role: Role::Standby("b".into()), leads: true, ..Health::default() },
+            Health { status_lane: true, role: Role::Leader, ..Health::default() },
         ];
         tokio::spawn(async move {
             for health in answers {
-                asked.recv().await.unwrap().send(health).unwrap();
+                let Some(Probe::Health(answer)) = asked.recv().await else { panic!("no probe of health") };
+                answer.send(health).unwrap();
             }
         });
         let (code, body) = get_of(readyz(State(shared.clone())).await).await;
         assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR);
         assert!(body.contains("[-]pods-synced failed"), "{body}");
         assert_eq!(get_of(readyz(State(shared.clone())).await).await.0, StatusCode::OK);
+        let standby = get_of(readyz(State(shared.clone())).await).await;
+        let said = "[+]loop ok\n[+]status-lane ok\n[+]leaderElection ok: standby, b leads\n";
+        assert_eq!(standby, (StatusCode::OK, said.to_owned()));
+        let (code, body) = get_of(livez(State(shared.clone())).await).await;
+        assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR, "a leader without its lease");
+        assert!(body.contains("[-]leaderElection failed: leader"), "{body}");
         // The loop has ended: its receiver is gone.
         assert_eq!(get_of(livez(State(shared)).await).await.0, StatusCode::INTERNAL_SERVER_ERROR);
     }

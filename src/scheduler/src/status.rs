@@ -4,8 +4,11 @@
 use crate::explain::assigned;
 use crate::model::{PodInfo, ScheduledCondition};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use podway_api::{SchedulerProfile, SchedulerProfileStatus};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -17,7 +20,44 @@ pub enum Notice {
     /// The pod was not: reason (`Unschedulable` or `SchedulerError`), message, and where it is nominated
     /// to now: `None` for no change, empty for nowhere.
     Failed(Arc<PodInfo>, &'static str, String, Option<String>),
+    /// A `SchedulerProfile` was read.
+    Profile(Box<Verdict>),
 }
+
+/// What is said of a `SchedulerProfile`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    name: String,
+    status: SchedulerProfileStatus,
+}
+
+impl Verdict {
+    /// That of the object's generation: live, or what is wrong with it.
+    #[must_use]
+    pub fn of(object: &SchedulerProfile, live: Option<i64>, fault: Option<String>) -> Self {
+        let generation = object.metadata.generation;
+        let (status, reason) = if fault.is_none() { ("True", "Live") } else { ("False", "Invalid") };
+        let before = object.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == ACCEPTED);
+        // The time moves only when the status flips.
+        let since = before.filter(|c| c.status == status).map(|c| c.last_transition_time.clone());
+        let condition = Condition {
+            type_: ACCEPTED.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: fault.map(|f| podway_flow::record::bounded(&f, 1024)).unwrap_or_default(),
+            observed_generation: generation,
+            last_transition_time: since.unwrap_or_else(|| Time(k8s_openapi::jiff::Timestamp::now())),
+        };
+        let status = SchedulerProfileStatus {
+            observed_generation: generation,
+            live_generation: live,
+            conditions: vec![condition],
+        };
+        Verdict { name: object.metadata.name.clone().unwrap_or_default(), status }
+    }
+}
+
+const ACCEPTED: &str = "Accepted";
 
 /// The patch of the condition; `None` when it says so already. `now` is RFC 3339.
 #[must_use]
@@ -50,8 +90,9 @@ pub fn patch(pod: &PodInfo, reason: &str, message: &str, now: &str) -> Option<se
 
 /// The lane: runs until every sender is gone. A write that fails is logged: the pod's next
 /// failure says the same again.
-pub async fn lane(client: kube::Client, reporter: String, mut notices: mpsc::UnboundedReceiver<Notice>) {
-    let recorder = Recorder::new(client.clone(), Reporter { controller: reporter, instance: None });
+pub async fn lane(client: kube::Client, mut notices: mpsc::UnboundedReceiver<Notice>) {
+    // An event comes from the profile of its pod, as upstream's do.
+    let mut recorders: BTreeMap<String, Recorder> = BTreeMap::new();
     while let Some(notice) = notices.recv().await {
         let (pod, event) = match notice {
             Notice::Scheduled(pod, node) => {
@@ -65,7 +106,15 @@ pub async fn lane(client: kube::Client, reporter: String, mut notices: mpsc::Unb
                 }
                 (pod, event(EventType::Warning, "FailedScheduling", message, "Scheduling"))
             }
+            Notice::Profile(verdict) => {
+                write_verdict(&client, *verdict).await;
+                continue;
+            }
         };
+        let recorder = recorders.entry(pod.scheduler_name.clone()).or_insert_with(|| {
+            let reporter = Reporter { controller: pod.scheduler_name.clone(), instance: None };
+            Recorder::new(client.clone(), reporter)
+        });
         if let Err(error) = recorder.publish(&event, &reference(&pod)).await {
             tracing::warn!(pod = pod.key(), %error, "an event was not written");
         }
@@ -82,6 +131,20 @@ pub(crate) async fn nominate(client: &kube::Client, pod: &PodInfo, node: &str) -
 /// The field as a patch has it.
 fn nomination(node: &str) -> serde_json::Value {
     serde_json::json!({"nominatedNodeName": Some(node).filter(|n| !n.is_empty())})
+}
+
+async fn write_verdict(client: &kube::Client, verdict: Verdict) {
+    let Verdict { name, status } = verdict;
+    let api: Api<SchedulerProfile> = Api::all(client.clone());
+    let patch = serde_json::json!({"status": {
+        "observedGeneration": status.observed_generation,
+        // A null takes it away.
+        "liveGeneration": status.live_generation,
+        "conditions": status.conditions,
+    }});
+    if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        tracing::warn!(profile = name, %error, "the status of a profile was not written");
+    }
 }
 
 /// False when the pod says so already.
@@ -140,6 +203,25 @@ pub(crate) fn reference(pod: &PodInfo) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_keeps_its_time_until_it_flips() {
+        let mut object = SchedulerProfile::new("p", podway_api::ProfileSpec::default());
+        object.metadata.generation = Some(2);
+        let first = Verdict::of(&object, Some(2), None);
+        let old = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        let mut status = first.status.clone();
+        assert_eq!((status.live_generation, status.conditions[0].status.as_str()), (Some(2), "True"));
+        status.conditions[0].last_transition_time = old.clone();
+        object.status = Some(status);
+        object.metadata.generation = Some(3);
+        let same = Verdict::of(&object, Some(3), None).status;
+        assert_eq!((same.observed_generation, &same.conditions[0].last_transition_time), (Some(3), &old));
+        let bad = Verdict::of(&object, Some(2), Some("no".into())).status;
+        let c = &bad.conditions[0];
+        assert_eq!((c.status.as_str(), c.reason.as_str(), c.message.as_str()), ("False", "Invalid", "no"));
+        assert!(c.last_transition_time != old && bad.live_generation == Some(2));
+    }
 
     #[test]
     fn a_condition_is_patched_only_when_it_changes_and_keeps_its_time() {

@@ -6,6 +6,7 @@
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
@@ -14,9 +15,14 @@ use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
+use podway_api::{SchedulerProfile, SchedulerProfileStatus};
 use podway_cluster::{Cluster, UpOptions, down, up};
 use podway_flow::{Outcome, Phase, Record, wire};
+use podway_scheduler::cycle::CycleError;
+use podway_scheduler::explain::search::{decide, remedies};
+use podway_scheduler::explain::world::World;
 use podway_scheduler::framework::{ClusterEvent, Permit, Placement, Plugin, Status};
+use podway_scheduler::leader::LeaderElection;
 use podway_scheduler::model::PodInfo;
 use podway_scheduler::plugins::default_framework;
 use podway_scheduler::{Clients, Config, RunError, run_with};
@@ -68,10 +74,19 @@ struct Scheduler {
 
 impl Scheduler {
     async fn start(cluster: &Cluster) -> Self {
-        Self::start_with(cluster, |clients| clients).await
+        Scheduler::elected(cluster, LeaderElection::default()).await
+    }
+
+    async fn elected(cluster: &Cluster, election: LeaderElection) -> Self {
+        let config = Config { leader_election: Some(election), ..Config::default() };
+        Scheduler::with(cluster, config, |clients| clients).await
     }
 
     async fn start_with(cluster: &Cluster, change: impl FnOnce(Clients) -> Clients) -> Self {
+        Scheduler::with(cluster, Config::default(), change).await
+    }
+
+    async fn with(cluster: &Cluster, own: Config, change: impl FnOnce(Clients) -> Clients) -> Self {
         let file = Kubeconfig::read_from(cluster.layout.admin_kubeconfig()).unwrap();
         let mut config =
             kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
@@ -83,9 +98,9 @@ impl Scheduler {
         framework.permit.push(hold.clone());
         let token = CancellationToken::new();
         let task = tokio::spawn(run_with(
-            framework,
+            move |_| framework.clone(),
             change(Clients::connect(&config).unwrap()),
-            Config { serve: Some(free), ..Config::default() },
+            Config { serve: Some(free), ..own },
             token.clone(),
         ));
         Scheduler { token, task, address: free, hold }
@@ -104,6 +119,26 @@ impl Scheduler {
         stream.read_to_string(&mut text).await.unwrap();
         let code = text.split(' ').nth(1).unwrap().parse().unwrap();
         (code, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// Waits until `/readyz` is answered with a text that has `part`.
+    async fn ready_as(&self, part: &str) {
+        let mut said = String::new();
+        let came = async {
+            loop {
+                if tokio::net::TcpStream::connect(self.address).await.is_ok() {
+                    let (code, body) = self.get("/readyz").await;
+                    if code == 200 && body.contains(part) {
+                        return;
+                    }
+                    said = body;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(LIMIT, came).await.is_err() {
+            panic!("/readyz does not say {part:?} but {said:?}");
+        }
     }
 
     async fn metric(&self, sample: &str) -> f64 {
@@ -125,6 +160,10 @@ impl Scheduler {
             .await
             .unwrap_or_else(|_| panic!("{sample} is not {value} after 20 s"));
     }
+}
+
+fn crds() -> Vec<String> {
+    podway_api::crds().unwrap().into_iter().map(|crd| crd.yaml).collect()
 }
 
 struct Live {
@@ -256,10 +295,16 @@ fn records(pod: &Pod) -> Vec<Record> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scheduler_on_a_real_control_plane() {
+    // What it says is shown if the test fails.
+    tracing_subscriber::fmt().with_test_writer().init();
     let dir = tempfile::tempdir().unwrap();
     let state_dir = dir.path().join("state");
-    let options =
-        UpOptions { state_dir: state_dir.clone(), control_plane_only: true, ..UpOptions::default() };
+    let options = UpOptions {
+        state_dir: state_dir.clone(),
+        control_plane_only: true,
+        crds: crds(),
+        ..UpOptions::default()
+    };
     let cluster = up(options, |line| eprintln!("{line}")).await.unwrap();
     let live = Live { client: cluster.client.clone(), cluster };
     let result = AssertUnwindSafe(all(&live)).catch_unwind().await;
@@ -278,11 +323,17 @@ async fn all(live: &Live) {
     a_conflict_is_survived(live, &scheduler).await;
     a_pod_of_the_same_name_is_another_pod(live, &scheduler).await;
     health_and_metrics(&scheduler).await;
+    a_profile_is_live_and_a_bad_one_is_not(live).await;
+    questions_have_the_schedulers_answers(live).await;
+    a_shadow_agrees_with_itself_and_tells_what_differs(live).await;
     let scheduler = a_restart_loses_nothing(live, scheduler).await;
     fifty_at_once(live).await;
     a_higher_priority_takes_the_room_of_a_lower_one(live, &scheduler).await;
     scheduler.stop().await;
     faults_are_survived_without_overcommit(live).await;
+    a_lease_given_back_is_taken_at_once(live).await;
+    the_successor_of_one_that_was_killed_counts_what_that_one_bound(live).await;
+    a_leader_that_lost_its_lease_ends(live).await;
 }
 
 async fn a_pod_is_bound_and_the_decision_lands_on_it(live: &Live, scheduler: &Scheduler) {
@@ -376,7 +427,7 @@ async fn a_pod_of_the_same_name_is_another_pod(live: &Live, scheduler: &Schedule
 
 async fn health_and_metrics(scheduler: &Scheduler) {
     let (code, body) = scheduler.get("/livez").await;
-    assert_eq!((code, body.as_str()), (200, "[+]loop ok\n[+]status-lane ok\n"));
+    assert_eq!((code, body.as_str()), (200, "[+]loop ok\n[+]status-lane ok\n[+]leaderElection ok: leader\n"));
     let attempts = "scheduler_schedule_attempts_total{result=\"scheduled\",profile=\"podway\"} ";
     assert!(scheduler.metric(attempts).await >= 4.0);
     let refusals = "scheduler_schedule_attempts_total{result=\"unschedulable\",profile=\"podway\"} ";
@@ -463,6 +514,190 @@ async fn a_higher_priority_takes_the_room_of_a_lower_one(live: &Live, scheduler:
     assert_eq!(scheduler.metric("scheduler_preemption_victims_count ").await, 1.0);
     live.delete("high").await;
     assert_eq!(node_of(&live.bound("late").await), "n1");
+    live.delete("late").await;
+}
+
+fn seconds(lease: f64, renew: f64, retry: f64) -> LeaderElection {
+    LeaderElection {
+        lease_duration: Duration::from_secs_f64(lease),
+        renew_deadline: Duration::from_secs_f64(renew),
+        retry_period: Duration::from_secs_f64(retry),
+        ..LeaderElection::default()
+    }
+}
+
+const LEADS: &str = "leader_election_master_status{name=\"podway-scheduler\"} ";
+
+async fn a_lease_given_back_is_taken_at_once(live: &Live) {
+    // Nobody who only tries now and then would get it within this test.
+    let patient = || seconds(3600.0, 3000.0, 1800.0);
+    let first = Scheduler::elected(&live.cluster, patient()).await;
+    first.ready_as("leaderElection ok: leader").await;
+    let second = Scheduler::elected(&live.cluster, patient()).await;
+    second.ready_as(": standby, ").await;
+    assert_eq!((first.metric(LEADS).await, second.metric(LEADS).await), (1.0, 0.0));
+    live.pod("by-the-first", "10m", json!({})).await;
+    live.bound("by-the-first").await;
+    first.stop().await;
+    live.pod("by-the-second", "10m", json!({})).await;
+    live.bound("by-the-second").await;
+    assert_eq!(second.metric(LEADS).await, 1.0);
+    let attempts = "scheduler_schedule_attempts_total{result=\"scheduled\",profile=\"podway\"} ";
+    second.metric_is(attempts, 1.0).await;
+    let leases: Api<Lease> = Api::namespaced(live.client.clone(), "podway-system");
+    let lease = leases.get("podway-scheduler").await.unwrap().spec.unwrap();
+    assert!(lease.lease_transitions > Some(0), "{lease:?}");
+    second.stop().await;
+    let lease = leases.get("podway-scheduler").await.unwrap().spec.unwrap();
+    assert_eq!(lease.holder_identity.as_deref().unwrap_or_default(), "", "given back");
+}
+
+async fn the_successor_of_one_that_was_killed_counts_what_that_one_bound(live: &Live) {
+    let brief = || seconds(3.0, 2.0, 0.5);
+    let first = Scheduler::elected(&live.cluster, brief()).await;
+    first.ready_as("leaderElection ok: leader").await;
+    let second = Scheduler::elected(&live.cluster, brief()).await;
+    second.ready_as(": standby, ").await;
+    live.pod("fills", "3", json!({})).await;
+    assert_eq!(node_of(&live.bound("fills").await), "n1");
+    // As by kill -9: neither the lease nor anything else is given back.
+    first.task.abort();
+    live.pod("finds-it-full", "3", json!({})).await;
+    let (_, message, _) = live.refused("finds-it-full").await;
+    assert!(message.starts_with("0/2 nodes are available: 2 Insufficient cpu."), "{message}");
+    assert_eq!(second.metric(LEADS).await, 1.0);
+    live.delete("fills").await;
+    live.bound("finds-it-full").await;
+    live.delete("finds-it-full").await;
+    second.stop().await;
+}
+
+async fn a_leader_that_lost_its_lease_ends(live: &Live) {
+    let scheduler = Scheduler::elected(&live.cluster, seconds(3.0, 2.0, 0.5)).await;
+    scheduler.ready_as("leaderElection ok: leader").await;
+    let leases: Api<Lease> = Api::namespaced(live.client.clone(), "podway-system");
+    let stolen = json!({"spec": {"holderIdentity": "another", "leaseDurationSeconds": 3600}});
+    leases.patch("podway-scheduler", &PatchParams::default(), &Patch::Merge(stolen)).await.unwrap();
+    let ended = tokio::time::timeout(LIMIT, scheduler.task).await.expect("it ends").unwrap();
+    assert!(matches!(ended, Err(RunError::LeaseLost)), "{ended:?}");
+    leases.delete("podway-scheduler", &DeleteParams::default()).await.unwrap();
+}
+
+/// The status that a profile comes to have once `wanted` holds of it.
+async fn verdict(
+    live: &Live,
+    name: &str,
+    wanted: impl Fn(&SchedulerProfileStatus) -> bool,
+) -> SchedulerProfileStatus {
+    let api: Api<SchedulerProfile> = Api::all(live.client.clone());
+    let is = |p: &SchedulerProfile| p.status.as_ref().is_some_and(&wanted);
+    live.until(api, format!("metadata.name={name}"), "the profile's status", is).await.status.unwrap()
+}
+
+async fn a_profile_is_live_and_a_bad_one_is_not(live: &Live) {
+    let api: Api<SchedulerProfile> = Api::all(live.client.clone());
+    let profile = |name: &str, spec: serde_json::Value| -> SchedulerProfile {
+        let object = json!({"apiVersion": "podway.dev/v1alpha1", "kind": "SchedulerProfile",
+            "metadata": {"name": name}, "spec": spec});
+        serde_json::from_value(object).unwrap()
+    };
+    // Admission: the schema and its rules.
+    let params = PostParams::default();
+    let score = |enabled: serde_json::Value| json!({"plugins": {"score": {"enabled": enabled}}});
+    for (spec, part) in [
+        (score(json!([{"name": "ImageLocalty"}])), "each name must be that of a plugin"),
+        (score(json!([{"name": "ImageLocality", "weight": -1}])), "greater than or equal to 0"),
+        (json!({"percentageOfNodesToScore": 101}), "less than or equal to 100"),
+        (json!({"pluginConfig": [{"name": "NodeName", "args": {}}]}), "a plugin that takes arguments"),
+    ] {
+        let error = api.create(&params, &profile("bad", spec)).await.unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    // A name that nobody owned: its pod waits until the profile comes.
+    live.pod("of-another", "10m", json!({"spec": {"schedulerName": "packed"}})).await;
+    api.create(&params, &profile("packed", score(json!([{"name": "ImageLocality", "weight": 9}]))))
+        .await
+        .unwrap();
+    let pod = live.bound("of-another").await;
+    let status = verdict(live, "packed", |s| s.live_generation == Some(1)).await;
+    let condition = &status.conditions[0];
+    assert_eq!(
+        (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()),
+        ("Accepted", "True", "Live")
+    );
+    assert_eq!(live.event(&pod, "Scheduled").await.reporting_controller.as_deref(), Some("packed"));
+    // What only the scheduler can find leaves the last good one live.
+    let bad = json!({"spec": {"pluginConfig": [{"name": "InterPodAffinity", "args": {"hardPodAffinityWeight": 101}}]}});
+    api.patch("packed", &PatchParams::default(), &Patch::Merge(bad)).await.unwrap();
+    let status = verdict(live, "packed", |s| s.observed_generation == Some(2)).await;
+    assert_eq!((status.live_generation, status.conditions[0].status.as_str()), (Some(1), "False"));
+    let message = &status.conditions[0].message;
+    assert!(message.contains("hardPodAffinityWeight not in valid range [0, 100]"), "{message}");
+    live.pod("under-the-last", "10m", json!({"spec": {"schedulerName": "packed"}})).await;
+    live.bound("under-the-last").await;
+    api.delete("packed", &DeleteParams::default()).await.unwrap();
+    live.delete("of-another").await;
+    live.delete("under-the-last").await;
+}
+
+async fn questions_have_the_schedulers_answers(live: &Live) {
+    live.pod("asked", "64", json!({})).await;
+    let (_, told, _) = live.refused("asked").await;
+    let mut world = World::read(&live.client).await.unwrap();
+    assert!(world.left_out.is_empty(), "{:?}", world.left_out);
+    let pod = world.waiting("default/asked").unwrap().clone();
+    let (framework, snapshot) = (world.framework("podway"), world.snapshot());
+    let Err(CycleError::Unfit(error)) = decide(&framework, &snapshot, &pod) else { panic!("it fits") };
+    assert_eq!(error.message(), told);
+    let found = remedies(&framework, &snapshot, &pod, &error, 3);
+    assert_eq!(found[0].changes[0].to_string(), "add a node like n1 with at least 64 of cpu: it has 4");
+    live.delete("asked").await;
+    // The same pod on the same cluster has the same node, here and there.
+    let bound = {
+        live.pod("twice", "10m", json!({})).await;
+        live.bound("twice").await
+    };
+    let mut world = World::read(&live.client).await.unwrap();
+    let there = world.placed("default/twice").unwrap().clone();
+    world.remove(&there);
+    let again = world.place(Arc::new(PodInfo { node_name: String::new(), ..(*there).clone() }));
+    assert_eq!(again.result.unwrap().node, node_of(&bound));
+    live.delete("twice").await;
+}
+
+async fn a_shadow_agrees_with_itself_and_tells_what_differs(live: &Live) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("debug.sock");
+    let config = Config { shadow: true, debug_socket: Some(socket.clone()), ..Config::default() };
+    let shadow = Scheduler::with(&live.cluster, config, |clients| clients).await;
+    shadow.ready_as("pods-synced ok").await;
+    let count = |result: &str| format!("podway_scheduler_shadow_decisions_total{{result=\"{result}\"}} ");
+    for i in 0..3 {
+        let name = format!("shadowed-{i}");
+        live.pod(&name, "10m", json!({})).await;
+        live.bound(&name).await;
+    }
+    shadow.metric_is(&count("same"), 3.0).await;
+    // One that ours would not put there.
+    live.cordon("n2", true).await;
+    live.pod("on-a-cordoned-node", "10m", json!({"spec": {"nodeName": "n2"}})).await;
+    shadow.metric_is(&count("refused"), 1.0).await;
+    let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    stream.write_all(b"GET /debug/shadow HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    let all: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(
+        (all[0]["pod"].as_str(), all[0]["node"].as_str()),
+        (Some("default/on-a-cordoned-node"), Some("n2"))
+    );
+    assert_eq!(all[0]["theirs"]["plugin"], "NodeUnschedulable");
+    live.cordon("n2", false).await;
+    for name in ["shadowed-0", "shadowed-1", "shadowed-2", "on-a-cordoned-node"] {
+        live.delete(name).await;
+    }
+    shadow.stop().await;
 }
 
 /// What is done to a request instead of only answering it.
@@ -540,6 +775,7 @@ async fn faults_are_survived_without_overcommit(live: &Live) {
         watch: faults.before(clients.watch),
         bind: faults.before(clients.bind),
         status: faults.before(clients.status),
+        lease: clients.lease,
     })
     .await;
     // Room for five of twelve: four on n1, one on n2.

@@ -53,13 +53,19 @@ async fn runs(ns: &Ns) -> anyhow::Result<()> {
         let status = d.status.as_ref();
         status.is_some_and(|s| {
             s.observed_generation == d.metadata.generation
-                && s.replicas == Some(1)
-                && s.updated_replicas == Some(1)
-                && s.available_replicas == Some(1)
+                && s.replicas == Some(2)
+                && s.updated_replicas == Some(2)
+                && s.available_replicas == Some(2)
         })
     };
-    wait::until(deployments, "metadata.name=podway-scheduler", "the scheduler in a pod", LIMIT, available)
-        .await?;
+    wait::until(
+        deployments,
+        "metadata.name=podway-scheduler",
+        "two replicas of the scheduler",
+        LIMIT,
+        available,
+    )
+    .await?;
 
     let log = ns.cluster.layout.audit_log();
     let mark = audit::mark(&log)?;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use podway_scheduler::Clients;
+
 use crate::scheduler_config::Settings;
 
 /// Choose nodes for pods, beside kube-scheduler or instead of it.
@@ -12,7 +14,8 @@ use crate::scheduler_config::Settings;
     after_help = "Example:\n  podway scheduler --kubeconfig scheduler.kubeconfig --scheduler-name podway"
 )]
 pub(crate) struct Args {
-    /// A SchedulerConfiguration of which config/scheduler.yaml has the fields; flags go before it.
+    /// A SchedulerConfiguration, of which config/scheduler.yaml has the fields, or upstream's
+    /// KubeSchedulerConfiguration v1; flags go before it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -24,8 +27,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let settings = args.settings.over(args.config.as_deref())?;
     let config = settings.config()?;
     crate::daemon::run(|shutdown| async move {
-        let (client, _) = crate::kubernetes::client(settings.kubeconfig.as_deref()).await?;
-        tracing::info!(names = ?config.scheduler_names, "scheduler starts");
-        podway_scheduler::run(client, config, shutdown).await.context("the scheduler ended")
+        let server = crate::kubernetes::config(settings.kubeconfig.as_deref()).await?;
+        let clients = Clients::connect(&server).context("building the clients")?;
+        let names: Vec<&str> = config.profiles.iter().map(|(name, _)| name.as_str()).collect();
+        tracing::info!(?names, "scheduler starts");
+        podway_scheduler::run(clients, config, shutdown).await.context("the scheduler ended")
     })
 }
