@@ -21,9 +21,6 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let dir = tempfile::tempdir()?;
     let report = differential::run(dir.path(), args.seed, args.cases).await?;
-    for difference in &report.differences {
-        println!("{difference}\n");
-    }
     print!("{}", report.table());
     Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

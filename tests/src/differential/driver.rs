@@ -95,6 +95,10 @@ impl<'a> Driver<'a> {
                 self.case(&pod).await.with_context(|| format!("round {number}, pod {i}: {pod}"))?;
             }
             self.clear().await?;
+            if number % 10 == 9 {
+                let Report { cases, differences, .. } = &self.report;
+                eprintln!("{cases} cases, {} differences", differences.len());
+            }
         }
         Ok(self.report)
     }
@@ -217,7 +221,9 @@ impl<'a> Driver<'a> {
             }
         }
         self.report.cases += 1;
-        self.report.differences.push(format!("{}\n  of {pod}", difference.unwrap_or_default()));
+        let difference = format!("{}\n  of {pod}", difference.unwrap_or_default());
+        eprintln!("{difference}");
+        self.report.differences.push(difference);
         Ok(())
     }
 
