@@ -183,7 +183,6 @@ impl KubeApi {
             uid: pod.metadata.uid.clone(),
             resource_version: pod.metadata.resource_version.clone(),
             field_path: container.map(|name| field_path(pod, name)),
-            ..ObjectReference::default()
         };
         if let Err(error) = self.events.publish(&event, &reference).await {
             tracing::warn!(pod = reference.name, reason, %error, "an event was not written");

@@ -188,7 +188,10 @@ impl<K: Followed> Teller<K> {
 }
 
 /// The objects of one kind that are followed now.
-pub(super) struct Table<K>(Mutex<HashMap<(String, String), Weak<Topic<K>>>>);
+pub(super) struct Table<K>(Mutex<HashMap<Name, Weak<Topic<K>>>>);
+
+/// Namespace and name.
+type Name = (String, String);
 
 impl<K> Default for Table<K> {
     fn default() -> Self {

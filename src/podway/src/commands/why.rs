@@ -76,6 +76,9 @@ struct Refusal {
     reasons: Vec<String>,
 }
 
+/// Plugin; raw, normalised and weighted score.
+type PluginScore = (&'static str, i64, i64, i64);
+
 /// What a decision was made of.
 #[derive(Debug, Serialize)]
 pub(crate) struct Scores {
@@ -87,7 +90,7 @@ pub(crate) struct Scores {
     /// How far it is ahead; absent with one feasible node.
     pub(crate) margin: Option<i64>,
     /// Of the best nodes: total, and (plugin, raw, normalised, weight).
-    best: Vec<(String, i64, Vec<(&'static str, i64, i64, i64)>)>,
+    best: Vec<(String, i64, Vec<PluginScore>)>,
 }
 
 /// How many nodes' scores are told.
