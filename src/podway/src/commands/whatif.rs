@@ -13,7 +13,7 @@ use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt as _};
 use podway_flow::waterfall::escaped;
 use podway_scheduler::explain::world::{Placed, World};
-use podway_scheduler::model::{Owner, PodInfo};
+use podway_scheduler::model::PodInfo;
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -138,7 +138,10 @@ async fn answer(args: &Args) -> anyhow::Result<Answer> {
         anyhow::ensure!(replicas <= MOST, "{replicas} replicas: at most {MOST} are asked of");
         let namespace = args.namespace.clone().unwrap_or(default);
         let mut pod = complete(&client, template.pod, &namespace, &mut notes).await?;
-        pod.owner = template.owner;
+        // The pods of one set are spread by default.
+        if template.spread {
+            world.own(&mut pod);
+        }
         for i in 1..=replicas {
             let name = if replicas == 1 { pod.name.clone() } else { format!("{}-{i}", pod.name) };
             let info = PodInfo { uid: format!("whatif-{i}"), name, ..pod.clone() };
@@ -168,15 +171,14 @@ fn read(path: &Path) -> anyhow::Result<Value> {
 struct Template {
     pod: Value,
     replicas: Option<u32>,
-    /// What makes it, where that is one of those whose pods upstream spreads by default: as far as the
-    /// cluster has a set of that name.
-    owner: Option<Owner>,
+    /// What makes it is one of those whose pods upstream spreads by default.
+    spread: bool,
 }
 
 fn template(object: Value) -> anyhow::Result<Template> {
     let kind = object["kind"].as_str().unwrap_or_default();
     if kind == "Pod" {
-        return Ok(Template { pod: object, replicas: None, owner: None });
+        return Ok(Template { pod: object, replicas: None, spread: false });
     }
     anyhow::ensure!(
         ["Deployment", "ReplicaSet", "StatefulSet", "Job"].contains(&kind),
@@ -191,14 +193,7 @@ fn template(object: Value) -> anyhow::Result<Template> {
     let spec = object["spec"]["template"]["spec"].clone();
     anyhow::ensure!(spec.is_object(), "it has no spec.template.spec");
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let owner = match kind {
-        "Job" => None,
-        "StatefulSet" => Some(Owner::StatefulSet(name)),
-        // A Deployment's set has a name that is not known before.
-        _ => Some(Owner::ReplicaSet(name)),
-    };
-    Ok(Template { pod, replicas, owner })
+    Ok(Template { pod, replicas, spread: kind != "Job" })
 }
 
 /// The pod as it would be once created.
@@ -272,12 +267,8 @@ mod tests {
     fn the_pod_of_what_makes_pods() {
         let deployment = json!({"kind": "Deployment", "metadata": {"name": "web", "namespace": "shop"},
             "spec": {"replicas": 3, "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": []}}}});
-        let Template { pod, replicas, owner } = template(deployment).unwrap();
-        let owner = owner.unwrap();
-        assert_eq!(
-            (pod["metadata"]["name"].as_str(), replicas, owner),
-            (Some("web"), Some(3), Owner::ReplicaSet("web".to_owned()))
-        );
+        let Template { pod, replicas, spread } = template(deployment).unwrap();
+        assert_eq!((pod["metadata"]["name"].as_str(), replicas, spread), (Some("web"), Some(3), true));
         assert_eq!(
             (pod["kind"].as_str(), pod["metadata"]["labels"]["app"].as_str()),
             (Some("Pod"), Some("web"))

@@ -76,7 +76,7 @@ struct Refusal {
     reasons: Vec<String>,
 }
 
-/// Plugin; raw, normalised and weighted score.
+/// Plugin, raw score, normalised score, weight.
 type PluginScore = (&'static str, i64, i64, i64);
 
 /// What a decision was made of.

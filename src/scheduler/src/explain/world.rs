@@ -9,7 +9,7 @@ use crate::cache::{Cache, Snapshot};
 use crate::config::profiles::Profiles;
 use crate::cycle::{CycleError, Decision};
 use crate::framework::{Bind, ClusterEvent, Framework, Placement, Plugin, Status};
-use crate::model::{Meta, ModelError, NodeInfo, PodInfo};
+use crate::model::{LabelSelector, Meta, ModelError, NodeInfo, Owner, PodInfo};
 use crate::objects::{
     CsiDriver, CsiNode, DisruptionBudget, Kept, Object, PersistentVolume, PersistentVolumeClaim, ReplicaSet,
     ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
@@ -239,6 +239,17 @@ impl World {
             *pod = Arc::new(PodInfo { node_name: String::new(), ..(**pod).clone() });
         }
         out
+    }
+
+    /// Makes a pod one of a ReplicaSet that selects its labels, so that it is spread by default.
+    pub fn own(&mut self, pod: &mut PodInfo) {
+        const NAME: &str = "podway-whatif";
+        let all = pod.labels.iter();
+        let selector =
+            all.fold(LabelSelector::All(vec![]), |selector, (key, value)| selector.and(key, value));
+        let set = Object::ReplicaSet(Arc::new(ReplicaSet { selector }));
+        self.cache.objects_mut().put(format!("{}/{NAME}", pod.namespace), set);
+        pod.owner = Some(Owner::ReplicaSet(NAME.to_owned()));
     }
 
     /// Decides for a pod, and gives it its node here, so that the next one finds it there.
