@@ -65,12 +65,9 @@ const CASES: &[Case] = &[
     case!(TOGETHER, flow::a_start_costs_at_most_7_writes_and_a_settled_pod_none),
     case!(TOGETHER, failures::bad_image),
     case!(TOGETHER, failures::missing_config_map),
-    case!(TOGETHER, failures::explained),
-    case!(TOGETHER, failures::evicted_for_its_own_volume),
     case!(TOGETHER, failures::crashing),
     case!(TOGETHER, failures::out_of_memory),
     case!(TOGETHER, failures::bad_command),
-    case!(TOGETHER, chaos::a_hung_volume_and_a_hung_probe),
     case!(TOGETHER, kubectl::logs),
     case!(TOGETHER, kubectl::exec),
     case!(TOGETHER, kubectl::deleted_with_grace),
@@ -84,8 +81,6 @@ const CASES: &[Case] = &[
     case!(ALONE, manifests::the_scheduler_in_a_pod),
     case!(ALONE, restarts::of_the_scheduler),
     case!(ALONE, restarts::of_the_agent),
-    case!(ALONE, restarts::of_the_agent_with_many_pods),
-    case!(ALONE, chaos::the_api_server_is_gone_for_a_while),
     case!(ALONE, restarts::of_the_runtime),
     case!(ALONE, restarts::an_exit_while_nobody_looks),
     case!(ALONE, restarts::a_second_up_finds_all),
@@ -94,6 +89,19 @@ const CASES: &[Case] = &[
     case!(ALONE, containerd::the_agent_on_it),
 ];
 
+/// Written, and not run to their end yet: with `PODWAY_E2E_UNPROVEN=1`. One that holds goes to [`CASES`].
+const UNPROVEN: &[Case] = &[
+    case!(TOGETHER, failures::explained),
+    case!(TOGETHER, failures::evicted_for_its_own_volume),
+    case!(TOGETHER, chaos::a_hung_volume_and_a_hung_probe),
+    case!(ALONE, restarts::of_the_agent_with_many_pods),
+    case!(ALONE, chaos::the_api_server_is_gone_for_a_while),
+];
+
 fn main() -> ExitCode {
-    suite::main(CASES)
+    let mut cases = CASES.to_vec();
+    if std::env::var_os("PODWAY_E2E_UNPROVEN").is_some() {
+        cases.extend_from_slice(UNPROVEN);
+    }
+    suite::main(&cases)
 }
