@@ -4,12 +4,12 @@ ci:
 fmt:
     cargo fmt --all --check
 clippy:
-    cargo clippy --release --workspace --all-targets --features podway-runtime/failpoints -- -D warnings
+    cargo clippy --profile tests --workspace --all-targets --features podway-runtime/failpoints -- -D warnings
 test:
     tests/run
 # kill -9 of the runtime at each step that leaves something behind (tests/run has it too)
 points:
-    cargo test --release --workspace --features podway-runtime/failpoints --test points
+    cargo test --profile tests --workspace --features podway-runtime/failpoints --test points
 # Each fuzz target for a minute (needs cargo-fuzz and a nightly toolchain)
 fuzz seconds="60":
     for target in unpack manifest request cni journal hosts users; do \
@@ -19,7 +19,7 @@ crds:
     PODWAY_BLESS=1 cargo test -p podway-api --lib crds
 # The page under axe-core besides our own checks; needs npm.
 axe:
-    cd "$(mktemp -d)" && npm pack --silent axe-core@4 && tar xf axe-core-*.tgz && cd {{justfile_directory()}} && PODWAY_AXE="$OLDPWD/package/axe.min.js" cargo test --release -p podway --test ui everyone
+    cd "$(mktemp -d)" && npm pack --silent axe-core@4 && tar xf axe-core-*.tgz && cd {{justfile_directory()}} && PODWAY_AXE="$OLDPWD/package/axe.min.js" cargo test --profile tests -p podway --test ui everyone
 release:
     cargo build --release --workspace --bins && packaging/release target/dist
 deny:

@@ -5,6 +5,7 @@
 //! `up` again brings back our own. The pods of the one runtime are not seen by the other: delete them first.
 
 use crate::cluster::{Cluster, built};
+use crate::cri::server::Containerd as Settings;
 use crate::namespace::LIMIT;
 use crate::wait;
 use anyhow::Context as _;
@@ -127,6 +128,9 @@ pub async fn is_on(cluster: &Cluster, node: &str, runtime: &str) -> anyhow::Resu
     Ok(())
 }
 
+/// Where containerd listens, in its directory.
+const SOCKET: &str = "containerd.sock";
+
 /// containerd on a node, before it runs.
 struct Containerd<'a> {
     cluster: &'a Cluster,
@@ -147,12 +151,21 @@ impl<'a> Containerd<'a> {
         let dir = above.join("containerd");
         std::fs::create_dir_all(&dir)?;
         let config = dir.join("config.toml");
-        std::fs::write(&config, settings(&dir, &above, &runc, &cni))?;
+        // The images and the pods' network are as our runtime's.
+        let settings = Settings {
+            dir: &dir,
+            socket: &dir.join(SOCKET),
+            hosts: &above.join("hosts"),
+            runc: &runc,
+            cni: &cni,
+            conf: &above.join("cni"),
+        };
+        std::fs::write(&config, settings.toml())?;
         Ok(Containerd { cluster, node: node.to_owned(), programs, cni, dir, config })
     }
 
     fn endpoint(&self) -> String {
-        format!("unix://{}", self.dir.join("containerd.sock").display())
+        format!("unix://{}", self.dir.join(SOCKET).display())
     }
 
     /// Kills the node's own daemons and starts containerd, then what is to run on it.
@@ -171,7 +184,7 @@ impl<'a> Containerd<'a> {
             .args([self.dir.join("machine"), self.cni.clone(), self.cluster.layout.node(node).join("cni")])
             .args(args);
         let containerd = containerd.spawn().context("starting containerd")?;
-        until_connects(&self.dir.join("containerd.sock")).await?;
+        until_connects(&self.dir.join(SOCKET)).await?;
         let pid = containerd.id().context("containerd has ended")?;
         let mut other = self.command("nsenter", name, &path)?;
         other.arg(format!("--mount=/proc/{pid}/ns/mnt")).args(&argv);
@@ -261,49 +274,4 @@ fn kubelet_config(cluster: &Cluster, node: &str, address: &str, endpoint: &str) 
             "imagefs.inodesFree": "0%",
         },
     }))?)
-}
-
-/// containerd's configuration: everything below `dir`, the images and the pods' network as our runtime's.
-fn settings(dir: &Path, node: &Path, runc: &Path, cni: &Path) -> String {
-    // The strings of TOML are those of JSON.
-    let text = |path: PathBuf| json!(path).to_string();
-    format!(
-        r#"version = 3
-root = {root}
-state = {state}
-[grpc]
-address = {socket}
-[ttrpc]
-address = {ttrpc}
-[plugins.'io.containerd.internal.v1.opt']
-path = {opt}
-[plugins.'io.containerd.cri.v1.images']
-snapshotter = "overlayfs"
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "registry.k8s.io/pause:3.10.1"
-[plugins.'io.containerd.cri.v1.images'.registry]
-config_path = {hosts}
-[plugins.'io.containerd.cri.v1.runtime']
-# A negative score is refused where CAP_SYS_RESOURCE is missing.
-restrict_oom_score_adj = true
-netns_mounts_under_state_dir = true
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = [{cni}]
-conf_dir = {conf}
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = {runc}
-SystemdCgroup = false
-"#,
-        root = text(dir.join("root")),
-        state = text(dir.join("state")),
-        socket = text(dir.join("containerd.sock")),
-        ttrpc = text(dir.join("ttrpc.sock")),
-        opt = text(dir.join("opt")),
-        hosts = text(node.join("hosts")),
-        cni = text(cni.to_owned()),
-        conf = text(node.join("cni")),
-        runc = text(runc.to_owned()),
-    )
 }

@@ -242,14 +242,7 @@ impl Cri {
     /// # Errors
     /// [`CallError`].
     pub async fn pods(&self) -> Result<Vec<Found>, CallError> {
-        let begun = Instant::now();
-        let request = timed(v1::ListPodSandboxRequest { filter: None }, TIMEOUT);
-        let result = self.runtime.clone().list_pod_sandbox(request).await;
-        let sandboxes = self.answer("list_podsandbox", begun, result, |r| r.items).result?;
-        let begun = Instant::now();
-        let request = timed(v1::ListContainersRequest { filter: None }, TIMEOUT);
-        let result = self.runtime.clone().list_containers(request).await;
-        let containers = self.answer("list_containers", begun, result, |r| r.containers).result?;
+        let (sandboxes, containers) = self.holding().await?;
         let labels = sandboxes.into_iter().map(|s| s.labels).chain(containers.into_iter().map(|c| c.labels));
         let mut seen = BTreeSet::new();
         let found = labels.filter_map(|mut l| {

@@ -4,20 +4,14 @@
 //! test says so and ends.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
 
+#[path = "support/runc.rs"]
+mod runc;
+
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use podway_monitor::{Client, ClientError, Create, ErrorCode, Event, ExitRecord, Message, Reply, Request};
-
-fn runc() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::var_os("PODWAY_RUNC")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(std::env::split_paths(&path).map(|d| d.join("runc")))
-        .chain([PathBuf::from("/tmp/kbin/runc")])
-        .find(|p| p.is_file())
-}
+use runc::runc;
 
 fn process(args: &[&str]) -> String {
     let args: Vec<String> = args.iter().map(|a| format!("{a:?}")).collect();

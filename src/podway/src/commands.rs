@@ -50,6 +50,27 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// The form of an answer.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+impl Output {
+    /// Prints `answer`: in the words of `text`, or as JSON.
+    pub(crate) fn print<T: serde::Serialize>(
+        self,
+        answer: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        print(&match self {
+            Output::Text => text(answer),
+            Output::Json => format!("{}\n", serde_json::to_string_pretty(answer)?),
+        })
+    }
+}
+
 /// `text` as one line that is safe on a terminal.
 pub(crate) fn one_line(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");

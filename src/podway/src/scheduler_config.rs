@@ -274,7 +274,7 @@ fn read(text: &str) -> anyhow::Result<Settings> {
             })
         }
         (version, kind) => anyhow::bail!(
-            "it is {version:?} {kind:?}, neither {API_VERSION} {KIND} nor {} {}",
+            "apiVersion {version:?} and kind {kind:?} are not known here: write {API_VERSION} {KIND}, or {} {}",
             kube::API_VERSION,
             kube::KIND
         ),

@@ -221,13 +221,13 @@ fn count(list: &str) -> Option<u64> {
 }
 
 /// A row of meminfo in bytes.
-fn kib(meminfo: &str, name: &str) -> Option<u64> {
+pub(crate) fn kib(meminfo: &str, name: &str) -> Option<u64> {
     let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// A row of `memory.stat`.
-fn row(stat: &str, name: &str) -> Option<u64> {
+pub(crate) fn row(stat: &str, name: &str) -> Option<u64> {
     stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

@@ -2,6 +2,7 @@
 //! tree of their own.
 
 use super::types::{Container, Cpu, Interface, Memory, Network, Rlimit, Swap, Time};
+use crate::node::machine::{kib, row};
 use std::path::{Path, PathBuf};
 
 /// Reads the usage of the machine.
@@ -196,15 +197,6 @@ fn meminfo_memory(meminfo: &str, time: Time, nanos: i64) -> Memory {
         rss_bytes: row("AnonPages"),
         ..Memory::default()
     }
-}
-
-fn kib(meminfo: &str, name: &str) -> Option<u64> {
-    let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-fn row(stat: &str, name: &str) -> Option<u64> {
-    stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn interface(line: &str) -> Option<Interface> {

@@ -1,6 +1,10 @@
 //! A monitor of a test's own, and bundles of busybox for its containers.
 
+#[path = "runc.rs"]
+mod runc;
+
 use podway_monitor::{Client, Create, Reply, Request};
+use runc::runc;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -12,16 +16,6 @@ pub struct Place {
 
 pub struct Bench {
     pub client: Client,
-}
-
-fn runc() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::var_os("PODWAY_RUNC")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(std::env::split_paths(&path).map(|d| d.join("runc")))
-        .chain([PathBuf::from("/tmp/kbin/runc")])
-        .find(|p| p.is_file())
 }
 
 /// Where a monitor can run, or `None` after saying why not.

@@ -2,8 +2,7 @@
 //! life was spent on. The answer is `podway_api::explain`'s; here it is asked for and printed.
 
 use super::flow::Source;
-use super::{Hinted, one_line, print};
-use clap::ValueEnum;
+use super::{Hinted, Output, one_line};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::Api;
 use kube::{Client, ResourceExt as _};
@@ -33,12 +32,6 @@ pub(crate) struct Args {
     /// The kubeconfig; as kubectl finds it if not given.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 /// Runs the command.
@@ -71,10 +64,7 @@ async fn show(args: Args) -> anyhow::Result<()> {
     if !explained.settled {
         explained.chain.extend(missing(&client, &namespace, &pod).await);
     }
-    print(&match args.output {
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&explained)?),
-        Output::Text => text(&explained),
-    })
+    args.output.print(&explained, text)
 }
 
 /// What the pod refers to and that is not there. What may not be read is not told of.

@@ -3,6 +3,7 @@
 
 mod build;
 
+use super::Output;
 use podway_runtime::config::Config;
 use podway_runtime::image::explain::explain;
 use std::path::{Path, PathBuf};
@@ -37,12 +38,6 @@ enum What {
     },
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
@@ -58,8 +53,5 @@ fn tell(image: &str, config: Option<&Path>, output: Output) -> anyhow::Result<()
         None => Config::default(),
     };
     let told = explain(&config, image)?;
-    match output {
-        Output::Text => super::print(&told.to_string()),
-        Output::Json => super::print(&format!("{}\n", serde_json::to_string_pretty(&told)?)),
-    }
+    output.print(&told, ToString::to_string)
 }

@@ -1,6 +1,6 @@
 //! `podway version`: the version, the commit it was built from, the Kubernetes whose types it has.
 
-use clap::ValueEnum;
+use super::Output;
 
 /// The Kubernetes minor version of our API types and of the CRI: `k8s-openapi`'s feature, `api.proto`.
 const KUBERNETES: &str = "1.36";
@@ -12,12 +12,6 @@ pub(crate) struct Args {
     /// The form.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 /// Runs the command.

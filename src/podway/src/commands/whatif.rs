@@ -5,8 +5,8 @@
 //! tolerations, limits), if the asker may create pods; else it is taken as it is in the file, and that is
 //! told.
 
-use super::why::{Output, Scores};
-use super::{Hinted, print};
+use super::why::Scores;
+use super::{Hinted, Output};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, PostParams};
@@ -90,10 +90,7 @@ impl Line {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(answer(&args))?;
-    print(&match args.output {
-        Output::Text => text(&answer),
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer)?),
-    })
+    args.output.print(&answer, text)
 }
 
 async fn answer(args: &Args) -> anyhow::Result<Answer> {
@@ -163,6 +160,7 @@ fn read(path: &Path) -> anyhow::Result<Value> {
     let mut documents = serde_yaml::Deserializer::from_str(&text);
     let first = documents.next().with_context(|| format!("{name} is empty"))?;
     let value = Value::deserialize(first).with_context(|| format!("{name} is not YAML or JSON"))?;
+    anyhow::ensure!(!value.is_null(), "{name} is empty");
     anyhow::ensure!(documents.next().is_none(), "{name} has several documents: give one object");
     Ok(value)
 }
@@ -286,7 +284,7 @@ mod tests {
         std::fs::write(&file, "kind: Pod\n---\nkind: Pod\n").unwrap();
         assert!(read(&file).unwrap_err().to_string().contains("several"));
         std::fs::write(&file, "").unwrap();
-        assert!(read(&file).is_err());
+        assert!(read(&file).unwrap_err().to_string().contains("is empty"));
         let line =
             Line { pod: "d/p".into(), from: Some("a".into()), scores: None, message: Some("0/1".into()) };
         let answer = Answer { notes: vec!["n".into()], pods: vec![line] };

@@ -3,9 +3,8 @@
 //! Of a pod that was placed the scheduler's own record tells, which came with the binding. Of one that waits
 //! the cluster is read, with the asker's rights, and the scheduler's own cycle is run on it.
 
-use super::{Hinted, print};
+use super::{Hinted, Output};
 use anyhow::Context as _;
-use clap::ValueEnum;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use podway_flow::waterfall::escaped;
@@ -34,12 +33,6 @@ pub(crate) struct Args {
     /// The kubeconfig; as kubectl finds it if not given.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Output {
-    Text,
-    Json,
 }
 
 /// How many remedies are told.
@@ -125,10 +118,7 @@ impl Scores {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(answer(&args))?;
-    print(&match args.output {
-        Output::Text => text(&answer),
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer)?),
-    })
+    args.output.print(&answer, text)
 }
 
 async fn answer(args: &Args) -> anyhow::Result<Answer> {

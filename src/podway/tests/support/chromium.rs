@@ -84,6 +84,11 @@ impl Chromium {
 
     /// Calls a method and returns its result.
     pub async fn call(&mut self, method: &str, params: Value) -> Value {
+        self.ask(method, params).await.unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// Calls a method and returns its result, or the browser's refusal.
+    async fn ask(&mut self, method: &str, params: Value) -> Result<Value, Value> {
         self.last += 1;
         let id = self.last;
         let mut message = json!({"id": id, "method": method, "params": params});
@@ -95,8 +100,8 @@ impl Chromium {
             loop {
                 let message = self.next().await;
                 if message["id"] == id {
-                    assert!(message["error"].is_null(), "{method}: {message}");
-                    return message["result"].clone();
+                    let refused = message["error"].clone();
+                    return if refused.is_null() { Ok(message["result"].clone()) } else { Err(refused) };
                 }
             }
         };
@@ -131,10 +136,14 @@ impl Chromium {
 
     /// What an expression comes to, awaited if it is a promise.
     pub async fn value(&mut self, expression: &str) -> Value {
+        self.evaluate(expression).await.unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    async fn evaluate(&mut self, expression: &str) -> Result<Value, Value> {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let result = self.call("Runtime.evaluate", params).await;
+        let result = self.ask("Runtime.evaluate", params).await?;
         assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
-        result["result"]["value"].clone()
+        Ok(result["result"]["value"].clone())
     }
 
     /// The text of the page.
@@ -142,13 +151,21 @@ impl Chromium {
         self.value("document.body.innerText").await.as_str().unwrap().to_owned()
     }
 
-    /// Waits until an expression is true, looking whenever the page changes.
+    /// Waits until an expression is true, looking whenever the page changes, and on the page that comes after
+    /// it: the promise of a page that is left is never kept.
     pub async fn until(&mut self, expression: &str) {
         let promise = format!(
             "new Promise(done => {{ const look = () => {{ if ({expression}) {{ done(true); return true }} }};
              if (!look()) new MutationObserver(look).observe(document, {{subtree: true, childList: true, characterData: true}}) }})"
         );
-        self.value(&promise).await;
+        loop {
+            let error = match self.evaluate(&promise).await {
+                Ok(_) => return,
+                Err(error) => error,
+            };
+            let left = ["navigated", "context was destroyed"].iter().any(|e| error.to_string().contains(e));
+            assert!(left, "{expression}: {error}");
+        }
     }
 
     pub async fn scripts(&mut self, allowed: bool) {

@@ -54,9 +54,8 @@ fn monitor() -> PathBuf {
     if !binary.is_file() {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "-q", "-p", "podway-monitor", "--target-dir"]).arg(profile.parent().unwrap());
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
+        let name = profile.file_name().filter(|name| *name != "debug").unwrap_or("dev".as_ref());
+        build.arg("--profile").arg(name);
         assert!(build.status().unwrap().success(), "podway-monitor was not built");
     }
     binary
