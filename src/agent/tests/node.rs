@@ -121,8 +121,8 @@ async fn whole(cluster: &Cluster, dir: &Path) {
     others_are_respected(cluster).await;
     keeps_its_lease(cluster).await;
     registers_again(cluster, &client, &runtime, &config, port, stop_node).await;
-    only_who_may(cluster, ip, port).await;
     logs(cluster, &pods, dir).await;
+    only_who_may(cluster, ip, port).await;
     usage(cluster, &pods, &used).await;
     exec(cluster, &streaming).await;
     is_not_put_back(cluster).await;

@@ -78,7 +78,10 @@ async fn a_real_api_server_takes_every_manifest() {
         ("patch", "pods/status", true),
         ("watch", "nodes", true),
         ("get", "secrets", false),
-        ("delete", "pods", false),
+        // Preemption.
+        ("delete", "pods", true),
+        ("create", "pods", false),
+        ("patch", "pods", false),
         ("patch", "nodes", false),
     ] {
         assert_eq!(may(verb, what), expected, "{verb} {what}");

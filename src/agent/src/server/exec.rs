@@ -104,23 +104,20 @@ fn wanted(query: &[(String, String)]) -> Result<Wanted, &'static str> {
     Ok(Wanted { stdin, stdout, stderr, tty })
 }
 
-fn exec_request(id: &str, query: &[(String, String)]) -> Result<v1::ExecRequest, &'static str> {
+/// What to run; in which container is found afterwards.
+fn exec_request(query: &[(String, String)]) -> Result<v1::ExecRequest, &'static str> {
     let Wanted { stdin, stdout, stderr, tty } = wanted(query)?;
     let cmd: Vec<String> = query.iter().filter(|(key, _)| key == "command").map(|(_, v)| v.clone()).collect();
     if cmd.is_empty() {
         return Err("no command: give command=… for each word of it");
     }
-    Ok(v1::ExecRequest { container_id: id.to_owned(), cmd, tty, stdin, stdout, stderr })
+    Ok(v1::ExecRequest { container_id: String::new(), cmd, tty, stdin, stdout, stderr })
 }
 
 /// Whether it is a terminal is the container's to say: that cannot be changed any more.
-fn attach_request(
-    id: &str,
-    query: &[(String, String)],
-    tty: bool,
-) -> Result<v1::AttachRequest, &'static str> {
-    let Wanted { stdin, stdout, stderr, .. } = wanted(query)?;
-    Ok(v1::AttachRequest { container_id: id.to_owned(), stdin, tty, stdout, stderr: stderr && !tty })
+fn attach_request(container_id: String, wanted: Wanted, tty: bool) -> v1::AttachRequest {
+    let Wanted { stdin, stdout, stderr, .. } = wanted;
+    v1::AttachRequest { container_id, stdin, tty, stdout, stderr: stderr && !tty }
 }
 
 /// The ports that a client names: one that speaks the channels of a WebSocket must, others open a
@@ -191,26 +188,30 @@ impl Target<'_> {
 
     /// Runs a command in the container on the client's streams.
     pub async fn exec(&self, query: &[(String, String)], request: Request<Body>) -> Response {
-        let id = match self.container() {
+        // The query is judged first, as by the kubelet (`getExec`).
+        let wanted = match exec_request(query) {
+            Ok(wanted) => wanted,
+            Err(text) => return bad(text),
+        };
+        let container_id = match self.container() {
             Ok((_, id)) => id,
             Err(refusal) => return *refusal,
         };
-        match exec_request(&id, query) {
-            Ok(wanted) => proxy::answer(self.streaming.exec(wanted), request).await,
-            Err(text) => bad(text),
-        }
+        proxy::answer(self.streaming.exec(v1::ExecRequest { container_id, ..wanted }), request).await
     }
 
     /// Joins the client's streams with those of the container's own process.
     pub async fn attach(&self, query: &[(String, String)], request: Request<Body>) -> Response {
+        let wanted = match wanted(query) {
+            Ok(wanted) => wanted,
+            Err(text) => return bad(text),
+        };
         let (view, id) = match self.container() {
             Ok(found) => found,
             Err(refusal) => return *refusal,
         };
-        match attach_request(&id, query, self.is_terminal(&view)) {
-            Ok(wanted) => proxy::answer(self.streaming.attach(wanted), request).await,
-            Err(text) => bad(text),
-        }
+        let wanted = attach_request(id, wanted, self.is_terminal(&view));
+        proxy::answer(self.streaming.attach(wanted), request).await
     }
 
     /// Takes connections of the client to ports of the pod.
@@ -262,17 +263,16 @@ mod tests {
 
     #[test]
     fn what_the_runtime_is_asked_for() {
-        let request =
-            exec_request("id", &query("command=sh&command=-c&input=1&output=1&error=1&tty=1")).unwrap();
+        let request = exec_request(&query("command=sh&command=-c&input=1&output=1&error=1&tty=1")).unwrap();
         assert_eq!(request.cmd, ["sh", "-c"]);
         assert!(request.tty && request.stdin && request.stdout && !request.stderr);
-        assert!(exec_request("id", &query("command=sh&tty=1")).unwrap_err().contains("at least 1"));
-        assert!(exec_request("id", &query("output=1")).unwrap_err().contains("no command"));
+        assert!(exec_request(&query("command=sh&tty=1")).unwrap_err().contains("at least 1"));
+        assert!(exec_request(&query("output=1")).unwrap_err().contains("no command"));
 
-        let all = query("input=1&output=1&error=1");
-        let request = attach_request("id", &all, false).unwrap();
+        let all = wanted(&query("input=1&output=1&error=1")).unwrap();
+        let request = attach_request("id".to_owned(), all, false);
         assert!(request.stdin && request.stdout && request.stderr && !request.tty);
-        let request = attach_request("id", &all, true).unwrap();
+        let request = attach_request("id".to_owned(), all, true);
         assert!(request.tty && !request.stderr, "the container's terminal counts, not the query's");
     }
 
