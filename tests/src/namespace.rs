@@ -8,6 +8,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod, ServiceAccount};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, LogParams, ObjectMeta, PostParams};
+use podway_api::PodFlow;
 use serde_json::{Value, json};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -135,6 +136,15 @@ impl Ns {
     /// After [`LIMIT`].
     pub async fn ended(&self, name: &str) -> anyhow::Result<Pod> {
         self.pod(name, "its end", |p| ["Succeeded", "Failed"].contains(&phase(p))).await
+    }
+
+    /// Waits for a pod's PodFlow to tell of the whole start: it is written after the pod is Ready.
+    ///
+    /// # Errors
+    /// After [`LIMIT`].
+    pub async fn whole_flow(&self, pod: &str) -> anyhow::Result<PodFlow> {
+        let whole = |f: &PodFlow| f.status.as_ref().is_some_and(|s| s.phase == "Ready");
+        wait::until(self.api(), &format!("metadata.name={pod}"), "the whole flow", LIMIT, whole).await
     }
 
     /// Waits until a container has written a line that is `line`, by following its log.

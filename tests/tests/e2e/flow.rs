@@ -2,11 +2,9 @@
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use podway_api::PodFlow;
 use podway_flow::{Flow, Outcome, Phase, Resolution};
 use podway_tests::audit;
-use podway_tests::namespace::{LIMIT, Ns, STAY, pod};
-use podway_tests::wait;
+use podway_tests::namespace::{Ns, STAY, pod};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -28,16 +26,10 @@ const EVIDENCE: &[(Phase, &[&str])] = &[
     (Phase::StatusReported, &["resourceVersion"]),
 ];
 
-/// Waits for the PodFlow to tell of the whole start.
-async fn flow_is_whole(ns: &Ns, name: &str) -> anyhow::Result<PodFlow> {
-    let whole = |f: &PodFlow| f.status.as_ref().is_some_and(|s| s.phase == "Ready");
-    wait::until(ns.api(), &format!("metadata.name={name}"), "the whole flow", LIMIT, whole).await
-}
-
 pub async fn all_18_steps_with_their_evidence(ns: Ns) -> anyhow::Result<()> {
     let _: Pod = ns.create(pod("seen", STAY, json!({}))).await?;
     ns.ready("seen").await?;
-    flow_is_whole(&ns, "seen").await?;
+    ns.whole_flow("seen").await?;
     let answer = ns.cluster.podway(&["flow", "seen", "-n", &ns.name, "-o", "json"]).await?;
     ensure!(answer.code == 0, "podway flow: {}", answer.err);
     let flow: Flow = serde_json::from_str(&answer.out).context("podway flow -o json")?;
@@ -79,7 +71,7 @@ pub async fn a_start_costs_at_most_7_writes_and_a_settled_pod_none(ns: Ns) -> an
     let mark = audit::mark(&log)?;
     let _: Pod = ns.create(pod("frugal", STAY, json!({}))).await?;
     ns.ready("frugal").await?;
-    flow_is_whole(&ns, "frugal").await?;
+    ns.whole_flow("frugal").await?;
     // What is still to be written of the start (events) is written by now.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let requests = audit::since(&log, mark, &ns.name)?;

@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
 use kube::api::ListParams;
 use podway_tests::namespace::{LIMIT, Ns, STAY, node, pod};
 use podway_tests::wait;
@@ -18,6 +19,9 @@ pub async fn deployment_of_5_over_2_nodes(ns: Ns) -> anyhow::Result<()> {
     let pods = ns.api::<Pod>().list(&ListParams::default()).await?;
     let nodes: BTreeSet<&str> = pods.iter().map(node).collect();
     ensure!(nodes == BTreeSet::from(["podway-0", "podway-1"]), "the pods are on {nodes:?}");
+    for pod in &pods.items {
+        ns.whole_flow(&pod.name_any()).await?;
+    }
     numbers_of_5(&ns).await?;
     // One that is deleted is replaced.
     let victim = &pods.items[0];
