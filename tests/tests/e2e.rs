@@ -68,6 +68,9 @@ const CASES: &[Case] = &[
     case!(TOGETHER, failures::crashing),
     case!(TOGETHER, failures::out_of_memory),
     case!(TOGETHER, failures::bad_command),
+    case!(TOGETHER, failures::explained),
+    case!(TOGETHER, failures::evicted_for_its_own_volume),
+    case!(TOGETHER, chaos::a_hung_volume_and_a_hung_probe),
     case!(TOGETHER, kubectl::logs),
     case!(TOGETHER, kubectl::exec),
     case!(TOGETHER, kubectl::deleted_with_grace),
@@ -83,25 +86,14 @@ const CASES: &[Case] = &[
     case!(ALONE, restarts::of_the_agent),
     case!(ALONE, restarts::of_the_runtime),
     case!(ALONE, restarts::an_exit_while_nobody_looks),
+    case!(ALONE, restarts::of_the_agent_with_many_pods),
     case!(ALONE, restarts::a_second_up_finds_all),
+    case!(ALONE, chaos::the_api_server_is_gone_for_a_while),
     case!(ALONE, existing::nodes_of_another_are_not_taken_over),
     case!(ALONE, existing::a_node_joins_and_leaves),
     case!(ALONE, containerd::the_agent_on_it),
 ];
 
-/// Written, and not run to their end yet: with `PODWAY_E2E_UNPROVEN=1`. One that holds goes to [`CASES`].
-const UNPROVEN: &[Case] = &[
-    case!(TOGETHER, failures::explained),
-    case!(TOGETHER, failures::evicted_for_its_own_volume),
-    case!(TOGETHER, chaos::a_hung_volume_and_a_hung_probe),
-    case!(ALONE, restarts::of_the_agent_with_many_pods),
-    case!(ALONE, chaos::the_api_server_is_gone_for_a_while),
-];
-
 fn main() -> ExitCode {
-    let mut cases = CASES.to_vec();
-    if std::env::var_os("PODWAY_E2E_UNPROVEN").is_some() {
-        cases.extend_from_slice(UNPROVEN);
-    }
-    suite::main(&cases)
+    suite::main(CASES)
 }

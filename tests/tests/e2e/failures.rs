@@ -133,6 +133,7 @@ pub async fn explained(ns: Ns) -> anyhow::Result<()> {
     let _: k8s_openapi::api::core::v1::Secret =
         ns.create(json!({"metadata": {"name": "absent"}, "stringData": {"k": "v"}})).await?;
     ns.ready("waits").await?;
+    ns.whole_flow("waits").await?;
     let told: serde_json::Value = serde_json::from_str(&explain("json").await?)?;
     ensure!(told["settled"] == true && told["chain"][0] == "pod waits is Ready", "{told}");
     // One interval after the other, from the first to the last: the parts are the whole.
