@@ -2,6 +2,7 @@
 //! a channel over a unix socket, a private listening socket, and flow records in metadata.
 
 pub mod client;
+mod deadline;
 pub mod metadata;
 pub mod server;
 

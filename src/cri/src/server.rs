@@ -1,6 +1,7 @@
 //! The server side: a private unix socket, both services on it with the CRI's message limit.
 
 use crate::MESSAGE_LIMIT;
+use crate::deadline::Deadline;
 use crate::v1::image_service_server::{ImageService, ImageServiceServer};
 use crate::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use std::future::Future;
@@ -72,6 +73,7 @@ pub async fn serve<R: RuntimeService, I: ImageService>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     tonic::transport::Server::builder()
+        .layer(tower::layer::layer_fn(Deadline))
         .add_service(
             RuntimeServiceServer::new(runtime)
                 .max_decoding_message_size(MESSAGE_LIMIT)

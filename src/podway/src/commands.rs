@@ -50,6 +50,15 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// The name of `NAME`, `pod/NAME` (as kubectl prints it), `pods/NAME` or `po/NAME`.
+pub(crate) fn pod_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        None => Ok(text.to_owned()),
+        Some(("pod" | "pods" | "po", name)) => Ok(name.to_owned()),
+        Some((kind, _)) => Err(format!("not supported: a {kind}; give NAME or pod/NAME")),
+    }
+}
+
 /// The form of an answer.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Output {
@@ -75,4 +84,15 @@ impl Output {
 pub(crate) fn one_line(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
     podway_flow::waterfall::escaped(&joined, false)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_pod_is_named_as_kubectl_names_it() {
+        for text in ["x", "pod/x", "pods/x", "po/x"] {
+            assert_eq!(super::pod_name(text).as_deref(), Ok("x"));
+        }
+        assert!(super::pod_name("node/x").is_err_and(|error| error.contains("a node")));
+    }
 }

@@ -20,7 +20,6 @@ fn out(output: &Output) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "written, and not run to its end yet"]
 async fn numbers_of_a_selector_of_a_pod_and_of_all() {
     let api = FakeApi::start().await;
     world::fill(&api);
@@ -47,7 +46,6 @@ async fn numbers_of_a_selector_of_a_pod_and_of_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "written, and not run to its end yet"]
 async fn what_cannot_be_told_is_an_error_with_a_hint() {
     let api = FakeApi::start().await;
     world::fill(&api);

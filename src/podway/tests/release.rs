@@ -2,6 +2,7 @@
 //! archive with the krew manifest that fits it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends at what it did not expect")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -19,7 +20,6 @@ fn root() -> PathBuf {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
 fn the_version_says_its_commit() {
     let said: serde_json::Value = serde_json::from_str(&out(&podway(&["version", "-o", "json"]))).unwrap();
     assert_eq!(said["version"], env!("CARGO_PKG_VERSION"));
@@ -32,7 +32,6 @@ fn the_version_says_its_commit() {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
 fn completions_parse_and_know_the_commands() {
     let script = out(&podway(&["completions", "bash"]));
     let directory = tempfile::tempdir().unwrap();
@@ -48,7 +47,6 @@ fn completions_parse_and_know_the_commands() {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
 fn every_command_has_a_manual_page() {
     let directory = tempfile::tempdir().unwrap();
     out(&podway(&["man", directory.path().to_str().unwrap()]));
@@ -60,13 +58,15 @@ fn every_command_has_a_manual_page() {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
 fn the_archive_is_reproducible_and_the_krew_manifest_fits_it() {
-    let binaries = Path::new(env!("CARGO_BIN_EXE_podway")).parent().unwrap();
     let staged = tempfile::tempdir().unwrap();
-    std::fs::copy(binaries.join("podway"), staged.path().join("podway")).unwrap();
-    // The monitor is another crate's: whatever stands for it is packed.
-    std::fs::copy("/bin/true", staged.path().join("podway-monitor")).unwrap();
+    // What is packed is asked for its pages and its version; a script that passes that on is packed faster.
+    let script = format!("#!/bin/sh\nexec {:?} \"$@\"\n", env!("CARGO_BIN_EXE_podway"));
+    for program in ["podway", "podway-monitor"] {
+        let path = staged.path().join(program);
+        std::fs::write(&path, &script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let sums = directories.each_ref().map(|directory| {
         let mut pack = Command::new(root().join("packaging/release"));

@@ -156,7 +156,6 @@ async fn what_a_pod_says_is_only_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "written, and not run to its end yet"]
 async fn everyone_can_read_it_in_light_and_dark() {
     let api = FakeApi::start().await;
     world::fill(&api);

@@ -2,7 +2,7 @@
 //! life was spent on. The answer is `podway_api::explain`'s; here it is asked for and printed.
 
 use super::flow::Source;
-use super::{Hinted, Output, one_line};
+use super::{Output, one_line};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::Api;
 use kube::{Client, ResourceExt as _};
@@ -19,6 +19,7 @@ use std::path::PathBuf;
 )]
 pub(crate) struct Args {
     /// The pod: NAME or pod/NAME.
+    #[arg(value_parser = super::pod_name)]
     pod: String,
     /// Its namespace; the kubeconfig's if not given.
     #[arg(short, long)]
@@ -40,21 +41,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(show(args))
 }
 
-/// The name of `pod/NAME`, `pods/NAME`, `po/NAME` or `NAME`.
-fn pod_name(text: &str) -> anyhow::Result<&str> {
-    match text.split_once('/') {
-        None => Ok(text),
-        Some(("pod" | "pods" | "po", name)) => Ok(name),
-        Some((kind, _)) => Err(Hinted::new(
-            format!("not supported: explaining a {kind}"),
-            "podway explain pod/NAME explains a pod",
-        )
-        .into()),
-    }
-}
-
 async fn show(args: Args) -> anyhow::Result<()> {
-    let name = pod_name(&args.pod)?.to_owned();
+    let name = args.pod;
     let (client, default) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
     let namespace = args.namespace.unwrap_or(default);
     let source = Source::new(client.clone(), &namespace, &name, args.audit_log);
@@ -204,8 +192,5 @@ mod tests {
         assert!(text.starts_with("pod p is not Ready\n  <= secret s"), "{text}");
         assert!(!text.contains('\u{1b}'), "nothing of a pod reaches the terminal as it is");
         assert!(text.contains("33.3  agent       A") && text.contains("66.6  agent       B"), "{text}");
-        assert_eq!(pod_name("pod/x").unwrap(), "x");
-        assert_eq!(pod_name("x").unwrap(), "x");
-        pod_name("node/x").unwrap_err();
     }
 }

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 )]
 pub(crate) struct Args {
     /// The pod (pod/NAME if it is called like a command); without one, the command is about all that -l takes.
+    #[arg(value_parser = super::pod_name)]
     pod: Option<String>,
     #[command(subcommand)]
     view: Option<numbers::View>,
@@ -63,18 +64,12 @@ enum Output {
 }
 
 /// Runs the command.
-pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
-    args.pod = args.pod.map(|pod| bare(&pod).to_owned());
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.pod.is_some() && (args.selector.is_some() || args.all_namespaces) {
         return Err(Hinted::new("a pod and -l or -A exclude each other", "name a pod, or select some").into());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(show(args))
-}
-
-/// `pod/NAME`, as kubectl prints it, is NAME.
-fn bare(pod: &str) -> &str {
-    pod.strip_prefix("pod/").or_else(|| pod.strip_prefix("pods/")).unwrap_or(pod)
 }
 
 async fn show(args: Args) -> anyhow::Result<()> {

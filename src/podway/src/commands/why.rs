@@ -23,6 +23,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  podway why pod/web-0\n  kubectl podway why web-0 -n shop -o json")]
 pub(crate) struct Args {
     /// The pod: NAME or pod/NAME.
+    #[arg(value_parser = super::pod_name)]
     pod: String,
     /// Its namespace; the kubeconfig's if not given.
     #[arg(short, long)]
@@ -124,7 +125,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 async fn answer(args: &Args) -> anyhow::Result<Answer> {
     let (client, default) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
     let namespace = args.namespace.clone().unwrap_or(default);
-    let name = args.pod.strip_prefix("pod/").or(args.pod.strip_prefix("pods/")).unwrap_or(&args.pod);
+    let name = args.pod.as_str();
     let key = format!("{namespace}/{name}");
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let pod = pods
