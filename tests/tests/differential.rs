@@ -4,7 +4,6 @@ const SEED: u64 = 20_261_128;
 const CASES: usize = 120;
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the program is run by hand (just differential); not yet as a test"]
 async fn decides_as_a_stock_kube_scheduler() {
     let dir = tempfile::tempdir().unwrap();
     let report = podway_tests::differential::run(dir.path(), SEED, CASES).await.unwrap();

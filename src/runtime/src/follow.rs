@@ -87,6 +87,8 @@ pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
             c.exit_code = if c.refusal.is_some() { START_ERROR } else { known };
             c.oom_killed = record.map_or_else(|| runtime.cgroups.oom_killed(&c.cgroup), |r| r.oom_killed);
             c.finished_at = record.and_then(|r| i64::try_from(r.finished_at_ns).ok()).unwrap_or(now);
+            // It may have ended before runc said that it had started it.
+            c.started_at = c.started_at.min(c.finished_at);
         }
     });
     if news {

@@ -58,11 +58,12 @@ impl Service {
         Ok((id, entry))
     }
 
-    fn running(&self, text: String) -> Result<Id, OpError> {
-        match self.cid(text)? {
-            (id, Container { stage: Stage::Running, .. }) => Ok(id),
-            (id, _) => Err(OpError::Precondition(format!("container {id} is not running"))),
+    fn running(&self, text: String) -> Result<(Id, Container), OpError> {
+        let (id, entry) = self.cid(text)?;
+        if entry.stage == Stage::Running {
+            return Ok((id, entry));
         }
+        Err(OpError::Precondition(format!("container {id} is not running")))
     }
 }
 
@@ -281,7 +282,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
-        let (id, entry) = self.cid(request.into_inner().container_id)?;
+        let (id, entry) = self.running(request.into_inner().container_id)?;
         let socket = self.runtime.monitor_socket(&entry.sandbox);
         let ask = podway_monitor::Request::ReopenLog { id: id.to_string() };
         supervisor::call(&socket, ask).await.map_err(OpError::from)?;
@@ -318,7 +319,7 @@ impl RuntimeService for Service {
     }
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
         let request = request.into_inner();
-        let container = self.running(request.container_id)?;
+        let (container, _) = self.running(request.container_id)?;
         let streams = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
         let purpose = Purpose::Exec(process::Wanted { container, cmd: request.cmd, streams });
         Ok(Response::new(v1::ExecResponse { url: self.streaming.url(purpose)? }))
@@ -328,7 +329,7 @@ impl RuntimeService for Service {
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
         let request = request.into_inner();
-        let container = self.running(request.container_id)?;
+        let (container, _) = self.running(request.container_id)?;
         let streams = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
         let purpose = Purpose::Attach(attach::Wanted { container, streams });
         Ok(Response::new(v1::AttachResponse { url: self.streaming.url(purpose)? }))

@@ -3,15 +3,18 @@
 use super::client::Cri;
 use super::stage::{Stage, remove_bridge};
 use crate::cluster::built;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use podway_cluster::Program;
 use podway_cri::v1;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
+
+/// How long a server may take until it is ready.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,15 +96,21 @@ impl Server {
         Ok(server)
     }
 
+    /// Waits for the two conditions that the CRI knows; containerd has others, of what it deprecates.
     async fn answers(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
         loop {
             if let Ok(mut cri) = Cri::connect(&self.endpoint).await {
                 let status = cri.runtime.status(v1::StatusRequest::default()).await;
-                let conditions = status.map(|s| s.into_inner().status.unwrap_or_default().conditions);
-                if conditions.is_ok_and(|all| all.len() >= 2 && all.iter().all(|c| c.status)) {
+                let conditions =
+                    status.map(|s| s.into_inner().status.unwrap_or_default().conditions).unwrap_or_default();
+                let holds = |of: &str| conditions.iter().any(|c| c.r#type == of && c.status);
+                if holds("RuntimeReady") && holds("NetworkReady") {
                     return Ok(());
                 }
+                ensure!(begun.elapsed() < LIMIT, "{} is not ready: {conditions:?}", self.kind.name());
             }
+            ensure!(begun.elapsed() < LIMIT, "{} does not answer", self.kind.name());
             if let Some(status) = self.child.try_wait()? {
                 let said = std::fs::read_to_string(&self.log).unwrap_or_default();
                 bail!("{} has ended: {status}\n{said}", self.kind.name());

@@ -222,7 +222,12 @@ fn pod(r: &mut Random, name: &str, namespace: &str, round: usize) -> Value {
     }
     let mut spec = json!({"containers": [container(r, "c")], "terminationGracePeriodSeconds": 0});
     if r.percent(20) {
-        spec["containers"] = json!([container(r, "c"), container(r, "d")]);
+        let (first, mut second) = (container(r, "c"), container(r, "d"));
+        // One port twice is refused by the API server.
+        if first["ports"] == second["ports"] {
+            second["ports"] = json!([]);
+        }
+        spec["containers"] = json!([first, second]);
     }
     if r.percent(15) {
         let mut init = container(r, "i");

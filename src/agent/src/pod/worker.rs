@@ -193,6 +193,8 @@ struct Worker {
     stopped: HashSet<String>,
     /// When the status first had the pod Ready.
     told_ready: Option<Micros>,
+    /// When that was written first.
+    ready_at: Option<Micros>,
     /// The flow behind the status that was written last: what people are told in the pod's conditions
     /// and in its `PodFlow` is one and the same.
     told: Option<Flow>,
@@ -275,6 +277,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         pre_stopped: HashSet::new(),
         stopped: HashSet::new(),
         told_ready: None,
+        ready_at: None,
         told: None,
         flow_told: false,
         flow_made: false,

@@ -63,7 +63,7 @@ pub fn blame(blame: &Blame) -> String {
             row.on_path,
             ms_at(row.took.p50_micros, row.resolution),
             ms_at(row.took.max_micros, row.resolution),
-            clean(&row.worst, 27)
+            end_of(&row.worst, 26)
         );
         let _ = writeln!(out, "{line}");
     }
@@ -196,6 +196,13 @@ fn clean(name: &str, limit: usize) -> String {
     if name.chars().count() <= limit { name } else { name.chars().take(limit - 1).chain(['…']).collect() }
 }
 
+/// The end of a name, where pods of one owner differ.
+fn end_of(name: &str, limit: usize) -> String {
+    let name = escaped(name, false);
+    let over = name.chars().count().saturating_sub(limit);
+    if over == 0 { name } else { ['…'].into_iter().chain(name.chars().skip(over + 1)).collect() }
+}
+
 fn wrapped(out: &mut String, head: &str, phases: &[&str]) {
     let mut line = format!("  {head}");
     for (i, phase) in phases.iter().enumerate() {
@@ -229,6 +236,10 @@ mod tests {
             assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
             assert!(text.contains('~'), "{text}");
         }
+        let long = end_of("a-long-name-of-a-namespace/five-5cfd5dd8dc-hdz4q", 26);
+        assert!(long.starts_with('…') && long.ends_with("/five-5cfd5dd8dc-hdz4q"), "{long}");
+        assert_eq!(long.chars().count(), 26);
+        assert_eq!(end_of("shop/web", 26), "shop/web");
     }
 
     #[test]

@@ -6,6 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+/// How long what must come may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Upgrades to SPDY with a protocol; the status and the head of another answer.
 pub async fn upgrade(url: &str, protocol: &str) -> Result<Session, (u16, String)> {
     let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
@@ -45,7 +48,8 @@ pub async fn all(stream: &mut Stream) -> String {
 pub async fn until(stream: &mut Stream, end: &str) -> String {
     let mut text = String::new();
     while !text.ends_with(end) {
-        let data = stream.reader.recv().await.unwrap_or_else(|| panic!("no {end:?} after {text:?}"));
+        let data = tokio::time::timeout(LIMIT, stream.reader.recv()).await;
+        let data = data.ok().flatten().unwrap_or_else(|| panic!("no {end:?} after {text:?}"));
         text.push_str(std::str::from_utf8(&data).unwrap());
     }
     text

@@ -47,8 +47,14 @@ impl Worker {
         if matches!(phase.as_str(), "Succeeded" | "Failed") {
             self.journal.terminal_reported = true;
         }
-        let whole = ready || self.journal.terminal_reported;
+        if ready {
+            self.ready_at.get_or_insert(now);
+        }
+        // A container may be seen to run before its start was answered: the report after the answer seals.
+        let making = self.running.values().any(|r| r.key.makes());
+        let whole = (ready && !making) || self.journal.terminal_reported;
         if let Some(told) = self.told.clone().filter(|_| whole && !self.start.closed()) {
+            let now = self.ready_at.unwrap_or(now);
             let offered = self.told_ready.unwrap_or(now);
             let mut reported = record(Phase::StatusReported, None, offered, Some(now), "Reported");
             reported.evidence.insert("resourceVersion".to_owned(), version);

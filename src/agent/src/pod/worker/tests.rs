@@ -31,6 +31,8 @@ struct State {
     no_image: bool,
     /// Containers do not stop while set.
     stuck: bool,
+    /// A start is answered, with its record, once this is told.
+    answer: Option<Arc<tokio::sync::Notify>>,
 }
 
 #[derive(Clone, Default)]
@@ -151,7 +153,14 @@ impl RuntimeService for Runtime {
             c.3 =
                 if ends { v1::ContainerState::ContainerExited } else { v1::ContainerState::ContainerRunning };
         }
-        Ok(Response::new(v1::StartContainerResponse {}))
+        let mut response = Response::new(v1::StartContainerResponse {});
+        let answer = self.lock().answer.clone();
+        if let Some(answer) = answer {
+            answer.notified().await;
+            let started = record(Phase::ContainersStarted, None, Micros(1), Some(Micros(2)), "Started");
+            podway_cri::metadata::attach(&mut response, &[started]);
+        }
+        Ok(response)
     }
     async fn stop_container(
         &self,
@@ -755,6 +764,27 @@ async fn an_ephemeral_container_is_started_once_beside_the_others_and_ends_with_
     let notes = bench.server.notes.lock().unwrap().clone();
     assert!(notes.contains(&"c Killing: Stopping container c".to_owned()), "{notes:?}");
     assert!(notes.iter().any(|note| note.starts_with("d Pulled: ")), "{notes:?}");
+}
+
+#[tokio::test]
+async fn what_a_late_answer_tells_of_a_start_is_told() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    let answer = Arc::new(tokio::sync::Notify::new());
+    bench.runtime.lock().answer = Some(Arc::clone(&answer));
+    let (handle, _ended) = bench.spawn();
+    while !bench.runtime.lock().calls.iter().any(|c| c.starts_with("start ")) {
+        tokio::task::yield_now().await;
+    }
+    // Its process is seen before the call that started it is answered.
+    handle.inputs.send(Input::Runtime).unwrap();
+    bench.server.until(|s| is_ready(s.object().status.as_ref())).await;
+    answer.notify_one();
+    let whole = |s: &Server| {
+        let flow = s.flow.lock().unwrap();
+        let done = |phase| flow.as_ref()?.summary(phase).map(|s| s.outcome);
+        [Phase::ContainersStarted, Phase::Ready].into_iter().all(|p| done(p) == Some(Outcome::Succeeded))
+    };
+    bench.server.until(whole).await;
 }
 
 #[tokio::test]
