@@ -139,7 +139,8 @@ fn read(report: &Path) -> anyhow::Result<Vec<(String, Outcome)>> {
 }
 
 /// Why a spec fails or is skipped, where it is known: by a part of its name.
-const CAUSES: [(&str, &str); 5] = [
+const CAUSES: [(&str, &str); 6] = [
+    ("MaskedPaths", "the shell of the image, Debian's busybox, has the masked ls built in"),
     ("image with digest", "the image that is named by digest is only in its own registry, out of reach here"),
     ("[nri]", "needs an NRI socket"),
     ("NRI", "needs an NRI socket"),

@@ -81,13 +81,25 @@ pub async fn all(work: &Path) -> anyhow::Result<Vec<Image>> {
     Ok(images)
 }
 
-/// What Debian's busybox lacks of the published one: ipcs, and a `ls` that is a file of its own.
+/// What Debian's busybox lacks of the published one: ipcs, pgrep (by name), and a `ls` that is a file of its own.
 fn tools() -> anyhow::Result<Layer> {
     let mut layer = LayerBuilder::new();
     layer.program(Path::new("/usr/bin/ipcs"), "/usr/bin/ipcs").context("util-linux' ipcs")?;
     layer.file("bin/ls", 0o755, b"#!/bin/busybox sh\nexec /bin/busybox ls \"$@\"\n")?;
+    layer.file("bin/pgrep", 0o755, PGREP.as_bytes())?;
     Ok(layer.finish()?)
 }
+
+const PGREP: &str = r#"#!/bin/busybox sh
+found=1
+for process in /proc/[0-9]*; do
+    if read -r name 2>/dev/null <"$process/comm" && [ "$name" = "$1" ]; then
+        echo "${process#/proc/}"
+        found=0
+    fi
+done
+exit $found
+"#;
 
 /// The program of the pause image: it waits, and ends on SIGTERM.
 const PAUSE: &str = r#"#include <signal.h>
