@@ -90,7 +90,7 @@ impl Filter for NodeAffinity {
 }
 
 impl PreScore for NodeAffinity {
-    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
+    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[&NodeState], _: &Snapshot) -> bool {
         !pod.preferred_terms.is_empty() || !self.0.preferred.is_empty()
     }
 }

@@ -19,13 +19,13 @@ impl Plugin for NodeName {
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdd(n) if n.name == pod.node_name)
+        matches!(event, ClusterEvent::NodeAdd(n) if *n.name == *pod.node_name)
     }
 }
 
 impl Filter for NodeName {
     fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
-        if pod.node_name.is_empty() || pod.node_name == node.info.name {
+        if pod.node_name.is_empty() || *pod.node_name == *node.info.name {
             return Ok(());
         }
         Err(Status::unresolvable(self.name(), REASON))
