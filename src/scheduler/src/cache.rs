@@ -26,6 +26,8 @@ struct Entry {
     info: Option<Arc<NodeInfo>>,
     usage: Arc<Usage>,
     pods: Arc<Vec<NodePod>>,
+    /// When it changed last.
+    generation: u64,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,9 @@ pub struct Cache {
     changed: Option<BTreeSet<String>>,
     /// What is counted over them.
     index: Arc<Index>,
+    /// When they were last not the same ones any more, and when they last had other images.
+    nodes_generation: u64,
+    images_generation: u64,
 }
 
 impl Cache {
@@ -65,6 +70,7 @@ impl Cache {
             return before;
         }
         self.generation += 1;
+        entry.generation = self.generation;
         let same = before.as_ref().is_some_and(|b| (&b.labels, &b.taints) == (&info.labels, &info.taints));
         if same {
             self.node_changed(&info.name)
@@ -84,8 +90,8 @@ impl Cache {
         if entry.usage.pods == 0 {
             self.nodes.remove(name);
         }
-        self.count_images(before.as_deref(), None);
         self.generation += 1;
+        self.count_images(before.as_deref(), None);
         self.changed = None;
         before
     }
@@ -114,6 +120,7 @@ impl Cache {
     }
 
     fn count_images(&mut self, before: Option<&NodeInfo>, after: Option<&NodeInfo>) {
+        self.images_generation = self.generation;
         let images = Arc::make_mut(&mut self.images);
         for name in before.into_iter().flat_map(|n| n.images.keys()) {
             if let Some(n) = images.get_mut(name) {
@@ -149,6 +156,7 @@ impl Cache {
         self.note(&placed.node, &placed.class, &placed.pod, -1);
         self.classes.leave(&placed.class);
         if let Some(entry) = self.nodes.get_mut(&placed.node) {
+            entry.generation = self.generation;
             Arc::make_mut(&mut entry.usage).remove(&placed.pod, placed.id);
             Arc::make_mut(&mut entry.pods).retain(|p| p.pod.uid != uid);
             if entry.info.is_none() && entry.usage.pods == 0 {
@@ -178,6 +186,7 @@ impl Cache {
         self.node_changed(node);
         self.note(node, &class, &pod, 1);
         let entry = self.nodes.entry(node.to_owned()).or_default();
+        entry.generation = self.generation;
         Arc::make_mut(&mut entry.usage).add(&pod, id, &class);
         Arc::make_mut(&mut entry.pods).push(NodePod { pod: pod.clone(), class: id });
         self.unnominate(&pod.uid);
@@ -292,6 +301,7 @@ impl Cache {
             let changed = self.changed.take();
             if changed.is_none() {
                 self.index = Arc::default();
+                self.nodes_generation = self.generation;
             }
             match (changed, Arc::get_mut(&mut nodes)) {
                 (Some(changed), Some(nodes)) => {
@@ -317,6 +327,8 @@ impl Cache {
                 namespaces: self.namespaces.clone(),
                 images: self.images.clone(),
                 index: self.index.clone(),
+                nodes_generation: self.nodes_generation,
+                images_generation: self.images_generation,
             };
         }
         self.snapshot.clone()
@@ -326,7 +338,7 @@ impl Cache {
 impl Entry {
     fn state(&self, at: usize) -> Option<NodeState> {
         let (usage, pods) = (self.usage.clone(), self.pods.clone());
-        Some(NodeState { at, info: self.info.clone()?, usage, pods })
+        Some(NodeState { at, generation: self.generation, info: self.info.clone()?, usage, pods })
     }
 }
 

@@ -7,9 +7,11 @@ mod find;
 #[cfg(test)]
 mod kept;
 mod score;
+mod template;
 
 pub use find::Sample;
 pub(crate) use find::passes;
+pub use template::Carried;
 
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{
@@ -182,22 +184,41 @@ pub fn schedule_one(
     now: &dyn Fn() -> Micros,
     trace: &mut Trace,
 ) -> Result<Decision, CycleError> {
-    schedule_from(&mut 0, framework, snapshot, pod, now, trace)
+    run(None, framework, snapshot, pod, now, trace)
 }
 
-/// The same for a profile that looks at a share of the nodes: from this one on, and it becomes the one that the
-/// next cycle begins at.
+/// The same with what is carried from one cycle to the next: what was said to another pod of the template, and the
+/// node at which a profile that looks at a share of them begins.
 ///
 /// # Errors
 /// [`CycleError`] when no node fits, or when a plugin failed.
 pub fn schedule_from(
-    start: &mut usize,
+    carried: &mut Carried,
     framework: &Framework,
     snapshot: &Snapshot,
     pod: &PodInfo,
     now: &dyn Fn() -> Micros,
     trace: &mut Trace,
 ) -> Result<Decision, CycleError> {
+    run(Some(carried), framework, snapshot, pod, now, trace)
+}
+
+fn run(
+    carried: Option<&mut Carried>,
+    framework: &Framework,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    now: &dyn Fn() -> Micros,
+    trace: &mut Trace,
+) -> Result<Decision, CycleError> {
+    let mut none = 0;
+    let (start, mut template) = match carried {
+        None => (&mut none, None),
+        Some(carried) => {
+            let (start, template) = carried.of(pod, snapshot);
+            (start, Some(template))
+        }
+    };
     let mut state = CycleState::default();
     let mut times = Times { started: now(), ..Times::default() };
     let unfit = |pre_filter, rejected, narrowed_by, mut times: Times| {
@@ -230,7 +251,7 @@ pub fn schedule_from(
             return Err(post_filter(&cluster, &mut state, error, now, trace));
         }
     };
-    let filtered = find::filter(&cluster, &state, &narrowed, start, trace);
+    let filtered = find::filter(&cluster, &state, &narrowed, (start, template.as_deref_mut()), trace);
     times.filtered = now();
     let code = filtered.as_ref().err().map(|s| s.code);
     trace.point(Point::Filter, code, times.filtered.since(pre_filtered));
@@ -245,7 +266,7 @@ pub fn schedule_from(
         pre_score(framework, &mut state, pod, &feasible, snapshot, trace);
         let pre_scored = now();
         trace.point(Point::PreScore, None, pre_scored.since(times.filtered));
-        scored = score::score(&cluster, &state, &feasible, trace);
+        scored = score::score(&cluster, &state, &feasible, template, trace);
         trace.point(Point::Score, None, now().since(pre_scored));
     }
     let node = scored.chosen.as_ref().unwrap_or(&feasible[0].info.name).to_string();

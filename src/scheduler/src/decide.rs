@@ -5,7 +5,7 @@
 //! last cycle ended.
 
 use crate::cache::Snapshot;
-use crate::cycle::{CycleError, Decision, FitError, Nomination, Trace, schedule_from};
+use crate::cycle::{Carried, CycleError, Decision, FitError, Nomination, Trace, schedule_from};
 use crate::framework::Framework;
 use crate::model::PodInfo;
 use podway_flow::Micros;
@@ -40,7 +40,7 @@ struct Unfit {
 #[derive(Default)]
 pub(crate) struct Decider {
     unfit: Option<Unfit>,
-    start: usize,
+    carried: Carried,
 }
 
 impl Decider {
@@ -59,7 +59,7 @@ impl Decider {
         now: &dyn Fn() -> Micros,
         trace: &mut Trace,
     ) -> Result<Decision, CycleError> {
-        let found = schedule_from(&mut self.start, framework, snapshot, pod, now, trace);
+        let found = schedule_from(&mut self.carried, framework, snapshot, pod, now, trace);
         // An eviction is for one pod; a refusal is for all that are like it.
         if let Err(CycleError::Unfit(error)) = &found
             && pod.nominated.is_empty()
@@ -74,6 +74,7 @@ impl Decider {
     /// A profile changed: what was refused says nothing any more.
     pub(crate) fn forget(&mut self) {
         self.unfit = None;
+        self.carried.forget();
     }
 }
 

@@ -169,6 +169,18 @@ impl ClusterEvent {
     }
 }
 
+/// What a plugin's verdict on a node, or its raw score, hangs on, beside the pod. What its PreFilter and PreScore
+/// keep or leave out then hangs on the pod alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoesBy {
+    /// Anything.
+    Cluster,
+    /// The node as it is, with the pods on it.
+    Node,
+    /// That, and how many nodes there are and have which image.
+    NodeAndImages,
+}
+
 /// What every plugin has.
 pub trait Plugin: Send + Sync {
     /// Upstream's plugin name.
@@ -180,6 +192,11 @@ pub trait Plugin: Send + Sync {
     /// The same for an event that changed this node and no other: is `pod` accepted there now?
     fn may_help_on(&self, pod: &PodInfo, event: &ClusterEvent, _node: &NodeState) -> bool {
         self.may_help(pod, event)
+    }
+
+    /// What its Filter and Score go by, beside the pod. What goes by the node alone is asked once per template.
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Cluster
     }
 
     /// False when such an event never helps any pod, so that none need be asked.

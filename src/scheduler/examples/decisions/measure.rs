@@ -5,7 +5,7 @@
 use crate::workloads::{Size, Workload};
 use cpu_time::ThreadTime;
 use podway_flow::Micros;
-use podway_scheduler::cycle::{CycleError, Trace, schedule_one};
+use podway_scheduler::cycle::{Carried, CycleError, Trace, schedule_from, schedule_one};
 use podway_scheduler::explain::ring::{Outcome, Ring};
 use podway_scheduler::framework::{ClusterEvent, Point};
 use podway_scheduler::model::PodInfo;
@@ -36,7 +36,7 @@ pub(crate) struct Figures {
 pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
     let framework = default_framework();
     let mut cache = workload.cluster(size);
-    let (mut queue, mut ring) = (Queue::default(), Ring::default());
+    let (mut queue, mut ring, mut carried) = (Queue::default(), Ring::default(), Carried::default());
     for pod in workload.waiting(size) {
         queue.upsert(pod, Micros(0));
     }
@@ -59,7 +59,8 @@ pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
         let Some(queued) = queue.pop(Micros(0)) else { continue };
         let mut trace = Trace { rows: Some(5), ..Trace::default() };
         let snapshot = cache.snapshot();
-        let found = schedule_one(&framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
+        let found =
+            schedule_from(&mut carried, &framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
         let decision = start.elapsed();
         match found {
             Ok(decision) => {

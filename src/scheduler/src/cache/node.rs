@@ -84,6 +84,8 @@ pub const UNCLASSED: ClassId = 0;
 pub struct NodeState {
     /// Which of the snapshot's nodes it is; none of them when there are not so many.
     pub at: usize,
+    /// Of the cache, when the node or its pods changed last.
+    pub generation: u64,
     /// The node.
     pub info: Arc<NodeInfo>,
     /// What is taken of it.
@@ -94,7 +96,13 @@ pub struct NodeState {
 
 impl Default for NodeState {
     fn default() -> Self {
-        NodeState { at: usize::MAX, info: Arc::default(), usage: Arc::default(), pods: Arc::default() }
+        NodeState {
+            at: usize::MAX,
+            generation: 0,
+            info: Arc::default(),
+            usage: Arc::default(),
+            pods: Arc::default(),
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub(super) namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     pub(super) images: Arc<HashMap<String, usize>>,
     pub(super) index: Arc<Index>,
+    pub(super) nodes_generation: u64,
+    pub(super) images_generation: u64,
 }
 
 /// The pods that are nominated to a node, by its name.
@@ -59,6 +61,18 @@ impl Snapshot {
         self.images.get(name).copied().unwrap_or(0)
     }
 
+    /// When the nodes were last not the same ones any more.
+    #[must_use]
+    pub fn nodes_generation(&self) -> u64 {
+        self.nodes_generation
+    }
+
+    /// When they last had other images.
+    #[must_use]
+    pub fn images_generation(&self) -> u64 {
+        self.images_generation
+    }
+
     /// The values of a node label, and which node has which.
     #[must_use]
     pub fn domains(&self, key: &str) -> Arc<Domains> {
@@ -74,6 +88,7 @@ impl Snapshot {
     /// Thinks the nodes to be others than they are. What was counted holds no more.
     pub fn think<T>(&mut self, edit: impl FnOnce(&mut [NodeState]) -> T) -> T {
         self.index = Arc::default();
+        self.nodes_generation = 0;
         let nodes: &mut Vec<NodeState> = Arc::make_mut(&mut self.nodes);
         edit(nodes)
     }

@@ -4,9 +4,10 @@
 //! (`pkg/scheduler/schedule_one.go` findNodesThatPassFilters and numFeasibleNodesToFind of 1.36): it ends with so
 //! many nodes that pass, and the next cycle begins where this one ended.
 
+use super::template::Template;
 use super::{Cluster, Narrowed, Trace};
 use crate::cache::{NodePod, NodeState, Snapshot, UNCLASSED};
-use crate::framework::{Code, CycleState, Filter, Framework, Point, Refusals, Status};
+use crate::framework::{Code, CycleState, Filter, Framework, GoesBy, Point, Refusals, Status};
 use crate::model::PodInfo;
 use std::sync::Arc;
 
@@ -50,13 +51,6 @@ pub(crate) fn passes(
     node: &NodeState,
     calls: &mut [u64],
 ) -> Result<(), Status> {
-    let mut run = |state: &CycleState, node: &NodeState| {
-        let refusal = plugins.iter().zip(&mut *calls).find_map(|(plugin, calls)| {
-            *calls += 1;
-            plugin.filter(state, pod, node).err()
-        });
-        refusal.map_or(Ok(()), Err)
-    };
     let there = if snapshot.any_nominated() { snapshot.nominated(&node.info.name) } else { &[] };
     let nominated: Vec<NodePod> = there
         .iter()
@@ -68,9 +62,24 @@ pub(crate) fn passes(
         for other in &nominated {
             framework.shift(&mut state, pod, &mut node, (other, 1), snapshot);
         }
-        run(&state, &node)?;
+        run(plugins, &state, pod, &node, calls)?;
     }
-    run(state, node)
+    run(plugins, state, pod, node, calls)
+}
+
+/// What the first plugin says that refuses.
+fn run(
+    plugins: &[&Arc<dyn Filter>],
+    state: &CycleState,
+    pod: &PodInfo,
+    node: &NodeState,
+    calls: &mut [u64],
+) -> Result<(), Status> {
+    let refusal = plugins.iter().zip(calls).find_map(|(plugin, calls)| {
+        *calls += 1;
+        plugin.filter(state, pod, node).err()
+    });
+    refusal.map_or(Ok(()), Err)
 }
 
 type Filtered<'a> = (Vec<&'a NodeState>, Refusals);
@@ -81,11 +90,13 @@ pub(super) fn filter<'a>(
     cluster: &Cluster<'a>,
     state: &CycleState,
     (only, narrowed_by): &Narrowed,
-    start: &mut usize,
+    (start, mut template): (&mut usize, Option<&mut Template>),
     trace: &mut Trace,
 ) -> Result<Filtered<'a>, Status> {
     let Cluster { framework, pod, snapshot } = *cluster;
     let plugins: Vec<_> = framework.filter.iter().filter(|p| !state.skips_filter(p.name())).collect();
+    // Those that stand first and go by the node alone have said it to another of the template.
+    let local = plugins.iter().take_while(|p| p.goes_by() == GoesBy::Node).count();
     let mut calls = vec![0; plugins.len()];
     let (mut feasible, mut rejected) = (Vec::new(), Vec::new());
     let nominated = snapshot.node(&pod.nominated).filter(|_| !pod.nominated.is_empty());
@@ -109,7 +120,19 @@ pub(super) fn filter<'a>(
             break;
         }
         looked_at += 1;
-        match passes(&plugins, (framework, snapshot), state, pod, node, &mut calls) {
+        let promised = snapshot.any_nominated() && !snapshot.nominated(&node.info.name).is_empty();
+        let verdict = match template.as_deref_mut().filter(|_| !promised) {
+            None => passes(&plugins, (framework, snapshot), state, pod, node, &mut calls),
+            Some(template) => {
+                let (known, others) = plugins.split_at(local);
+                let (known_calls, other_calls) = calls.split_at_mut(local);
+                match template.filter(known, state, cluster, node.at, known_calls) {
+                    Some(status) => Err(status.clone()),
+                    None => run(others, state, pod, node, other_calls),
+                }
+            }
+        };
+        match verdict {
             Err(status) if status.code == Code::Error => return Err(status),
             Err(status) => rejected.push((node.at, status)),
             Ok(()) => feasible.push(node),

@@ -1,6 +1,6 @@
 //! What a cache has kept up to date through many changes decides like a cache that was filled at once.
 
-use super::{CycleError, Decision, Trace, schedule_one};
+use super::{Carried, CycleError, Decision, Trace, schedule_from};
 use crate::cache::Cache;
 use crate::model::{LabelSelector, NodeInfo, PodInfo, ReplicaSet, Resources};
 use crate::objects::Object;
@@ -153,9 +153,9 @@ fn with_replica_set() -> Cache {
 }
 
 /// All that a cycle says, but for what tells snapshots apart.
-fn said(cache: &mut Cache, pod: &PodInfo) -> Result<Decision, CycleError> {
-    let found =
-        schedule_one(&default_framework(), &cache.snapshot(), pod, &|| Micros(1), &mut Trace::default());
+fn said(cache: &mut Cache, pod: &PodInfo, carried: &mut Carried) -> Result<Decision, CycleError> {
+    let (framework, snapshot, mut trace) = (default_framework(), cache.snapshot(), Trace::default());
+    let found = schedule_from(carried, &framework, &snapshot, pod, &|| Micros(1), &mut trace);
     found.map(|decision| Decision { generation: 0, ..decision })
 }
 
@@ -166,14 +166,14 @@ proptest! {
         changes in proptest::collection::vec(any::<Change>().prop_map(|c| c), 1..80),
         asked in proptest::collection::vec(0..10_u8, 80),
     ) {
-        let (mut world, mut cache) = (World::default(), with_replica_set());
+        let (mut world, mut cache, mut carried) = (World::default(), with_replica_set(), Carried::default());
         for at in 0..5 {
             world.change(&mut cache, (0, at, at));
         }
         for (change, template) in changes.into_iter().zip(asked) {
             world.change(&mut cache, change);
             let pod = pod("asking", template);
-            let (kept, anew) = (said(&mut cache, &pod), said(&mut world.fresh(), &pod));
+            let (kept, anew) = (said(&mut cache, &pod, &mut carried), said(&mut world.fresh(), &pod, &mut Carried::default()));
             assert_eq!(format!("{kept:?}"), format!("{anew:?}"), "after {change:?}, template {template}");
         }
     }

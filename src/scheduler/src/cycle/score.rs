@@ -1,8 +1,9 @@
 //! What each feasible node is worth, and which one is taken.
 
+use super::template::Template;
 use super::{Cluster, NodeScore, Trace};
 use crate::cache::NodeState;
-use crate::framework::{CycleState, Point};
+use crate::framework::{CycleState, GoesBy, Point};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -30,13 +31,17 @@ pub(super) fn score(
     cluster: &Cluster<'_>,
     state: &CycleState,
     feasible: &[&NodeState],
+    mut template: Option<&mut Template>,
     trace: &mut Trace,
 ) -> Scored {
     let Cluster { framework, pod, snapshot } = *cluster;
     let mut totals = vec![0_i64; feasible.len()];
     let mut columns = Vec::new();
     for (plugin, weight) in framework.score.iter().filter(|(p, _)| !state.skips_score(p.name())) {
-        let raw: Vec<i64> = feasible.iter().map(|n| plugin.score(state, pod, n, snapshot)).collect();
+        let raw: Vec<i64> = match template.as_deref_mut().filter(|_| plugin.goes_by() != GoesBy::Cluster) {
+            None => feasible.iter().map(|n| plugin.score(state, pod, n, snapshot)).collect(),
+            Some(template) => template.score(plugin.as_ref(), state, cluster, feasible.iter().map(|n| n.at)),
+        };
         trace.called(plugin.name(), Point::Score, u64::try_from(raw.len()).unwrap_or(u64::MAX));
         let mut normal = raw.clone();
         plugin.normalize(&mut normal);

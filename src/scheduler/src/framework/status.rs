@@ -194,7 +194,6 @@ impl<N: Into<Arc<str>>> FromIterator<(N, Status)> for Refusals {
 impl Index<&str> for Refusals {
     type Output = Status;
 
-    #[expect(clippy::expect_used, reason = "as of a map: who indexes knows that it is there")]
     fn index(&self, node: &str) -> &Status {
         self.get(node).expect("this node fell")
     }

@@ -3,7 +3,7 @@
 use super::allocation::amounts;
 use super::args::BalancedArgs;
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, CycleState, MAX_NODE_SCORE, Plugin, PreScore, Score};
+use crate::framework::{ClusterEvent, CycleState, GoesBy, MAX_NODE_SCORE, Plugin, PreScore, Score};
 use crate::model::PodInfo;
 
 /// The plugin, with its args.
@@ -13,6 +13,10 @@ pub struct BalancedAllocation(pub BalancedArgs);
 impl Plugin for BalancedAllocation {
     fn name(&self) -> &'static str {
         "NodeResourcesBalancedAllocation"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {

@@ -1,7 +1,7 @@
 //! A pod that names its node goes there or nowhere.
 
 use crate::cache::NodeState;
-use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, Status};
+use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Status};
 use crate::model::PodInfo;
 
 /// The plugin.
@@ -12,6 +12,10 @@ const REASON: &str = "node(s) didn't match the requested node name";
 impl Plugin for NodeName {
     fn name(&self) -> &'static str {
         "NodeName"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

@@ -3,7 +3,7 @@
 use super::allocation::{amounts, score};
 use super::args::FitArgs;
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, Code, CycleState, Filter, Plugin, Reason, Score, Status};
+use crate::framework::{ClusterEvent, Code, CycleState, Filter, GoesBy, Plugin, Reason, Score, Status};
 use crate::model::{NodeInfo, PodInfo};
 
 /// The plugin, with its args.
@@ -30,6 +30,10 @@ fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
         "NodeResourcesFit"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

@@ -25,6 +25,9 @@ impl Selected {
     }
 }
 
+/// A nodeSelector.
+type Wanted = BTreeMap<String, String>;
+
 /// A constraint's question: whose pods, on which nodes, by which label.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Question {
@@ -33,7 +36,7 @@ pub(super) struct Question {
     /// A node counts that has all of these labels,
     keys: Vec<String>,
     /// and that the pod's node affinity takes, if the constraint honours it,
-    affinity: Option<(BTreeMap<String, String>, Option<Vec<NodeTerm>>)>,
+    affinity: Option<(Wanted, Option<Vec<NodeTerm>>)>,
     /// and whose taints it tolerates, if it honours these.
     tolerations: Option<Vec<Toleration>>,
 }
