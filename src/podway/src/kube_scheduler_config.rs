@@ -2,7 +2,7 @@
 //! (`staging/src/k8s.io/kube-scheduler/config/v1/types.go`), as `kube-scheduler --config` reads it.
 //!
 //! Its fields are all known. One that asks for what there is not is refused by name, so that nothing is
-//! taken for heeded: extenders, sampling of nodes, limits of the client, profiling. `parallelism` and
+//! taken for heeded: extenders, limits of the client, profiling. `parallelism` and
 //! `delayCacheUntilActive` change no decision and are let pass.
 
 use podway_api::profile::{PluginConfig, Plugins, ProfileSpec};

@@ -219,7 +219,7 @@ mod tests {
             self.calls.lock().unwrap().push(point.name());
             match self.refuses {
                 Some((at, code)) if at == point => {
-                    Err(Status { plugin: "Spy", code, reasons: vec!["no".into()] })
+                    Err(Status { plugin: "Spy", code, reasons: ["no"].into_iter().collect() })
                 }
                 _ => Ok(()),
             }

@@ -3,155 +3,22 @@
 //! Owned by one task. A [`Snapshot`] shares structure with the cache and never changes. What a pod
 //! took is kept with it, so that giving back subtracts what was added, however the pod changed since.
 
-use crate::classes::{Alike, Class, ClassId, Classes};
-use crate::model::{HostPort, NodeInfo, PodInfo, Resources};
+mod index;
+mod node;
+mod snapshot;
+mod tally;
+
+pub use node::{Alike, NodePod, NodeState, UNCLASSED, Usage};
+pub use snapshot::Snapshot;
+pub use tally::{Domains, Step, Sums, Tally};
+
+use crate::classes::{Class, ClassId, Classes};
+use crate::model::{NodeInfo, PodInfo};
 use crate::objects::Objects;
+use index::Index;
+use snapshot::{Nominated, position};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-
-/// What the pods of a node have taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Sum of requests.
-    pub requested: Resources,
-    /// Sum of requests with defaults; only for scores.
-    pub non_zero: Resources,
-    /// How many pods.
-    pub pods: i64,
-    /// Host ports, with how many pods hold each.
-    pub host_ports: BTreeMap<HostPort, usize>,
-    /// How many pods of each class.
-    pub alike: BTreeMap<ClassId, Alike>,
-}
-
-impl Usage {
-    fn add(&mut self, pod: &PodInfo, class: ClassId) {
-        let alike = self.alike.entry(class).or_default();
-        alike.all += 1;
-        alike.staying += i64::from(!pod.deleting);
-        self.requested.add(&pod.requests);
-        self.non_zero.add(&pod.non_zero);
-        self.pods += 1;
-        for port in &pod.host_ports {
-            *self.host_ports.entry(port.clone()).or_insert(0) += 1;
-        }
-    }
-
-    fn remove(&mut self, pod: &PodInfo, class: ClassId) {
-        if let Some(alike) = self.alike.get_mut(&class) {
-            alike.all -= 1;
-            alike.staying -= i64::from(!pod.deleting);
-            if alike.all == 0 {
-                self.alike.remove(&class);
-            }
-        }
-        self.requested.subtract(&pod.requests);
-        self.non_zero.subtract(&pod.non_zero);
-        self.pods -= 1;
-        for port in &pod.host_ports {
-            if let Some(n) = self.host_ports.get_mut(port) {
-                *n -= 1;
-                if *n == 0 {
-                    self.host_ports.remove(port);
-                }
-            }
-        }
-    }
-}
-
-/// A pod on a node.
-#[derive(Clone, Debug)]
-pub struct NodePod {
-    /// The pod, as it was when it was counted.
-    pub pod: Arc<PodInfo>,
-    /// Its class; [`UNCLASSED`] for one that is only thought to be there.
-    pub class: ClassId,
-}
-
-/// No class: that of a nominated pod, which affinity and spread count one by one.
-pub const UNCLASSED: ClassId = 0;
-
-/// A node and its usage, at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct NodeState {
-    /// The node.
-    pub info: Arc<NodeInfo>,
-    /// What is taken of it.
-    pub usage: Arc<Usage>,
-    /// By what pods.
-    pub pods: Arc<Vec<NodePod>>,
-}
-
-impl NodeState {
-    /// An empty node.
-    #[must_use]
-    pub fn of(info: NodeInfo) -> Self {
-        NodeState { info: Arc::new(info), ..NodeState::default() }
-    }
-
-    /// Thinks a pod onto the node.
-    pub fn add(&mut self, pod: &NodePod) {
-        Arc::make_mut(&mut self.usage).add(&pod.pod, pod.class);
-        Arc::make_mut(&mut self.pods).push(pod.clone());
-    }
-
-    /// Thinks a pod away from it.
-    pub fn remove(&mut self, pod: &NodePod) {
-        let pods = Arc::make_mut(&mut self.pods);
-        if let Some(at) = pods.iter().position(|p| p.pod.uid == pod.pod.uid) {
-            pods.swap_remove(at);
-            Arc::make_mut(&mut self.usage).remove(&pod.pod, pod.class);
-        }
-    }
-}
-
-/// The cluster at one moment; nodes by name.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// Rises with every change of the cache.
-    pub generation: u64,
-    /// The nodes, by name.
-    pub nodes: Arc<Vec<NodeState>>,
-    /// The classes of the pods on them.
-    pub classes: Arc<BTreeMap<ClassId, Arc<Class>>>,
-    /// What else there is: budgets, volumes, classes.
-    pub objects: Objects,
-    nominated: Nominated,
-    namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
-    images: Arc<HashMap<String, usize>>,
-}
-
-/// The pods that are nominated to a node, by its name.
-type Nominated = Arc<BTreeMap<String, Vec<Arc<PodInfo>>>>;
-
-static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
-
-impl Snapshot {
-    /// The labels of a namespace; none for one that has not been seen.
-    #[must_use]
-    pub fn namespace_labels(&self, namespace: &str) -> &BTreeMap<String, String> {
-        self.namespaces.get(namespace).unwrap_or(&NO_LABELS)
-    }
-
-    /// The pods that are nominated to a node: for whom victims were evicted there.
-    #[must_use]
-    pub fn nominated(&self, node: &str) -> &[Arc<PodInfo>] {
-        self.nominated.get(node).map_or(&[], Vec::as_slice)
-    }
-
-    /// A node by name.
-    #[must_use]
-    pub fn node(&self, name: &str) -> Option<&NodeState> {
-        let at = self.nodes.binary_search_by(|n| n.info.name.as_str().cmp(name)).ok()?;
-        self.nodes.get(at)
-    }
-
-    /// How many nodes have an image of this name.
-    #[must_use]
-    pub fn nodes_with_image(&self, name: &str) -> usize {
-        self.images.get(name).copied().unwrap_or(0)
-    }
-}
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -159,12 +26,15 @@ struct Entry {
     info: Option<Arc<NodeInfo>>,
     usage: Arc<Usage>,
     pods: Arc<Vec<NodePod>>,
+    /// When it changed last.
+    generation: u64,
 }
 
 #[derive(Debug)]
 struct Placed {
     pod: Arc<PodInfo>,
-    class: ClassId,
+    id: ClassId,
+    class: Arc<Class>,
     node: String,
     assumed: bool,
 }
@@ -181,20 +51,32 @@ pub struct Cache {
     namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
     images: Arc<HashMap<String, usize>>,
     snapshot: Snapshot,
-    /// The nodes that differ from the snapshot's; `None` when not only their usage does.
+    /// The nodes that differ from the snapshot's; `None` when it is not the same nodes any more, or not with
+    /// the same labels and taints.
     changed: Option<BTreeSet<String>>,
+    /// What is counted over them.
+    index: Arc<Index>,
+    /// When they were last not the same ones any more, and when they last had other images.
+    nodes_generation: u64,
+    images_generation: u64,
 }
 
 impl Cache {
     /// A node came or changed; returns what it was before.
     pub fn set_node(&mut self, info: Arc<NodeInfo>) -> Option<Arc<NodeInfo>> {
-        let entry = self.nodes.entry(info.name.clone()).or_default();
+        let entry = self.nodes.entry(info.name.to_string()).or_default();
         let before = entry.info.replace(info.clone());
         if before.as_ref() == Some(&info) {
             return before;
         }
         self.generation += 1;
-        self.changed = None;
+        entry.generation = self.generation;
+        let same = before.as_ref().is_some_and(|b| (&b.labels, &b.taints) == (&info.labels, &info.taints));
+        if same {
+            self.node_changed(&info.name)
+        } else {
+            self.changed = None
+        }
         if before.as_ref().map(|b| &b.images) != Some(&info.images) {
             self.count_images(before.as_deref(), Some(&info));
         }
@@ -208,8 +90,8 @@ impl Cache {
         if entry.usage.pods == 0 {
             self.nodes.remove(name);
         }
-        self.count_images(before.as_deref(), None);
         self.generation += 1;
+        self.count_images(before.as_deref(), None);
         self.changed = None;
         before
     }
@@ -219,6 +101,7 @@ impl Cache {
         if self.namespaces.get(name) != Some(&labels) {
             Arc::make_mut(&mut self.namespaces).insert(name.to_owned(), labels);
             self.generation += 1;
+            self.index = Arc::default();
         }
     }
 
@@ -227,6 +110,7 @@ impl Cache {
         if self.namespaces.contains_key(name) {
             Arc::make_mut(&mut self.namespaces).remove(name);
             self.generation += 1;
+            self.index = Arc::default();
         }
     }
 
@@ -236,6 +120,7 @@ impl Cache {
     }
 
     fn count_images(&mut self, before: Option<&NodeInfo>, after: Option<&NodeInfo>) {
+        self.images_generation = self.generation;
         let images = Arc::make_mut(&mut self.images);
         for name in before.into_iter().flat_map(|n| n.images.keys()) {
             if let Some(n) = images.get_mut(name) {
@@ -267,10 +152,12 @@ impl Cache {
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.pods.remove(uid)?;
         self.generation += 1;
-        self.usage_changed(&placed.node);
-        self.classes.leave(placed.class);
+        self.node_changed(&placed.node);
+        self.note(&placed.node, &placed.class, &placed.pod, -1);
+        self.classes.leave(&placed.class);
         if let Some(entry) = self.nodes.get_mut(&placed.node) {
-            Arc::make_mut(&mut entry.usage).remove(&placed.pod, placed.class);
+            entry.generation = self.generation;
+            Arc::make_mut(&mut entry.usage).remove(&placed.pod, placed.id);
             Arc::make_mut(&mut entry.pods).retain(|p| p.pod.uid != uid);
             if entry.info.is_none() && entry.usage.pods == 0 {
                 self.nodes.remove(&placed.node);
@@ -293,15 +180,17 @@ impl Cache {
 
     fn place(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         // The new class first, so that one whose only pod is told again keeps its number.
-        let class = self.classes.enter(&pod);
+        let (id, class) = self.classes.enter(&pod);
         self.remove_pod(&pod.uid);
         self.generation += 1;
-        self.usage_changed(node);
+        self.node_changed(node);
+        self.note(node, &class, &pod, 1);
         let entry = self.nodes.entry(node.to_owned()).or_default();
-        Arc::make_mut(&mut entry.usage).add(&pod, class);
-        Arc::make_mut(&mut entry.pods).push(NodePod { pod: pod.clone(), class });
+        entry.generation = self.generation;
+        Arc::make_mut(&mut entry.usage).add(&pod, id, &class);
+        Arc::make_mut(&mut entry.pods).push(NodePod { pod: pod.clone(), class: id });
         self.unnominate(&pod.uid);
-        self.pods.insert(pod.uid.clone(), Placed { pod, class, node: node.to_owned(), assumed });
+        self.pods.insert(pod.uid.clone(), Placed { pod, id, class, node: node.to_owned(), assumed });
     }
 
     /// A pod that waits is nominated to a node: for pods of no higher priority it is as good as there.
@@ -373,7 +262,7 @@ impl Cache {
         self.pods.keys().map(String::as_str)
     }
 
-    fn usage_changed(&mut self, node: &str) {
+    fn node_changed(&mut self, node: &str) {
         if let Some(changed) = &mut self.changed
             && !changed.contains(node)
         {
@@ -381,10 +270,21 @@ impl Cache {
         }
     }
 
+    /// A pod came to a node (`by` = 1) or left it (−1). What is not in the snapshot's nodes is not counted, and
+    /// when these change all is counted anew.
+    fn note(&self, node: &str, class: &Arc<Class>, pod: &PodInfo, by: i64) {
+        if self.changed.is_some()
+            && let Some(node) = position(&self.snapshot.nodes, node)
+        {
+            let staying = if pod.deleting { 0 } else { by };
+            self.index.note(self.generation, Step { node, class: class.clone(), all: by, staying });
+        }
+    }
+
     /// A node as it is now.
     #[must_use]
     pub fn state_of(&self, node: &str) -> Option<NodeState> {
-        self.nodes.get(node).and_then(Entry::state)
+        self.nodes.get(node)?.state(position(&self.snapshot.nodes, node).unwrap_or(usize::MAX))
     }
 
     /// Where a pod is placed.
@@ -398,26 +298,37 @@ impl Cache {
     pub fn snapshot(&mut self) -> Snapshot {
         if self.snapshot.generation != self.generation {
             let mut nodes = std::mem::take(&mut self.snapshot.nodes);
-            match (self.changed.take(), Arc::get_mut(&mut nodes)) {
+            let changed = self.changed.take();
+            if changed.is_none() {
+                self.index = Arc::default();
+                self.nodes_generation = self.generation;
+            }
+            match (changed, Arc::get_mut(&mut nodes)) {
                 (Some(changed), Some(nodes)) => {
                     for name in changed {
-                        let at = nodes.binary_search_by(|n| n.info.name.as_str().cmp(&name));
-                        if let (Ok(at), Some(state)) = (at, self.state_of(&name)) {
+                        if let Some(at) = position(nodes, &name)
+                            && let Some(state) = self.nodes.get(&name).and_then(|e| e.state(at))
+                        {
                             nodes[at] = state;
                         }
                     }
                 }
-                _ => nodes = Arc::new(self.nodes.values().filter_map(Entry::state).collect()),
+                _ => {
+                    let known = self.nodes.values().filter(|e| e.info.is_some());
+                    nodes = Arc::new(known.enumerate().filter_map(|(at, e)| e.state(at)).collect());
+                }
             }
             self.changed = Some(BTreeSet::new());
             self.snapshot = Snapshot {
                 generation: self.generation,
                 nodes,
-                classes: self.classes.by_id(),
                 objects: self.objects.clone(),
                 nominated: self.nominated.clone(),
                 namespaces: self.namespaces.clone(),
                 images: self.images.clone(),
+                index: self.index.clone(),
+                nodes_generation: self.nodes_generation,
+                images_generation: self.images_generation,
             };
         }
         self.snapshot.clone()
@@ -425,15 +336,16 @@ impl Cache {
 }
 
 impl Entry {
-    fn state(&self) -> Option<NodeState> {
+    fn state(&self, at: usize) -> Option<NodeState> {
         let (usage, pods) = (self.usage.clone(), self.pods.clone());
-        Some(NodeState { info: self.info.clone()?, usage, pods })
+        Some(NodeState { at, generation: self.generation, info: self.info.clone()?, usage, pods })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{HostPort, Resources};
 
     fn pod(uid: &str, node: &str, cpu: i64) -> Arc<PodInfo> {
         Arc::new(PodInfo {

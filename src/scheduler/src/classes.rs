@@ -1,8 +1,8 @@
 //! Pods that are alike: one namespace, the same labels and the same affinity terms.
 //!
 //! What a selector or a term says of one of them it says of all, so that affinity and spread ask once
-//! per class and count per node, however many pods there are. The replicas of a template are one class;
-//! those of a StatefulSet, which have a label each, are not.
+//! per class and node, however many pods there are. The replicas of a template are one class; those of a
+//! StatefulSet, which have a label each, are not.
 
 use crate::model::{PodAffinity, PodInfo};
 use std::collections::{BTreeMap, HashMap};
@@ -30,53 +30,38 @@ impl Class {
     }
 }
 
-/// How many pods of a class a node has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Alike {
-    /// All.
-    pub all: i64,
-    /// Those that are not being deleted.
-    pub staying: i64,
-}
-
 /// The classes of the placed pods.
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
-    ids: HashMap<Arc<Class>, (ClassId, usize)>,
-    by_id: Arc<BTreeMap<ClassId, Arc<Class>>>,
+    /// With the number, and of how many pods.
+    known: HashMap<Arc<Class>, (ClassId, usize)>,
     last: ClassId,
 }
 
 impl Classes {
     /// A pod came: its class.
-    pub fn enter(&mut self, pod: &PodInfo) -> ClassId {
-        let class = Class::of(pod);
-        if let Some((id, pods)) = self.ids.get_mut(&class) {
-            *pods += 1;
-            return *id;
+    pub fn enter(&mut self, pod: &PodInfo) -> (ClassId, Arc<Class>) {
+        let class = Arc::new(Class::of(pod));
+        if let Some((known, _)) = self.known.get_key_value(&class) {
+            let known = known.clone();
+            if let Some((id, pods)) = self.known.get_mut(&known) {
+                *pods += 1;
+                return (*id, known);
+            }
         }
         self.last += 1;
-        let class = Arc::new(class);
-        Arc::make_mut(&mut self.by_id).insert(self.last, class.clone());
-        self.ids.insert(class, (self.last, 1));
-        self.last
+        self.known.insert(class.clone(), (self.last, 1));
+        (self.last, class)
     }
 
     /// A pod of the class went; with the last one goes the class.
-    pub fn leave(&mut self, id: ClassId) {
-        let Some(class) = self.by_id.get(&id).cloned() else { return };
-        let Some((_, pods)) = self.ids.get_mut(&class) else { return };
-        *pods -= 1;
-        if *pods == 0 {
-            self.ids.remove(&class);
-            Arc::make_mut(&mut self.by_id).remove(&id);
+    pub fn leave(&mut self, class: &Arc<Class>) {
+        if let Some((_, pods)) = self.known.get_mut(class) {
+            *pods -= 1;
+            if *pods == 0 {
+                self.known.remove(class);
+            }
         }
-    }
-
-    /// The classes by number, shared.
-    #[must_use]
-    pub fn by_id(&self) -> Arc<BTreeMap<ClassId, Arc<Class>>> {
-        self.by_id.clone()
     }
 }
 
@@ -91,12 +76,12 @@ mod tests {
             ..PodInfo::default()
         };
         let mut classes = Classes::default();
-        let (a, b) = (classes.enter(&pod("a")), classes.enter(&pod("b")));
-        assert_eq!((classes.enter(&pod("a")), a == b, classes.by_id().len()), (a, false, 2));
-        classes.leave(a);
-        assert_eq!(classes.by_id().len(), 2);
-        classes.leave(a);
-        assert_eq!(classes.by_id().keys().copied().collect::<Vec<_>>(), [b]);
-        assert_ne!(classes.enter(&pod("a")), a, "a number is not used again");
+        let ((a, of_a), (b, _)) = (classes.enter(&pod("a")), classes.enter(&pod("b")));
+        let (again, same) = classes.enter(&pod("a"));
+        assert!(again == a && a != b && Arc::ptr_eq(&same, &of_a));
+        classes.leave(&of_a);
+        classes.leave(&of_a);
+        assert_eq!(classes.known.values().map(|(id, _)| *id).collect::<Vec<_>>(), [b]);
+        assert_ne!(classes.enter(&pod("a")).0, a, "a number is not used again");
     }
 }

@@ -3,15 +3,24 @@
 //! Order is by node name and the tie break by the pod's UID, so that the same input gives the same
 //! node; upstream leaves both to chance, and the only parity there is, is "among the best".
 
-use crate::cache::{NodePod, NodeState, Snapshot, UNCLASSED};
+mod find;
+#[cfg(test)]
+mod kept;
+mod score;
+mod template;
+
+pub use find::Sample;
+pub(crate) use find::passes;
+pub use template::Carried;
+
+use crate::cache::{NodeState, Snapshot};
 use crate::framework::{
-    Code, CycleState, Failure, Filter, Framework, Point, PostFilterResult, PreFilterResult, Preemption,
+    Code, CycleState, Failure, Framework, Point, PostFilterResult, PreFilterResult, Preemption, Refusals,
     Status, Unfit,
 };
 use crate::model::PodInfo;
 use podway_flow::Micros;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// A node's score and what it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +51,8 @@ pub struct Trace {
     pub points: Vec<(Point, &'static str, u64)>,
     /// How often each plugin was called at a point.
     pub evaluated: BTreeMap<(&'static str, Point), u64>,
+    /// How many of the best nodes are told with their scores; `None`: all.
+    pub rows: Option<usize>,
 }
 
 impl Trace {
@@ -72,11 +83,12 @@ pub enum CycleError {
 pub struct Decision {
     /// The node.
     pub node: String,
-    /// The nodes that passed, by name.
-    pub feasible: Vec<String>,
-    /// Why each other node fell.
-    pub rejected: BTreeMap<String, Status>,
-    /// All feasible nodes, best first; empty when there was only one and scoring was left out.
+    /// How many nodes passed.
+    pub feasible: usize,
+    /// Why each other node that was looked at fell.
+    pub rejected: Refusals,
+    /// The feasible nodes, best first, as many as were asked for; empty when there was only one and scoring was
+    /// left out.
     pub scores: Vec<NodeScore>,
     /// How far the winner is ahead of the next; `None` with one feasible node.
     pub margin: Option<i64>,
@@ -109,7 +121,7 @@ pub struct FitError {
     /// Set when PreFilter refused the pod everywhere.
     pub pre_filter: Option<Status>,
     /// Why each node fell.
-    pub rejected: BTreeMap<String, Status>,
+    pub rejected: Refusals,
     /// What PostFilter says; empty when it found what to evict.
     pub post_filter: String,
     /// What PostFilter found.
@@ -130,7 +142,7 @@ impl FitError {
         let mut text = format!("0/{} nodes are available:", self.nodes);
         let reasons = match &self.pre_filter {
             Some(status) => status.reasons.join(", "),
-            None => counted(&self.rejected),
+            None => counted(self.rejected.values()),
         };
         if !reasons.is_empty() {
             text.push_str(&format!(" {reasons}."));
@@ -151,9 +163,9 @@ impl FitError {
 
 /// `count reason, count reason`, sorted as strings, as upstream does.
 #[must_use]
-pub fn counted(rejected: &BTreeMap<String, Status>) -> String {
+pub fn counted<'a>(statuses: impl IntoIterator<Item = &'a Status>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for reason in rejected.values().flat_map(|s| &s.reasons) {
+    for reason in statuses.into_iter().flat_map(|s| &*s.reasons) {
         *counts.entry(reason).or_insert(0) += 1;
     }
     let mut parts: Vec<String> = counts.into_iter().map(|(reason, n)| format!("{n} {reason}")).collect();
@@ -172,6 +184,41 @@ pub fn schedule_one(
     now: &dyn Fn() -> Micros,
     trace: &mut Trace,
 ) -> Result<Decision, CycleError> {
+    run(None, framework, snapshot, pod, now, trace)
+}
+
+/// The same with what is carried from one cycle to the next: what was said to another pod of the template, and the
+/// node at which a profile that looks at a share of them begins.
+///
+/// # Errors
+/// [`CycleError`] when no node fits, or when a plugin failed.
+pub fn schedule_from(
+    carried: &mut Carried,
+    framework: &Framework,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    now: &dyn Fn() -> Micros,
+    trace: &mut Trace,
+) -> Result<Decision, CycleError> {
+    run(Some(carried), framework, snapshot, pod, now, trace)
+}
+
+fn run(
+    carried: Option<&mut Carried>,
+    framework: &Framework,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    now: &dyn Fn() -> Micros,
+    trace: &mut Trace,
+) -> Result<Decision, CycleError> {
+    let mut none = 0;
+    let (start, mut template) = match carried {
+        None => (&mut none, None),
+        Some(carried) => {
+            let (start, template) = carried.of(pod, snapshot);
+            (start, Some(template))
+        }
+    };
     let mut state = CycleState::default();
     let mut times = Times { started: now(), ..Times::default() };
     let unfit = |pre_filter, rejected, narrowed_by, mut times: Times| {
@@ -187,7 +234,7 @@ pub fn schedule_one(
         }
     };
     if snapshot.nodes.is_empty() {
-        return Err(CycleError::Unfit(Box::new(unfit(None, BTreeMap::new(), vec![], times))));
+        return Err(CycleError::Unfit(Box::new(unfit(None, Refusals::default(), vec![], times))));
     }
     let narrowed = pre_filter(framework, &mut state, pod, snapshot, trace);
     let pre_filtered = now();
@@ -200,11 +247,11 @@ pub fn schedule_one(
             return Err(CycleError::Failed(Failure::of(Point::PreFilter, &status)));
         }
         Err(status) => {
-            let error = unfit(Some(status), BTreeMap::new(), vec![], times);
+            let error = unfit(Some(status), Refusals::default(), vec![], times);
             return Err(post_filter(&cluster, &mut state, error, now, trace));
         }
     };
-    let filtered = filter(&cluster, &state, &narrowed, trace);
+    let filtered = find::filter(&cluster, &state, &narrowed, (start, template.as_deref_mut()), trace);
     times.filtered = now();
     let code = filtered.as_ref().err().map(|s| s.code);
     trace.point(Point::Filter, code, times.filtered.since(pre_filtered));
@@ -214,26 +261,22 @@ pub fn schedule_one(
         let error = unfit(None, rejected, narrowed.1, times);
         return Err(post_filter(&cluster, &mut state, error, now, trace));
     }
-    let mut scores = Vec::new();
+    let mut scored = score::Scored::default();
     if feasible.len() > 1 {
         pre_score(framework, &mut state, pod, &feasible, snapshot, trace);
         let pre_scored = now();
         trace.point(Point::PreScore, None, pre_scored.since(times.filtered));
-        scores = score(framework, &state, pod, &feasible, snapshot, trace);
+        scored = score::score(&cluster, &state, &feasible, template, trace);
         trace.point(Point::Score, None, now().since(pre_scored));
     }
-    let node = choose(&scores, &pod.uid).unwrap_or(&feasible[0].info.name).to_owned();
-    let margin = match scores.as_slice() {
-        [first, second, ..] => Some(first.total - second.total),
-        _ => None,
-    };
+    let node = scored.chosen.as_ref().unwrap_or(&feasible[0].info.name).to_string();
     times.scored = now();
     Ok(Decision {
         node,
-        feasible: feasible.iter().map(|n| n.info.name.clone()).collect(),
+        feasible: feasible.len(),
         rejected,
-        scores,
-        margin,
+        scores: scored.rows,
+        margin: scored.margin,
         nodes: snapshot.nodes.len(),
         generation: snapshot.generation,
         times,
@@ -340,87 +383,11 @@ fn post_filter(
     CycleError::Unfit(Box::new(error))
 }
 
-/// Filters a node, twice when pods of at least the pod's priority are nominated to it: with them, since
-/// they were promised their room, and without, since they may not come (upstream's
-/// `RunFilterPluginsWithNominatedPods`).
-pub(crate) fn passes(
-    plugins: &[&Arc<dyn Filter>],
-    (framework, snapshot): (&Framework, &Snapshot),
-    state: &CycleState,
-    pod: &PodInfo,
-    node: &NodeState,
-    calls: &mut [u64],
-) -> Result<(), Status> {
-    let mut run = |state: &CycleState, node: &NodeState| {
-        let refusal = plugins.iter().zip(&mut *calls).find_map(|(plugin, calls)| {
-            *calls += 1;
-            plugin.filter(state, pod, node).err()
-        });
-        refusal.map_or(Ok(()), Err)
-    };
-    let nominated: Vec<NodePod> = snapshot
-        .nominated(&node.info.name)
-        .iter()
-        .filter(|n| n.priority >= pod.priority && n.uid != pod.uid)
-        .map(|n| NodePod { pod: n.clone(), class: UNCLASSED })
-        .collect();
-    if !nominated.is_empty() {
-        let (mut state, mut node) = (state.clone(), node.clone());
-        for other in &nominated {
-            framework.shift(&mut state, pod, &mut node, (other, 1), snapshot);
-        }
-        run(&state, &node)?;
-    }
-    run(state, node)
-}
-
-type Filtered = (Vec<NodeState>, BTreeMap<String, Status>);
-
-/// The nodes that pass, and why each other fell. A plugin that fails ends the cycle. The node that the
-/// pod is nominated to is looked at first, and if it passes is the only one.
-fn filter(
-    cluster: &Cluster<'_>,
-    state: &CycleState,
-    (only, narrowed_by): &Narrowed,
-    trace: &mut Trace,
-) -> Result<Filtered, Status> {
-    let Cluster { framework, pod, snapshot } = *cluster;
-    let plugins: Vec<_> = framework.filter.iter().filter(|p| !state.skips_filter(p.name())).collect();
-    let mut calls = vec![0; plugins.len()];
-    let (mut feasible, mut rejected) = (Vec::new(), BTreeMap::new());
-    let nominated = snapshot.node(&pod.nominated).filter(|_| !pod.nominated.is_empty());
-    if let Some(node) = nominated
-        && passes(&plugins, (framework, snapshot), state, pod, node, &mut calls).is_ok()
-    {
-        feasible.push(node.clone());
-    }
-    let nodes = if feasible.is_empty() { snapshot.nodes.as_slice() } else { &[] };
-    for node in nodes {
-        if only.as_ref().is_some_and(|names| !names.contains(&node.info.name)) {
-            let reason = format!("node(s) didn't satisfy plugin(s) [{}]", narrowed_by.join(" "));
-            let plugin = narrowed_by.first().copied().unwrap_or_default();
-            rejected.insert(node.info.name.clone(), Status::unresolvable(plugin, reason));
-            continue;
-        }
-        match passes(&plugins, (framework, snapshot), state, pod, node, &mut calls) {
-            Err(status) if status.code == Code::Error => return Err(status),
-            Err(status) => {
-                rejected.insert(node.info.name.clone(), status);
-            }
-            Ok(()) => feasible.push(node.clone()),
-        }
-    }
-    for (plugin, calls) in plugins.iter().zip(calls) {
-        trace.called(plugin.name(), Point::Filter, calls);
-    }
-    Ok((feasible, rejected))
-}
-
 fn pre_score(
     framework: &Framework,
     state: &mut CycleState,
     pod: &PodInfo,
-    feasible: &[NodeState],
+    feasible: &[&NodeState],
     snapshot: &Snapshot,
     trace: &mut Trace,
 ) {
@@ -433,43 +400,6 @@ fn pre_score(
     }
 }
 
-fn score(
-    framework: &Framework,
-    state: &CycleState,
-    pod: &PodInfo,
-    feasible: &[NodeState],
-    snapshot: &Snapshot,
-    trace: &mut Trace,
-) -> Vec<NodeScore> {
-    let mut out: Vec<NodeScore> = feasible
-        .iter()
-        .map(|n| NodeScore { node: n.info.name.clone(), total: 0, by_plugin: Vec::new() })
-        .collect();
-    for (plugin, weight) in framework.score.iter().filter(|(p, _)| !state.skips_score(p.name())) {
-        let raw: Vec<i64> = feasible.iter().map(|n| plugin.score(state, pod, n, snapshot)).collect();
-        trace.called(plugin.name(), Point::Score, u64::try_from(raw.len()).unwrap_or(u64::MAX));
-        let mut normal = raw.clone();
-        plugin.normalize(&mut normal);
-        for ((node, raw), normal) in out.iter_mut().zip(raw).zip(normal) {
-            node.total += weight * normal;
-            node.by_plugin.push((plugin.name(), raw, normal, *weight));
-        }
-    }
-    out.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.node.cmp(&b.node)));
-    out
-}
-
-/// One of the best, by a hash (FNV-1a) of the pod's UID, so that equals spread over equals.
-fn choose<'a>(scores: &'a [NodeScore], uid: &str) -> Option<&'a str> {
-    let best = scores.first()?.total;
-    let ties = scores.iter().take_while(|s| s.total == best).count();
-    let hash = uid
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
-    let index = usize::try_from((hash >> 17) % u64::try_from(ties).unwrap_or(1)).unwrap_or(0);
-    scores.get(index).map(|s| s.node.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,6 +408,7 @@ mod tests {
     use crate::model::{LabelSelector, NodeInfo, Owner, Resources};
     use crate::objects::{Object, ReplicaSet};
     use crate::plugins::default_framework;
+    use std::sync::Arc;
 
     fn node(name: &str, cpu: i64) -> NodeInfo {
         NodeInfo {
@@ -569,12 +500,12 @@ mod tests {
 
     #[test]
     fn counts_are_sorted_as_strings() {
-        let status = |r: &str| Status::unschedulable("P", r);
+        let status = |r: &'static str| Status::unschedulable("P", r);
         let mut rejected: BTreeMap<String, Status> =
             (0..10).map(|i| (format!("x{i}"), status("x"))).collect();
         rejected.insert("y0".into(), status("y"));
         rejected.insert("y1".into(), status("y"));
-        assert_eq!(counted(&rejected), "10 x, 2 y");
+        assert_eq!(counted(rejected.values()), "10 x, 2 y");
     }
 
     #[test]

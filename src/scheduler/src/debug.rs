@@ -151,7 +151,7 @@ async fn snapshot(State(probes): State<mpsc::Sender<Probe>>) -> Result<Response,
                 of.iter().map(|(name, amount)| (name.to_owned(), amount.into())).collect()
             };
             let pods: Vec<String> = n.pods.iter().map(|p| p.pod.key()).collect();
-            json!({"name": n.info.name, "unschedulable": n.info.unschedulable,
+            json!({"name": &*n.info.name, "unschedulable": n.info.unschedulable,
                 "allocatable": resources(&n.info.allocatable), "requested": resources(&n.usage.requested),
                 "allocatablePods": n.info.allocatable_pods, "pods": pods})
         })

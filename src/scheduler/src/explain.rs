@@ -14,7 +14,7 @@ use podway_flow::{Micros, Outcome, Phase, Record, Recorder, wire};
 /// How many nodes are named with their reason; the rest are in the counts.
 const NAMED_NODES: usize = 16;
 /// How many of the best are kept with their scores.
-const TOP: usize = 5;
+pub(crate) const TOP: usize = 5;
 
 /// The document for the Binding's annotation.
 #[must_use]
@@ -47,10 +47,10 @@ pub fn records(
     let waited = ended(span.succeed("Popped"), times.started);
 
     let mut span = recorder.begin_at(Phase::NodesFiltered, None, times.started);
-    span.attempt(attempt).note("nodes", decision.nodes).note("feasible", decision.feasible.len());
+    span.attempt(attempt).note("nodes", decision.nodes).note("feasible", decision.feasible);
     span.note("snapshotGeneration", decision.generation);
     if !decision.rejected.is_empty() {
-        span.note("rejected", counted(&decision.rejected));
+        span.note("rejected", counted(decision.rejected.values()));
     }
     for (node, status) in decision.rejected.iter().take(NAMED_NODES) {
         span.note(&format!("node/{node}"), format!("{}: {}", status.plugin, status.reasons.join(", ")));
@@ -95,7 +95,7 @@ mod tests {
     use crate::cycle::{NodeScore, Times};
     use crate::framework::Status;
     use podway_flow::{Clock, Writer};
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     #[test]
@@ -121,11 +121,10 @@ mod tests {
         };
         let decision = Decision {
             node: "b".into(),
-            feasible: vec!["a".into(), "b".into()],
-            rejected: BTreeMap::from([(
-                "c".to_owned(),
-                Status::unresolvable("NodeUnschedulable", "node(s) were unschedulable"),
-            )]),
+            feasible: 2,
+            rejected: [("c", Status::unresolvable("NodeUnschedulable", "node(s) were unschedulable"))]
+                .into_iter()
+                .collect(),
             scores: vec![score("b", 9), score("a", 4)],
             margin: Some(5),
             nodes: 3,

@@ -4,41 +4,23 @@
 //! order, which decides the reason that a node shows, since filtering stops at a node's first
 //! refusal. Decision points are pure and synchronous; the binding points may wait.
 
+mod status;
+
+pub use status::{Code, Failure, Reason, Reasons, Refusals, Status};
+
 use crate::cache::{NodePod, NodeState, Snapshot};
+use crate::cycle::Sample;
 use crate::model::{NodeInfo, PodInfo};
 use crate::objects::Change;
 use crate::plugins::volume_binding::VolumePlan;
 use futures::future::BoxFuture;
 use std::any::{Any, TypeId};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// The highest score after normalisation.
 pub const MAX_NODE_SCORE: i64 = 100;
-
-/// Why a plugin refuses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// Preempting pods may help.
-    Unschedulable,
-    /// Preempting pods cannot help.
-    UnschedulableAndUnresolvable,
-    /// The plugin failed.
-    Error,
-}
-
-impl Code {
-    /// Upstream's word, a metric label.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Code::Unschedulable => "Unschedulable",
-            Code::UnschedulableAndUnresolvable => "UnschedulableAndUnresolvable",
-            Code::Error => "Error",
-        }
-    }
-}
 
 /// An extension point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,72 +69,11 @@ impl Point {
     }
 }
 
-/// A plugin failed where it should have answered: upstream's `SchedulerError`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The plugin.
-    pub plugin: &'static str,
-    /// Where.
-    pub point: Point,
-    /// What it said.
-    pub detail: String,
-}
-
-impl Failure {
-    /// The failure that a status with [`Code::Error`] tells of.
-    #[must_use]
-    pub fn of(point: Point, status: &Status) -> Self {
-        Failure { plugin: status.plugin, point, detail: status.reasons.join(", ") }
-    }
-}
-
-impl std::fmt::Display for Failure {
-    /// Upstream's wording (`framework/runtime/framework.go`); Filter is the odd one there.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.point {
-            Point::Filter => write!(f, "running {:?} filter plugin: {}", self.plugin, self.detail),
-            point => write!(f, "running {} plugin {:?}: {}", point.name(), self.plugin, self.detail),
-        }
-    }
-}
-
-impl std::error::Error for Failure {}
-
-/// A refusal: who, how, and upstream's reason strings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// The plugin that refuses.
-    pub plugin: &'static str,
-    /// How final it is.
-    pub code: Code,
-    /// One or more reasons (Fit names every resource that is short).
-    pub reasons: Vec<String>,
-}
-
-impl Status {
-    /// A refusal that preemption may lift.
-    #[must_use]
-    pub fn unschedulable(plugin: &'static str, reason: impl Into<String>) -> Self {
-        Status { plugin, code: Code::Unschedulable, reasons: vec![reason.into()] }
-    }
-
-    /// A failure of the plugin itself.
-    #[must_use]
-    pub fn error(plugin: &'static str, detail: impl Into<String>) -> Self {
-        Status { plugin, code: Code::Error, reasons: vec![detail.into()] }
-    }
-
-    /// A refusal that preemption cannot lift.
-    #[must_use]
-    pub fn unresolvable(plugin: &'static str, reason: impl Into<String>) -> Self {
-        Status { plugin, code: Code::UnschedulableAndUnresolvable, reasons: vec![reason.into()] }
-    }
-}
-
 /// What plugins remember of one pod between the points of one cycle, by type.
 #[derive(Clone, Default)]
 pub struct CycleState {
-    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    /// A handful, and asked for on every node: looked through, not hashed.
+    values: Vec<(TypeId, Arc<dyn Any + Send + Sync>)>,
     skip_filter: HashSet<&'static str>,
     skip_score: HashSet<&'static str>,
 }
@@ -160,20 +81,24 @@ pub struct CycleState {
 impl CycleState {
     /// Keeps a value.
     pub fn put<T: Any + Send + Sync>(&mut self, value: T) {
-        self.values.insert(TypeId::of::<T>(), Arc::new(value));
+        self.values.retain(|(id, _)| *id != TypeId::of::<T>());
+        self.values.push((TypeId::of::<T>(), Arc::new(value)));
     }
 
     /// The value of a type.
     #[must_use]
     pub fn get<T: Any>(&self) -> Option<&T> {
-        self.values.get(&TypeId::of::<T>())?.downcast_ref()
+        let (_, value) = self.values.iter().find(|(id, _)| *id == TypeId::of::<T>())?;
+        value.downcast_ref()
     }
 
     /// Changes the value of a type, if there is one; another state that shares it keeps its own.
     pub fn update<T: Any + Send + Sync + Clone>(&mut self, change: impl FnOnce(&mut T)) {
-        if let Some(Ok(mut value)) = self.values.remove(&TypeId::of::<T>()).map(Arc::downcast::<T>) {
+        let Some(at) = self.values.iter().position(|(id, _)| *id == TypeId::of::<T>()) else { return };
+        let (id, value) = self.values.swap_remove(at);
+        if let Ok(mut value) = Arc::downcast::<T>(value) {
             change(Arc::make_mut(&mut value));
-            self.values.insert(TypeId::of::<T>(), value);
+            self.values.push((id, value));
         }
     }
 
@@ -244,6 +169,18 @@ impl ClusterEvent {
     }
 }
 
+/// What a plugin's verdict on a node, or its raw score, hangs on, beside the pod. What its PreFilter and PreScore
+/// keep or leave out then hangs on the pod alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoesBy {
+    /// Anything.
+    Cluster,
+    /// The node as it is, with the pods on it.
+    Node,
+    /// That, and how many nodes there are and have which image.
+    NodeAndImages,
+}
+
 /// What every plugin has.
 pub trait Plugin: Send + Sync {
     /// Upstream's plugin name.
@@ -255,6 +192,11 @@ pub trait Plugin: Send + Sync {
     /// The same for an event that changed this node and no other: is `pod` accepted there now?
     fn may_help_on(&self, pod: &PodInfo, event: &ClusterEvent, _node: &NodeState) -> bool {
         self.may_help(pod, event)
+    }
+
+    /// What its Filter and Score go by, beside the pod. What goes by the node alone is asked once per template.
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Cluster
     }
 
     /// False when such an event never helps any pod, so that none need be asked.
@@ -288,7 +230,7 @@ pub trait PreFilter: Plugin {
     ) -> Result<PreFilterResult, Status>;
 
     /// Upstream's AddPod (`by` = 1) and RemovePod (`by` = −1): `other` is thought onto `node` or away from
-    /// it, and what [`PreFilter::pre_filter`] counted changes with it. `node` is the node's after that.
+    /// it, and what [`PreFilter::pre_filter`] counted changes with it.
     fn shift(&self, _state: &mut CycleState, _shift: &Shift<'_>) {}
 }
 
@@ -300,8 +242,8 @@ pub struct Shift<'a> {
     pub other: &'a PodInfo,
     /// 1 or −1.
     pub by: i64,
-    /// The node.
-    pub node: &'a NodeInfo,
+    /// The node, by its place in the snapshot.
+    pub at: usize,
     /// The cluster, as it really is.
     pub snapshot: &'a Snapshot,
 }
@@ -317,7 +259,7 @@ pub struct Unfit<'a> {
     /// Set when PreFilter refused the pod everywhere.
     pub pre_filter: Option<&'a Status>,
     /// Why each node fell.
-    pub rejected: &'a BTreeMap<String, Status>,
+    pub rejected: &'a Refusals,
 }
 
 /// A node, and which pods would go from it so that another can come.
@@ -388,7 +330,7 @@ pub trait PreScore: Plugin {
         &self,
         state: &mut CycleState,
         pod: &PodInfo,
-        nodes: &[NodeState],
+        nodes: &[&NodeState],
         snapshot: &Snapshot,
     ) -> bool;
 }
@@ -474,6 +416,8 @@ pub struct Framework {
     pub bind: Vec<Arc<dyn Bind>>,
     /// PostBind.
     pub post_bind: Vec<Arc<dyn PostBind>>,
+    /// How many nodes that take a pod are enough.
+    pub sample: Sample,
 }
 
 impl Framework {
@@ -491,7 +435,7 @@ impl Framework {
         } else {
             node.remove(other);
         }
-        let shift = Shift { pod, other: &other.pod, by, node: &node.info, snapshot };
+        let shift = Shift { pod, other: &other.pod, by, at: node.at, snapshot };
         for plugin in &self.pre_filter {
             plugin.shift(state, &shift);
         }

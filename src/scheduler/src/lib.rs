@@ -18,6 +18,7 @@ pub mod clients;
 pub mod config;
 pub mod cycle;
 pub mod debug;
+mod decide;
 mod evict;
 pub mod explain;
 pub mod framework;

@@ -12,7 +12,6 @@ use crate::framework::{
 use crate::model::PodInfo;
 use crate::objects::DisruptionBudget;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How many nodes are tried: upstream's `DefaultPreemptionArgs`.
@@ -50,19 +49,18 @@ pub fn preempt(candidates: Candidates, state: &CycleState, unfit: &Unfit<'_>) ->
     if let Some(best) = pick(found) {
         return PostFilterResult::Preempt(best);
     }
-    if let Some(failed) = statuses.values().find(|s| s.code == Code::Error) {
+    if let Some(failed) = statuses.iter().find(|s| s.code == Code::Error) {
         return PostFilterResult::Failed(format!("preemption: {}", failed.reasons.join(", ")));
     }
-    PostFilterResult::Hopeless(format!("preemption: {}", hopeless(statuses, unfit.snapshot)))
+    PostFilterResult::Hopeless(format!("preemption: {}", hopeless(&statuses, unfit.snapshot)))
 }
 
 /// The text of upstream's FitError: what each tried node said, and of the others that it cannot help.
-fn hopeless(mut statuses: BTreeMap<String, Status>, snapshot: &Snapshot) -> String {
-    for node in snapshot.nodes.iter() {
-        let untried = || Status::unresolvable("", NOT_HELPFUL);
-        statuses.entry(node.info.name.clone()).or_insert_with(untried);
-    }
-    format!("0/{} nodes are available: {}.", snapshot.nodes.len(), counted(&statuses))
+fn hopeless(statuses: &[Status], snapshot: &Snapshot) -> String {
+    let untried = Status::unresolvable("", NOT_HELPFUL);
+    let others = snapshot.nodes.len().saturating_sub(statuses.len());
+    let all = statuses.iter().chain(std::iter::repeat_n(&untried, others));
+    format!("0/{} nodes are available: {}.", snapshot.nodes.len(), counted(all))
 }
 
 /// Why the pod may not preempt now.
@@ -116,8 +114,8 @@ impl<'a> DryRun<'a> {
 
     /// Tries nodes, from one that differs by pod, until there are enough candidates with one among them
     /// that breaks no budget.
-    fn run(&mut self, nodes: &[&NodeState], enough: usize) -> (Vec<Candidate>, BTreeMap<String, Status>) {
-        let (mut found, mut statuses) = (Vec::new(), BTreeMap::new());
+    fn run(&mut self, nodes: &[&NodeState], enough: usize) -> (Vec<Candidate>, Vec<Status>) {
+        let (mut found, mut statuses) = (Vec::new(), Vec::new());
         let mut kept = 0;
         let offset = self.pod.uid.bytes().fold(0_usize, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
         for i in 0..nodes.len() {
@@ -127,9 +125,7 @@ impl<'a> DryRun<'a> {
                     kept += usize::from(candidate.violations == 0);
                     found.push(candidate);
                 }
-                Err(status) => {
-                    statuses.insert(node.info.name.clone(), status);
-                }
+                Err(status) => statuses.push(status),
             }
             if kept > 0 && found.len() >= enough {
                 break;
@@ -187,7 +183,7 @@ impl<'a> DryRun<'a> {
         }
         victims.sort_by_key(|p| importance(&p.pod));
         let victims = victims.into_iter().map(|p| p.pod).collect();
-        Ok(Candidate { node: real.info.name.clone(), victims, violations })
+        Ok(Candidate { node: real.info.name.to_string(), victims, violations })
     }
 }
 
@@ -230,6 +226,7 @@ mod tests {
     use k8s_openapi::api::core::v1;
     use podway_flow::Micros;
     use serde_json::{Value, json};
+    use std::collections::BTreeMap;
 
     fn node(name: &str, cpu: i64) -> Arc<NodeInfo> {
         let labels = [("kubernetes.io/hostname", name), ("zone", &name[..1])];

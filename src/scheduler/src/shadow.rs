@@ -111,15 +111,11 @@ impl Shadow {
 pub fn verdict(framework: &Framework, snapshot: &Snapshot, pod: &PodInfo, node: &str) -> Verdict {
     let pod = PodInfo { node_name: String::new(), nominated: String::new(), ..pod.clone() };
     let unknown = |message: String| Verdict::Unknown { message };
-    let refusal = |status: &crate::framework::Status| Refusal {
-        plugin: status.plugin,
-        reasons: status.reasons.clone(),
-    };
     match decide(framework, snapshot, &pod) {
         Ok(decision) if decision.node == node => Verdict::Same,
         Ok(decision) => {
             if let Some(status) = decision.rejected.get(node) {
-                return Verdict::Refused { ours: Some(decision.node.clone()), theirs: refusal(status) };
+                return Verdict::Refused { ours: Some(decision.node.clone()), theirs: Refusal::of(status) };
             }
             let row = |name: &str| decision.scores.iter().find(|s| s.node == name);
             match (row(&decision.node), row(node)) {
@@ -129,7 +125,7 @@ pub fn verdict(framework: &Framework, snapshot: &Snapshot, pod: &PodInfo, node: 
             }
         }
         Err(CycleError::Unfit(error)) => match error.pre_filter.as_ref().or(error.rejected.get(node)) {
-            Some(status) => Verdict::Refused { ours: None, theirs: refusal(status) },
+            Some(status) => Verdict::Refused { ours: None, theirs: Refusal::of(status) },
             None => unknown(format!("node {node} is not known")),
         },
         Err(CycleError::Failed(failure)) => unknown(failure.to_string()),

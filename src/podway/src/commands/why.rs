@@ -95,7 +95,7 @@ impl Scores {
         let best = decision.scores.iter().take(TOP);
         Scores {
             node: decision.node.clone(),
-            feasible: decision.feasible.len(),
+            feasible: decision.feasible,
             nodes: decision.nodes,
             margin: decision.margin,
             best: best.map(|s| (s.node.clone(), s.total, s.by_plugin.clone())).collect(),
@@ -169,7 +169,7 @@ async fn answer(args: &Args) -> anyhow::Result<Answer> {
         Err(CycleError::Failed(failure)) => Answer::Failed { pod: key, message: failure.to_string() },
         Err(CycleError::Unfit(error)) => {
             let nodes = error.rejected.iter().map(|(node, status)| {
-                (node.clone(), Refusal { plugin: status.plugin, reasons: status.reasons.clone() })
+                (node.to_owned(), Refusal { plugin: status.plugin, reasons: status.reasons.to_strings() })
             });
             Answer::Waits {
                 pod: key,

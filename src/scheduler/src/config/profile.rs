@@ -6,6 +6,7 @@
 //! the plugins that a point names and `multiPoint` too, then those of `multiPoint`, then the point's own.
 
 use super::args::Args;
+use crate::cycle::Sample;
 use crate::framework::{Framework, Plugin as Runs};
 use crate::plugins::PluginArgs;
 use podway_api::profile::{PLUGINS, Plugin, PluginSet, Plugins, ProfileSpec};
@@ -72,9 +73,6 @@ pub enum ProfileError {
     /// The share of nodes is out of range.
     #[error("percentageOfNodesToScore {0} is not in valid range [0-100]")]
     Percentage(i32),
-    /// The share of nodes is not heeded.
-    #[error("not supported: percentageOfNodesToScore other than 100: all nodes are looked at")]
-    Sampling,
 }
 
 /// How the pods of one `schedulerName` are placed.
@@ -105,13 +103,14 @@ impl Profile {
         generation: i64,
         all: &dyn Fn(&PluginArgs) -> Framework,
     ) -> Result<Self, ProfileError> {
-        match spec.percentage_of_nodes_to_score {
-            None | Some(100) => {}
-            Some(0..=99) => return Err(ProfileError::Sampling),
+        // Upstream's default is 0: a share that falls with the number of nodes. Ours is all of them.
+        let sample = match spec.percentage_of_nodes_to_score {
+            None | Some(100) => Sample::All,
+            Some(percent @ 0..100) => usize::try_from(percent).map_or(Sample::All, Sample::Percent),
             Some(other) => return Err(ProfileError::Percentage(other)),
-        }
+        };
         let args = Args::of(&spec.plugin_config)?.narrow()?;
-        let framework = Arc::new(arranged(&spec.plugins, all(&args))?);
+        let framework = Arc::new(Framework { sample, ..arranged(&spec.plugins, all(&args))? });
         Ok(Profile { name: name.to_owned(), framework, generation })
     }
 }
@@ -131,6 +130,7 @@ fn arranged(sets: &Plugins, all: Framework) -> Result<Framework, ProfileError> {
         pre_bind: plan.point("preBind", &sets.pre_bind, all.pre_bind, |p| p.name())?,
         bind: plan.point("bind", &sets.bind, all.bind, |p| p.name())?,
         post_bind: plan.point("postBind", &sets.post_bind, all.post_bind, |p| p.name())?,
+        sample: all.sample,
     };
     if framework.bind.is_empty() {
         return Err(ProfileError::NoBinder);
@@ -353,7 +353,6 @@ mod tests {
             ("{plugins: {queueSort: {disabled: [{name: '*'}]}}}", "at least one queue sort plugin"),
             ("{plugins: {score: {enabled: [{name: NodeAffinity, weight: -1}]}}}", "weight"),
             ("{percentageOfNodesToScore: 101}", "valid range"),
-            ("{percentageOfNodesToScore: 50}", "not supported: percentageOfNodesToScore"),
             ("{pluginConfig: [{name: InterPodAffinity, args: {hardPodAffinityWeight: 500}}]}", "[0, 100]"),
         ] {
             let text = made(yaml).err().map(|e| e.to_string()).unwrap_or_default();

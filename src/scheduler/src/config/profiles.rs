@@ -134,7 +134,7 @@ mod tests {
         profiles.unset("b");
         assert_eq!(scores(&profiles, "a"), 7);
         assert!(profiles.of("b").is_none());
-        let bad = [("c".to_owned(), spec("{percentageOfNodesToScore: 3}"))];
+        let bad = [("c".to_owned(), spec("{percentageOfNodesToScore: 300}"))];
         assert!(Profiles::new(&bad, Box::new(|_| default_framework())).is_err());
     }
 }

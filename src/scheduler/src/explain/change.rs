@@ -103,10 +103,7 @@ pub struct Trial {
 
 impl Trial {
     fn node(&mut self, name: &str, edit: impl FnOnce(&mut NodeState)) {
-        let nodes = Arc::make_mut(&mut self.snapshot.nodes);
-        if let Some(node) = nodes.iter_mut().find(|n| n.info.name == name) {
-            edit(node);
-        }
+        self.snapshot.think(|nodes| nodes.iter_mut().find(|n| *n.info.name == *name).map(edit));
     }
 
     fn info(&mut self, name: &str, edit: impl FnOnce(&mut NodeInfo)) {

@@ -1,7 +1,8 @@
 //! The last decisions, kept in memory: a bounded ring, the oldest goes first.
 
+use super::TOP;
 use crate::cycle::{Decision, FitError, NodeScore};
-use crate::framework::Status;
+use crate::framework::{Refusals, Status};
 use crate::queue::QueuedPod;
 use podway_flow::Micros;
 use serde::Serialize;
@@ -10,8 +11,6 @@ use std::sync::Arc;
 
 /// How many decisions are kept.
 pub const KEPT: usize = 1024;
-/// How many of the best nodes are kept with their scores.
-const TOP: usize = 5;
 /// How many of the nodes that fell are kept with their reasons.
 const REFUSED: usize = 32;
 
@@ -123,10 +122,17 @@ pub struct Refusal {
     pub reasons: Vec<String>,
 }
 
-fn refused(rejected: &BTreeMap<String, Status>) -> BTreeMap<String, Refusal> {
+impl Refusal {
+    /// Of what a plugin said.
+    #[must_use]
+    pub fn of(status: &Status) -> Self {
+        Refusal { plugin: status.plugin, reasons: status.reasons.to_strings() }
+    }
+}
+
+fn refused(rejected: &Refusals) -> BTreeMap<String, Refusal> {
     let first = rejected.iter().take(REFUSED);
-    let kept = |s: &Status| Refusal { plugin: s.plugin, reasons: s.reasons.clone() };
-    first.map(|(node, status)| (node.clone(), kept(status))).collect()
+    first.map(|(node, status)| (node.to_owned(), Refusal::of(status))).collect()
 }
 
 impl Outcome {
@@ -136,7 +142,7 @@ impl Outcome {
         Outcome::Placed {
             node: decision.node.clone(),
             nodes: decision.nodes,
-            feasible: decision.feasible.len(),
+            feasible: decision.feasible,
             margin: decision.margin,
             best: decision.scores.iter().take(TOP).map(Row::of).collect(),
             refused: refused(&decision.rejected),
@@ -221,7 +227,7 @@ mod tests {
             feasible: 1,
             margin: None,
             best: vec![Row::of(&score)],
-            refused: refused(&BTreeMap::from([("m".to_owned(), Status::unschedulable("P", "why"))])),
+            refused: refused(&[("m", Status::unschedulable("P", "why"))].into_iter().collect()),
         };
         ring.push(&queued("b"), 4, Micros(3), Some(9), placed);
         assert!(ring.of(Some("d/old")).is_empty(), "the oldest went");

@@ -67,9 +67,9 @@ pub fn remedies(
 fn candidates(snapshot: &Snapshot, pod: &PodInfo, error: &FitError) -> Vec<String> {
     let mut groups: BTreeMap<Vec<&str>, Vec<(i64, &str)>> = BTreeMap::new();
     for node in snapshot.nodes.iter() {
-        let name = node.info.name.as_str();
+        let name = &*node.info.name;
         let reasons = error.pre_filter.as_ref().or_else(|| error.rejected.get(name)).map(|s| &s.reasons);
-        let reasons = reasons.into_iter().flatten().map(String::as_str).collect();
+        let reasons = reasons.into_iter().flat_map(|r| r.iter()).map(|r| &**r).collect();
         groups.entry(reasons).or_default().push((lack(node, pod), name));
     }
     let each = (NODES / groups.len().max(1)).max(2);
@@ -144,7 +144,7 @@ fn relax(framework: &Framework, trial: &mut Trial, node: &str, changes: &mut [Ch
 
 /// What to change so that a node is not refused like this again.
 fn fixes(trial: &Trial, node: &str, status: &Status) -> Vec<Change> {
-    let Some(state) = trial.snapshot.nodes.iter().find(|n| n.info.name == node) else { return Vec::new() };
+    let Some(state) = trial.snapshot.nodes.iter().find(|n| *n.info.name == *node) else { return Vec::new() };
     let (pod, info) = (&trial.pod, &state.info);
     match status.plugin {
         "NodeUnschedulable" => vec![Change::Uncordon { node: node.to_owned() }],
@@ -194,7 +194,7 @@ fn fixes(trial: &Trial, node: &str, status: &Status) -> Vec<Change> {
 }
 
 fn room(state: &NodeState, pod: &PodInfo) -> Vec<Change> {
-    let node = state.info.name.clone();
+    let node = state.info.name.to_string();
     let mut out = Vec::new();
     if state.usage.pods + 1 > state.info.allocatable_pods {
         out.push(Change::FewerPods { node: node.clone() });

@@ -225,7 +225,7 @@ impl World {
     /// leaves too. Returns them, the most important first, as those that are to be placed again.
     pub fn drain(&mut self, name: &str) -> Vec<Arc<PodInfo>> {
         let snapshot = self.cache.snapshot();
-        let Some(state) = snapshot.nodes.iter().find(|n| n.info.name == name) else { return Vec::new() };
+        let Some(state) = snapshot.nodes.iter().find(|n| *n.info.name == *name) else { return Vec::new() };
         self.cache.set_node(Arc::new(NodeInfo { unschedulable: true, ..(*state.info).clone() }));
         let mut out: Vec<Arc<PodInfo>> = self
             .placed

@@ -3,9 +3,10 @@
 use super::{ModelError, Resources, quantity};
 use k8s_openapi::api::core::v1;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A taint's effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// No new pod without a toleration.
     NoSchedule,
@@ -43,7 +44,7 @@ pub struct Taint {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeInfo {
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// `spec.unschedulable` (cordoned).
@@ -84,7 +85,7 @@ impl NodeInfo {
             }
         }
         Ok(NodeInfo {
-            name,
+            name: name.into(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
             unschedulable: spec.unschedulable.unwrap_or(false),
             taints: spec

@@ -14,7 +14,7 @@ pub const DEFAULT_MILLI_CPU: i64 = 100;
 pub const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
 
 /// A toleration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Toleration {
     /// Empty with Exists: every key.
     pub key: String,
@@ -215,22 +215,72 @@ impl PodInfo {
     /// True when nothing differs that could change a decision: a status write alone wakes nobody.
     #[must_use]
     pub fn decides_like(&self, other: &PodInfo) -> bool {
-        let bare = |p: &PodInfo| PodInfo {
-            condition: None,
-            generation: None,
-            version: None,
-            nominated: String::new(),
-            ..p.clone()
-        };
-        bare(self) == bare(other)
+        (&self.name, &self.uid) == (&other.name, &other.uid) && self.same_template(other)
     }
 
     /// True for pods of one template that nothing tells apart but their names: what is decided of one of
     /// them on a cluster is decided of the other.
     #[must_use]
     pub fn same_template(&self, other: &PodInfo) -> bool {
-        let bare = |p: &PodInfo| PodInfo { name: String::new(), uid: String::new(), ..p.clone() };
-        bare(self).decides_like(&bare(other))
+        // Every field is named, so that a new one is not forgotten.
+        let PodInfo {
+            namespace,
+            name: _,
+            uid: _,
+            generation: _,
+            version: _,
+            labels,
+            owner,
+            spread,
+            affinity,
+            scheduler_name,
+            node_name,
+            priority,
+            deleting,
+            gates,
+            requests,
+            non_zero,
+            host_ports,
+            images,
+            container_count,
+            node_selector,
+            required_terms,
+            preferred_terms,
+            tolerations,
+            volumes,
+            needs,
+            unsupported,
+            condition: _,
+            nominated: _,
+            never_preempts,
+            started,
+            preempted,
+        } = self;
+        *namespace == other.namespace
+            && *labels == other.labels
+            && *owner == other.owner
+            && *spread == other.spread
+            && *affinity == other.affinity
+            && *scheduler_name == other.scheduler_name
+            && *node_name == other.node_name
+            && *priority == other.priority
+            && *deleting == other.deleting
+            && *gates == other.gates
+            && *requests == other.requests
+            && *non_zero == other.non_zero
+            && *host_ports == other.host_ports
+            && *images == other.images
+            && *container_count == other.container_count
+            && *node_selector == other.node_selector
+            && *required_terms == other.required_terms
+            && *preferred_terms == other.preferred_terms
+            && *tolerations == other.tolerations
+            && *volumes == other.volumes
+            && *needs == other.needs
+            && *unsupported == other.unsupported
+            && *never_preempts == other.never_preempts
+            && *started == other.started
+            && *preempted == other.preempted
     }
 
     /// `namespace/name`.

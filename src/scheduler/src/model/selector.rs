@@ -65,7 +65,7 @@ impl Requirement {
 }
 
 /// A term: all of its expressions and fields must match; an empty one matches nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeTerm {
     /// On labels.
     pub expressions: Vec<Requirement>,
@@ -121,7 +121,7 @@ impl NodeTerm {
 }
 
 /// A preferred term and its weight (1 to 100; 0 is ignored).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PreferredTerm {
     /// What is added to a matching node's score.
     pub weight: i64,

@@ -21,14 +21,14 @@ pub(super) struct Amount {
 
 /// The amounts of each resource. CPU and memory are read from `used`, all others from what is really
 /// `requested`.
-pub(super) fn amounts(
-    resources: &[Weighted],
-    have: &Resources,
-    used: &Resources,
-    requested: &Resources,
-    asks: &Resources,
-) -> Vec<Amount> {
-    let one = |(name, weight): &Weighted| {
+pub(super) fn amounts<'a>(
+    resources: &'a [Weighted],
+    have: &'a Resources,
+    used: &'a Resources,
+    requested: &'a Resources,
+    asks: &'a Resources,
+) -> impl Iterator<Item = Amount> + Clone + 'a {
+    let one = move |(name, weight): &Weighted| {
         let core = ["cpu", "memory"].contains(&name.as_str());
         let scalar = !core && name != "ephemeral-storage";
         let (allocatable, ask) = (have.get(name), asks.get(name));
@@ -38,19 +38,22 @@ pub(super) fn amounts(
         let allocated = if core { used.get(name) } else { requested.get(name) };
         Amount { requested: allocated.saturating_add(ask), allocated, allocatable, weight: *weight }
     };
-    resources.iter().map(one).collect()
+    resources.iter().map(one)
 }
 
 /// `part · 100 / whole` without overflow.
 fn percent(part: i64, whole: i64) -> i64 {
+    if let Some(hundredfold) = part.checked_mul(MAX_NODE_SCORE) {
+        return hundredfold / whole.max(1);
+    }
     let n = i128::from(part) * i128::from(MAX_NODE_SCORE) / i128::from(whole.max(1));
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// The score of a strategy.
-pub(super) fn score(strategy: &Strategy, amounts: &[Amount]) -> i64 {
+pub(super) fn score(strategy: &Strategy, amounts: impl Iterator<Item = Amount>) -> i64 {
     let (mut sum, mut weights) = (0_i64, 0_i64);
-    for a in amounts.iter().filter(|a| a.allocatable != 0) {
+    for a in amounts.filter(|a| a.allocatable != 0) {
         let over = a.requested > a.allocatable;
         let score = match strategy {
             Strategy::LeastAllocated if over => 0,
@@ -116,7 +119,7 @@ mod tests {
     #[case((6000, 10000), (3000, 5000), 50)]
     #[case((4000, 10000), (5000, 5000), 75)]
     fn most_allocated(#[case] have: (i64, i64), #[case] used: (i64, i64), #[case] want: i64) {
-        assert_eq!(score(&Strategy::MostAllocated, &of(have, used)), want);
+        assert_eq!(score(&Strategy::MostAllocated, of(have, used).into_iter()), want);
     }
 
     #[rstest]
@@ -125,7 +128,7 @@ mod tests {
     #[case((6000, 10000), (3000, 5000), 50)]
     fn ratio(#[case] have: (i64, i64), #[case] used: (i64, i64), #[case] want: i64) {
         let strategy = Strategy::RequestedToCapacityRatio(vec![(0, 100), (100, 0)]);
-        assert_eq!(score(&strategy, &of(have, used)), want);
+        assert_eq!(score(&strategy, of(have, used).into_iter()), want);
     }
 
     #[test]

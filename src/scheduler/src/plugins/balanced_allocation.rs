@@ -3,7 +3,7 @@
 use super::allocation::amounts;
 use super::args::BalancedArgs;
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, CycleState, MAX_NODE_SCORE, Plugin, PreScore, Score};
+use crate::framework::{ClusterEvent, CycleState, GoesBy, MAX_NODE_SCORE, Plugin, PreScore, Score};
 use crate::model::PodInfo;
 
 /// The plugin, with its args.
@@ -15,13 +15,17 @@ impl Plugin for BalancedAllocation {
         "NodeResourcesBalancedAllocation"
     }
 
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
+    }
+
     fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
         false
     }
 }
 
 impl PreScore for BalancedAllocation {
-    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
+    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[&NodeState], _: &Snapshot) -> bool {
         self.0.resources.iter().any(|(resource, _)| pod.requests.get(resource) != 0)
     }
 }
@@ -32,18 +36,18 @@ impl PreScore for BalancedAllocation {
     clippy::cast_possible_truncation,
     reason = "upstream computes in float64 and truncates; parity needs the same order of operations"
 )]
-fn balance(pairs: impl Iterator<Item = (i64, i64)>) -> i64 {
-    let fractions: Vec<f64> = pairs
+fn balance(pairs: impl Iterator<Item = (i64, i64)> + Clone) -> i64 {
+    let fractions = pairs
         .filter(|(_, allocatable)| *allocatable != 0)
-        .map(|(requested, allocatable)| (requested as f64 / allocatable as f64).min(1.0))
-        .collect();
-    let count = fractions.len() as f64;
-    let std = match fractions.as_slice() {
-        [] | [_] => 0.0,
-        [a, b] => ((a - b) / 2.0).abs(),
-        all => {
-            let mean = all.iter().sum::<f64>() / count;
-            (all.iter().fold(0.0, |sum, f| sum + (f - mean) * (f - mean)) / count).sqrt()
+        .map(|(requested, allocatable)| (requested as f64 / allocatable as f64).min(1.0));
+    let mut first = fractions.clone();
+    let std = match (first.next(), first.next(), first.next()) {
+        (_, None, _) | (None, ..) => 0.0,
+        (Some(a), Some(b), None) => ((a - b) / 2.0).abs(),
+        _ => {
+            let count = fractions.clone().count() as f64;
+            let mean = fractions.clone().sum::<f64>() / count;
+            (fractions.fold(0.0, |sum, f| sum + (f - mean) * (f - mean)) / count).sqrt()
         }
     };
     ((1.0 - std) * MAX_NODE_SCORE as f64) as i64
@@ -53,8 +57,8 @@ impl Score for BalancedAllocation {
     fn score(&self, _: &CycleState, pod: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
         let (have, used) = (&node.info.allocatable, &node.usage.requested);
         let amounts = amounts(&self.0.resources, have, used, used, &pod.requests);
-        let with = balance(amounts.iter().map(|a| (a.requested, a.allocatable)));
-        let without = balance(amounts.iter().map(|a| (a.allocated, a.allocatable)));
+        let with = balance(amounts.clone().map(|a| (a.requested, a.allocatable)));
+        let without = balance(amounts.map(|a| (a.allocated, a.allocatable)));
         MAX_NODE_SCORE / 2 + (MAX_NODE_SCORE / 2 + with - without) / 2
     }
 }

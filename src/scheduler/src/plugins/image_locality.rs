@@ -1,7 +1,7 @@
 //! ImageLocality: nodes that have the pod's images, weighed by how widely each is spread.
 
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, CycleState, MAX_NODE_SCORE, Plugin, Score};
+use crate::framework::{ClusterEvent, CycleState, GoesBy, MAX_NODE_SCORE, Plugin, Score};
 use crate::model::PodInfo;
 
 /// The plugin.
@@ -14,6 +14,10 @@ const MAX_PER_CONTAINER: i64 = 1000 * MIB;
 impl Plugin for ImageLocality {
     fn name(&self) -> &'static str {
         "ImageLocality"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::NodeAndImages
     }
 
     fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {

@@ -1,85 +1,20 @@
 //! Affinity and anti-affinity to other pods, as `plugins/interpodaffinity` of Kubernetes 1.36.
 //!
-//! Upstream walks the pods; here each term is held against each [class](crate::classes) of pods once,
-//! and what matches is counted in one pass over the nodes.
+//! Upstream walks the pods in each cycle; here the pods that a term matches and the pods that have a term are
+//! [counted](crate::cache::Tally) by topology as they come and go, so that a cycle costs as much as there are terms.
 
 mod filter;
 mod score;
+mod tally;
 
 use super::args::InterPodAffinityArgs;
-use crate::cache::Snapshot;
-use crate::classes::{Class, ClassId};
 use crate::framework::{ClusterEvent, Plugin};
 use crate::model::{NodeInfo, PodInfo, PodTerm};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// The plugin, with its args.
 #[derive(Default)]
 pub struct InterPodAffinity(pub InterPodAffinityArgs);
-
-/// Something counted by node label and its value.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Topology(HashMap<String, HashMap<String, i64>>);
-
-impl Topology {
-    /// Adds to the node's value of `key`; a node without the label has none.
-    fn add(&mut self, node: &NodeInfo, key: &str, n: i64) {
-        let Some(value) = node.labels.get(key) else { return };
-        let by_value = match self.0.get_mut(key) {
-            Some(by_value) => by_value,
-            None => self.0.entry(key.to_owned()).or_default(),
-        };
-        match by_value.get_mut(value) {
-            Some(sum) => *sum += n,
-            None => drop(by_value.insert(value.clone(), n)),
-        }
-    }
-
-    /// Adds like [`Topology::add`], and forgets what has come to nothing.
-    fn shift(&mut self, node: &NodeInfo, key: &str, n: i64) {
-        self.add(node, key, n);
-        let Some((value, by_value)) = node.labels.get(key).zip(self.0.get_mut(key)) else { return };
-        if by_value.get(value) == Some(&0) {
-            by_value.remove(value);
-        }
-        if by_value.is_empty() {
-            self.0.remove(key);
-        }
-    }
-
-    /// The node's count for `key`.
-    fn at(&self, node: &NodeInfo, key: &str) -> i64 {
-        let count = node.labels.get(key).and_then(|value| self.0.get(key)?.get(value));
-        count.copied().unwrap_or(0)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// Calls `each` with every node that has pods of one of `classes`, how many, and the class' entry.
-fn over_nodes<T>(
-    snapshot: &Snapshot,
-    classes: &BTreeMap<ClassId, T>,
-    mut each: impl FnMut(&NodeInfo, i64, &T),
-) {
-    if classes.is_empty() {
-        return;
-    }
-    for node in snapshot.nodes.iter() {
-        for (id, entry) in classes {
-            if let Some(alike) = node.usage.alike.get(id) {
-                each(&node.info, alike.all, entry);
-            }
-        }
-    }
-}
-
-/// Does a term that `pod` may have match the pods of a class?
-fn selects(term: &PodTerm, class: &Class, snapshot: &Snapshot) -> bool {
-    term.matches(&class.namespace, &class.labels, snapshot.namespace_labels(&class.namespace))
-}
 
 /// Does a term match this pod, whose namespace has these labels?
 fn takes(term: &PodTerm, pod: &PodInfo, of_namespace: &BTreeMap<String, String>) -> bool {
@@ -134,7 +69,7 @@ impl Plugin for InterPodAffinity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Cache;
+    use crate::cache::{Cache, Snapshot};
     use k8s_openapi::api::core::v1;
     use serde_json::{Value, json};
     use std::sync::Arc;

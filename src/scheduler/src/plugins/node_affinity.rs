@@ -3,7 +3,7 @@
 use super::args::AddedAffinity;
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{
-    ClusterEvent, CycleState, Filter, Plugin, PreFilter, PreFilterResult, PreScore, Score, Status,
+    ClusterEvent, CycleState, Filter, GoesBy, Plugin, PreFilter, PreFilterResult, PreScore, Score, Status,
     default_normalize,
 };
 use crate::model::{NodeInfo, PodInfo};
@@ -37,6 +37,10 @@ pub(crate) fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for NodeAffinity {
     fn name(&self) -> &'static str {
         "NodeAffinity"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {
@@ -90,7 +94,7 @@ impl Filter for NodeAffinity {
 }
 
 impl PreScore for NodeAffinity {
-    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[NodeState], _: &Snapshot) -> bool {
+    fn pre_score(&self, _: &mut CycleState, pod: &PodInfo, _: &[&NodeState], _: &Snapshot) -> bool {
         !pod.preferred_terms.is_empty() || !self.0.preferred.is_empty()
     }
 }

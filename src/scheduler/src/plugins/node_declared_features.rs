@@ -3,7 +3,9 @@
 //! [`PodInfo::parse`](crate::model::PodInfo::parse).
 
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, PreFilter, PreFilterResult, Status};
+use crate::framework::{
+    ClusterEvent, CycleState, Filter, GoesBy, Plugin, PreFilter, PreFilterResult, Status,
+};
 use crate::model::{NodeInfo, PodInfo};
 
 /// The plugin.
@@ -18,6 +20,10 @@ fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for NodeDeclaredFeatures {
     fn name(&self) -> &'static str {
         "NodeDeclaredFeatures"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {

@@ -1,7 +1,7 @@
 //! A pod that names its node goes there or nowhere.
 
 use crate::cache::NodeState;
-use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, Status};
+use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Status};
 use crate::model::PodInfo;
 
 /// The plugin.
@@ -14,18 +14,22 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
+    }
+
     fn hears(&self, event: &ClusterEvent) -> bool {
         event.is_of_node()
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdd(n) if n.name == pod.node_name)
+        matches!(event, ClusterEvent::NodeAdd(n) if *n.name == *pod.node_name)
     }
 }
 
 impl Filter for NodeName {
     fn filter(&self, _: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
-        if pod.node_name.is_empty() || pod.node_name == node.info.name {
+        if pod.node_name.is_empty() || *pod.node_name == *node.info.name {
             return Ok(());
         }
         Err(Status::unresolvable(self.name(), REASON))

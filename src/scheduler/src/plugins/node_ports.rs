@@ -1,7 +1,9 @@
 //! Host ports: one user each.
 
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, PreFilter, PreFilterResult, Status};
+use crate::framework::{
+    ClusterEvent, CycleState, Filter, GoesBy, Plugin, PreFilter, PreFilterResult, Status,
+};
 use crate::model::{HostPort, PodInfo};
 
 /// The plugin.
@@ -16,6 +18,10 @@ fn conflict<'a>(wanted: &[HostPort], mut used: impl Iterator<Item = &'a HostPort
 impl Plugin for NodePorts {
     fn name(&self) -> &'static str {
         "NodePorts"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {

@@ -3,7 +3,7 @@
 use super::allocation::{amounts, score};
 use super::args::FitArgs;
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, Code, CycleState, Filter, Plugin, Score, Status};
+use crate::framework::{ClusterEvent, Code, CycleState, Filter, GoesBy, Plugin, Reason, Score, Status};
 use crate::model::{NodeInfo, PodInfo};
 
 /// The plugin, with its args.
@@ -30,6 +30,10 @@ fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
         "NodeResourcesFit"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {
@@ -67,18 +71,29 @@ impl NodeResourcesFit {
         let mut code = Code::Unschedulable;
         let mut reasons = Vec::new();
         if node.usage.pods.saturating_add(1) > node.info.allocatable_pods {
-            reasons.push("Too many pods".to_owned());
+            reasons.push(Reason::Borrowed("Too many pods"));
         }
         for (name, wanted) in pod.requests.iter().filter(|&(r, n)| n > 0 && !self.ignores(r)) {
             let allocatable = node.info.allocatable.get(name);
             if wanted > allocatable.saturating_sub(node.usage.requested.get(name)) {
-                reasons.push(format!("Insufficient {name}"));
+                reasons.push(insufficient(name));
             }
             if wanted > allocatable {
                 code = Code::UnschedulableAndUnresolvable;
             }
         }
-        if reasons.is_empty() { Ok(()) } else { Err(Status { plugin: self.name(), code, reasons }) }
+        match reasons.len() {
+            0 => Ok(()),
+            _ => Err(Status { plugin: self.name(), code, reasons: reasons.into_iter().collect() }),
+        }
+    }
+}
+
+fn insufficient(resource: &str) -> Reason {
+    match resource {
+        "cpu" => Reason::Borrowed("Insufficient cpu"),
+        "memory" => Reason::Borrowed("Insufficient memory"),
+        other => Reason::Owned(format!("Insufficient {other}")),
     }
 }
 
@@ -86,7 +101,7 @@ impl Score for NodeResourcesFit {
     fn score(&self, _: &CycleState, pod: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
         let (have, usage) = (&node.info.allocatable, &node.usage);
         let amounts = amounts(&self.0.resources, have, &usage.non_zero, &usage.requested, &pod.non_zero);
-        score(&self.0.strategy, &amounts)
+        score(&self.0.strategy, amounts)
     }
 }
 
@@ -131,7 +146,10 @@ mod tests {
         match NodeResourcesFit::default().filter(&CycleState::default(), &pod, &node) {
             Ok(()) => assert_eq!(code, None),
             Err(s) => {
-                assert_eq!((s.reasons.as_slice(), Some(s.code)), (reasons.map_owned().as_slice(), code))
+                assert_eq!(
+                    (s.reasons.to_strings().as_slice(), Some(s.code)),
+                    (reasons.map_owned().as_slice(), code)
+                )
             }
         }
     }

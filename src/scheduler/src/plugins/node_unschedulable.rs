@@ -1,7 +1,7 @@
 //! A cordoned node takes only pods that tolerate `node.kubernetes.io/unschedulable:NoSchedule`.
 
 use crate::cache::NodeState;
-use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, Status};
+use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Status};
 use crate::model::node::{Effect, Taint};
 use crate::model::{NodeInfo, PodInfo};
 
@@ -28,6 +28,10 @@ fn open(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for NodeUnschedulable {
     fn name(&self) -> &'static str {
         "NodeUnschedulable"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

@@ -115,7 +115,7 @@ impl Filter for NodeVolumeLimits {
     fn filter(&self, state: &CycleState, _: &PodInfo, node: &NodeState) -> Result<(), Status> {
         let Some(counted) = state.get::<Counted>() else { return Ok(()) };
         let mut new = counted.own.clone()?;
-        let limits = counted.objects.csi_nodes.get(node.info.name.as_str());
+        let limits = counted.objects.csi_nodes.get(&*node.info.name);
         let Some(limits) = limits.map(|n| &n.limits).filter(|l| !new.is_empty() && !l.is_empty()) else {
             return Ok(());
         };
@@ -126,7 +126,7 @@ impl Filter for NodeVolumeLimits {
         }
         new.retain(|volume, _| !there.contains_key(volume));
         // A volume that an existing pod uses may be attached as well.
-        there.extend(counted.attached.get(&node.info.name).cloned().unwrap_or_default());
+        there.extend(counted.attached.get(&*node.info.name).cloned().unwrap_or_default());
         let of = |volumes: &Volumes, driver: &str| {
             i64::try_from(volumes.values().filter(|d| *d == driver).count()).unwrap_or(i64::MAX)
         };

@@ -1,17 +1,16 @@
 //! A pod's topologySpreadConstraints, or upstream's system defaults for one that has none, as
 //! `plugins/podtopologyspread` of Kubernetes 1.36.
 //!
-//! A constraint's selector is held against each [class](crate::classes) of pods once; counting is a
-//! look-up per node. The defaults' selector is that of the pod's controller and of the Services that
-//! select the pod.
+//! The pods that a constraint selects are [counted](crate::cache::Tally) as they come and go; what a node says is
+//! a look-up. The defaults' selector is that of the pod's controller and of the Services that select the pod.
 
 mod filter;
 mod score;
+mod tally;
 
 use super::args::SpreadArgs;
 use super::{node_affinity, taint_toleration};
-use crate::cache::{NodeState, Snapshot};
-use crate::classes::ClassId;
+use crate::cache::Snapshot;
 use crate::framework::{ClusterEvent, Plugin};
 use crate::model::{LabelSelector, NodeInfo, Owner, PodInfo, Requirement, SpreadConstraint};
 use crate::objects::Objects;
@@ -23,25 +22,6 @@ pub struct PodTopologySpread(pub SpreadArgs);
 
 const HOST: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
-
-/// The pods that a constraint counts: those of these classes.
-struct Counted(Vec<ClassId>);
-
-impl Counted {
-    /// What the constraint's selector selects in the pod's namespace. An empty one selects everything,
-    /// and upstream counts none then.
-    fn by(selector: &LabelSelector, pod: &PodInfo, snapshot: &Snapshot) -> Self {
-        let selected = snapshot.classes.iter().filter(|(_, class)| {
-            !selector.is_empty() && class.namespace == pod.namespace && selector.matches(&class.labels)
-        });
-        Counted(selected.map(|(id, _)| *id).collect())
-    }
-
-    /// How many a node has. One that is being deleted is not counted.
-    fn on(&self, node: &NodeState) -> i64 {
-        self.0.iter().filter_map(|id| Some(node.usage.alike.get(id)?.staying)).sum()
-    }
-}
 
 /// The system defaults: rather not on one node or in one zone.
 fn defaults() -> [SpreadConstraint; 2] {
@@ -113,10 +93,10 @@ fn default_selector(pod: &PodInfo, objects: &Objects) -> LabelSelector {
     LabelSelector::All(all)
 }
 
-/// Whether the pods of a node count for a constraint, by its two policies.
-fn includes(constraint: &SpreadConstraint, pod: &PodInfo, node: &NodeInfo) -> bool {
-    (!constraint.honor_affinity || node_affinity::accepts(pod, node))
-        && (!constraint.honor_taints || taint_toleration::accepts(pod, node))
+/// Whether the pods of a node count for a constraint that honours the pod's node affinity and the node's taints
+/// or does not.
+fn includes((affinity, taints): (bool, bool), pod: &PodInfo, node: &NodeInfo) -> bool {
+    (!affinity || node_affinity::accepts(pod, node)) && (!taints || taint_toleration::accepts(pod, node))
 }
 
 /// Whether a node has the labels of all these constraints.

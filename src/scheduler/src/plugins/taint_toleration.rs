@@ -1,7 +1,7 @@
 //! Taints: NoSchedule and NoExecute refuse, PreferNoSchedule costs score.
 
 use crate::cache::{NodeState, Snapshot};
-use crate::framework::{ClusterEvent, CycleState, Filter, Plugin, Score, Status, default_normalize};
+use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Score, Status, default_normalize};
 use crate::model::node::Effect;
 use crate::model::{NodeInfo, PodInfo};
 
@@ -21,6 +21,10 @@ pub(crate) fn accepts(pod: &PodInfo, node: &NodeInfo) -> bool {
 impl Plugin for TaintToleration {
     fn name(&self) -> &'static str {
         "TaintToleration"
+    }
+
+    fn goes_by(&self) -> GoesBy {
+        GoesBy::Node
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

@@ -1,65 +1,40 @@
 //! Required terms: of the incoming pod, and of those that are there against it.
 
-use super::{InterPodAffinity, Topology, over_nodes, selects, takes};
-use crate::cache::{NodeState, Snapshot};
-use crate::classes::ClassId;
+use super::tally::{Having, Kind, Matching};
+use super::{InterPodAffinity, takes};
+use crate::cache::{NodeState, Snapshot, Sums};
 use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Shift, Status};
 use crate::model::{PodInfo, PodTerm};
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const AFFINITY: &str = "node(s) didn't match pod affinity rules";
 const ANTI_AFFINITY: &str = "node(s) didn't match pod anti-affinity rules";
 const EXISTING: &str = "node(s) didn't satisfy existing pods anti-affinity rules";
 
 /// What is counted, by topology.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Counts {
-    /// Pods that match all of the incoming pod's affinity terms.
-    near: Topology,
-    /// Pods that match one of its anti-affinity terms.
-    apart: Topology,
-    /// Pods with an anti-affinity term that matches it.
-    existing: Topology,
+    /// Pods that match all of the incoming pod's affinity terms, by each of them.
+    near: Vec<Arc<Sums>>,
+    /// Pods that match its anti-affinity terms, by each of them.
+    apart: Vec<Arc<Sums>>,
+    /// Pods with an anti-affinity term that matches it, by each such term.
+    existing: Vec<(Arc<PodTerm>, Arc<Sums>)>,
     /// It matches its own affinity terms, and so may be the first.
     matches_itself: bool,
-}
-
-/// The topology keys under which a class counts.
-#[derive(Default)]
-struct Keys {
-    near: Vec<String>,
-    apart: Vec<String>,
-    existing: Vec<String>,
 }
 
 impl Counts {
     fn of(pod: &PodInfo, snapshot: &Snapshot) -> Self {
         let of_namespace = snapshot.namespace_labels(&pod.namespace);
         let own = &pod.affinity;
-        let mut marked: BTreeMap<ClassId, Keys> = BTreeMap::new();
-        for (id, class) in snapshot.classes.iter() {
-            let mut keys = Keys::default();
-            let key = |t: &PodTerm| t.topology_key.clone();
-            if own.required.iter().all(|t| selects(t, class, snapshot)) {
-                keys.near = own.required.iter().map(key).collect();
-            }
-            keys.apart = own.anti_required.iter().filter(|t| selects(t, class, snapshot)).map(key).collect();
-            let against = class.affinity.anti_required.iter();
-            keys.existing = against.filter(|t| takes(t, pod, of_namespace)).map(key).collect();
-            if !(keys.near.is_empty() && keys.apart.is_empty() && keys.existing.is_empty()) {
-                marked.insert(*id, keys);
-            }
-        }
-        let mut counts = Counts {
+        let matching = |terms: &[PodTerm]| snapshot.tally::<Matching>(&terms.to_vec()).0.clone();
+        Counts {
+            near: if own.required.is_empty() { Vec::new() } else { matching(&own.required) },
+            apart: own.anti_required.iter().flat_map(|t| matching(std::slice::from_ref(t))).collect(),
+            existing: snapshot.tally::<Having>(&Kind::AntiRequired).against(pod, snapshot),
             matches_itself: own.required.iter().all(|t| takes(t, pod, of_namespace)),
-            ..Counts::default()
-        };
-        over_nodes(snapshot, &marked, |node, pods, keys| {
-            keys.near.iter().for_each(|key| counts.near.add(node, key, pods));
-            keys.apart.iter().for_each(|key| counts.apart.add(node, key, pods));
-            keys.existing.iter().for_each(|key| counts.existing.add(node, key, pods));
-        });
-        counts
+        }
     }
 
     /// Upstream's `updateWithPod`.
@@ -67,24 +42,33 @@ impl Counts {
         let (own, snapshot) = (&shift.pod.affinity, shift.snapshot);
         let labels = |pod: &PodInfo| snapshot.namespace_labels(&pod.namespace);
         let other = |t: &PodTerm| takes(t, shift.other, labels(shift.other));
+        let add = |sums: &mut Arc<Sums>| {
+            Arc::make_mut(sums).add(shift.at, shift.by);
+        };
         if !own.required.is_empty() && own.required.iter().all(other) {
-            own.required.iter().for_each(|t| self.near.shift(shift.node, &t.topology_key, shift.by));
+            self.near.iter_mut().for_each(add);
         }
-        for term in own.anti_required.iter().filter(|t| other(t)) {
-            self.apart.shift(shift.node, &term.topology_key, shift.by);
+        for (sums, _) in self.apart.iter_mut().zip(&own.anti_required).filter(|(_, t)| other(t)) {
+            add(sums);
         }
         let against = shift.other.affinity.anti_required.iter();
         for term in against.filter(|t| takes(t, shift.pod, labels(shift.pod))) {
-            self.existing.shift(shift.node, &term.topology_key, shift.by);
+            match self.existing.iter_mut().find(|(known, _)| **known == *term) {
+                Some((_, sums)) => add(sums),
+                None => {
+                    let mut sums = Arc::new(Sums::over(snapshot.domains(&term.topology_key)));
+                    add(&mut sums);
+                    self.existing.push((Arc::new(term.clone()), sums));
+                }
+            }
         }
     }
 
     /// A pod that matches its own terms may be the first where nobody matches them, if the node has the labels.
-    fn affinity_holds(&self, pod: &PodInfo, node: &NodeState) -> bool {
-        let terms = &pod.affinity.required;
-        terms.iter().all(|t| node.info.labels.contains_key(&t.topology_key))
-            && (terms.iter().all(|t| self.near.at(&node.info, &t.topology_key) > 0)
-                || (self.near.is_empty() && self.matches_itself))
+    fn affinity_holds(&self, node: &NodeState) -> bool {
+        self.near.iter().all(|sums| sums.has(node.at))
+            && (self.near.iter().all(|sums| sums.at(node.at) > 0)
+                || (self.matches_itself && self.near.iter().all(|sums| sums.is_empty())))
     }
 }
 
@@ -110,16 +94,15 @@ impl PreFilter for InterPodAffinity {
 }
 
 impl Filter for InterPodAffinity {
-    fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeState) -> Result<(), Status> {
+    fn filter(&self, state: &CycleState, _: &PodInfo, node: &NodeState) -> Result<(), Status> {
         let Some(counts) = state.get::<Counts>() else { return Ok(()) };
-        if !counts.affinity_holds(pod, node) {
+        if !counts.affinity_holds(node) {
             return Err(Status::unresolvable(self.name(), AFFINITY));
         }
-        let anti = &pod.affinity.anti_required;
-        if anti.iter().any(|t| counts.apart.at(&node.info, &t.topology_key) > 0) {
+        if counts.apart.iter().any(|sums| sums.at(node.at) > 0) {
             return Err(Status::unschedulable(self.name(), ANTI_AFFINITY));
         }
-        if counts.existing.0.keys().any(|key| counts.existing.at(&node.info, key) > 0) {
+        if counts.existing.iter().any(|(_, sums)| sums.at(node.at) > 0) {
             return Err(Status::unschedulable(self.name(), EXISTING));
         }
         Ok(())
@@ -134,7 +117,7 @@ mod tests {
     use crate::framework::Code;
     use crate::model::NodeInfo;
     use serde_json::{Value, json};
-    use std::sync::Arc;
+    use std::collections::BTreeMap;
 
     fn nodes() -> Vec<NodeInfo> {
         vec![
@@ -156,7 +139,7 @@ mod tests {
         let one = |node: &NodeState| match InterPodAffinity::default().filter(&state, pod, node) {
             Ok(()) => '.',
             Err(status) => {
-                let (letter, code) = match status.reasons[0].as_str() {
+                let (letter, code) = match &*status.reasons[0] {
                     AFFINITY => ('A', Code::UnschedulableAndUnresolvable),
                     ANTI_AFFINITY => ('N', Code::Unschedulable),
                     _ => ('E', Code::Unschedulable),

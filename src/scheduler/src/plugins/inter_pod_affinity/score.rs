@@ -1,67 +1,63 @@
 //! Preferred terms, of both sides; and the required affinity of those that are there.
 
-use super::{InterPodAffinity, Topology, over_nodes, selects, takes};
-use crate::cache::{NodeState, Snapshot};
-use crate::classes::{Class, ClassId};
+use super::InterPodAffinity;
+use super::tally::{Having, Kind, Matching};
+use crate::cache::{NodeState, Snapshot, Sums};
 use crate::framework::{CycleState, MAX_NODE_SCORE, PreScore, Score};
-use crate::model::{PodInfo, PodTerm};
-use std::collections::BTreeMap;
+use crate::model::{PodInfo, WeightedPodTerm};
+use std::sync::Arc;
 
-/// The sum of the weights, by topology.
-struct Sums(Topology);
+/// What a node's score is the sum of: what is counted in its topology, times a factor.
+struct Parts(Vec<(i64, Arc<Sums>)>);
 
-/// What each pod of a class adds, by topology key; `hard` is what another's required affinity adds.
-fn weights(pod: &PodInfo, class: &Class, snapshot: &Snapshot, hard: i64) -> Vec<(String, i64)> {
-    let of_namespace = snapshot.namespace_labels(&pod.namespace);
-    let (own, others) = (&pod.affinity, &class.affinity);
-    let on = |t: &PodTerm, weight: i64| (t.topology_key.clone(), weight);
-    let mine = |t: &&crate::model::WeightedPodTerm| selects(&t.term, class, snapshot);
-    let theirs = |t: &&crate::model::WeightedPodTerm| takes(&t.term, pod, of_namespace);
-    let required = others.required.iter().filter(|t| hard > 0 && takes(t, pod, of_namespace));
-    let required = required.map(|t| on(t, hard));
-    own.preferred
-        .iter()
-        .filter(mine)
-        .chain(others.preferred.iter().filter(theirs))
-        .map(|t| on(&t.term, t.weight))
-        .chain(
-            own.anti_preferred
-                .iter()
-                .filter(mine)
-                .chain(others.anti_preferred.iter().filter(theirs))
-                .map(|t| on(&t.term, -t.weight)),
-        )
-        .chain(required)
-        .collect()
+impl Parts {
+    fn of(pod: &PodInfo, snapshot: &Snapshot, hard: i64) -> Self {
+        let own = &pod.affinity;
+        let mut parts = Vec::new();
+        let mut mine = |terms: &[WeightedPodTerm], sign: i64| {
+            for WeightedPodTerm { weight, term } in terms {
+                let matching = snapshot.tally::<Matching>(&vec![term.clone()]);
+                parts.extend(matching.0.iter().map(|sums| (sign * weight, sums.clone())));
+            }
+        };
+        mine(&own.preferred, 1);
+        mine(&own.anti_preferred, -1);
+        // What another's required affinity adds is for the profile to say.
+        for (kind, factor) in [(Kind::Preferred, 1), (Kind::AntiPreferred, -1), (Kind::Required, hard)] {
+            if factor != 0 {
+                let theirs = snapshot.tally::<Having>(&kind).against(pod, snapshot);
+                parts.extend(theirs.into_iter().map(|(_, sums)| (factor, sums)));
+            }
+        }
+        parts.retain(|(_, sums)| !sums.is_empty());
+        Parts(parts)
+    }
 }
 
 impl PreScore for InterPodAffinity {
-    fn pre_score(&self, state: &mut CycleState, pod: &PodInfo, _: &[NodeState], snapshot: &Snapshot) -> bool {
+    fn pre_score(
+        &self,
+        state: &mut CycleState,
+        pod: &PodInfo,
+        _: &[&NodeState],
+        snapshot: &Snapshot,
+    ) -> bool {
         let own = &pod.affinity;
         let wishes = !own.preferred.is_empty() || !own.anti_preferred.is_empty();
         if self.0.ignore_preferred_of_existing && !wishes {
             return false;
         }
-        let weighted: BTreeMap<ClassId, Vec<(String, i64)>> = snapshot
-            .classes
-            .iter()
-            .map(|(id, class)| (*id, weights(pod, class, snapshot, self.0.hard_weight)))
-            .filter(|(_, weights)| !weights.is_empty())
-            .collect();
-        let mut sums = Topology::default();
-        over_nodes(snapshot, &weighted, |node, pods, weights| {
-            weights.iter().for_each(|(key, weight)| sums.add(node, key, weight * pods));
-        });
-        let any = !sums.is_empty();
-        state.put(Sums(sums));
+        let parts = Parts::of(pod, snapshot, self.0.hard_weight);
+        let any = !parts.0.is_empty();
+        state.put(parts);
         any
     }
 }
 
 impl Score for InterPodAffinity {
     fn score(&self, state: &CycleState, _: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
-        let Some(Sums(sums)) = state.get::<Sums>() else { return 0 };
-        sums.0.keys().map(|key| sums.at(&node.info, key)).sum()
+        let Some(Parts(parts)) = state.get::<Parts>() else { return 0 };
+        parts.iter().map(|(factor, sums)| factor * sums.at(node.at)).sum()
     }
 
     #[expect(
@@ -103,7 +99,7 @@ mod tests {
     fn scores(pod: &PodInfo, there: &[(usize, PodInfo)]) -> Option<(Vec<i64>, Vec<i64>)> {
         let snapshot = snapshot(&nodes(), there);
         let mut state = CycleState::default();
-        if !InterPodAffinity::default().pre_score(&mut state, pod, &snapshot.nodes, &snapshot) {
+        if !InterPodAffinity::default().pre_score(&mut state, pod, &[], &snapshot) {
             return None;
         }
         let raw: Vec<i64> = snapshot

@@ -1,10 +1,11 @@
 //! DoNotSchedule: a node whose domain would be too far above the emptiest refuses.
 
-use super::{Counted, PodTopologySpread, has_keys, includes};
+use super::PodTopologySpread;
+use super::tally::{ByDomain, Question};
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{CycleState, Filter, Plugin as _, PreFilter, PreFilterResult, Shift, Status};
 use crate::model::{PodInfo, SpreadConstraint};
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const REASON: &str = "node(s) didn't match pod topology spread constraints";
 const NO_LABEL: &str = "node(s) didn't match pod topology spread constraints (missing required label)";
@@ -15,9 +16,9 @@ struct Domains {
     constraint: SpreadConstraint,
     /// 1 when the constraint counts the pod itself.
     itself: i64,
-    counts: BTreeMap<String, i64>,
-    /// How many domains have how many, so that the emptiest is at hand however pods are thought away.
-    by_count: BTreeMap<i64, usize>,
+    counts: Arc<ByDomain>,
+    /// The highest count that a domain may have before the pod comes.
+    limit: i64,
 }
 
 #[derive(Clone)]
@@ -30,51 +31,27 @@ impl Domains {
         pod: &PodInfo,
         snapshot: &Snapshot,
     ) -> Self {
-        let counted = Counted::by(&constraint.selector, pod, snapshot);
-        let mut counts: BTreeMap<String, i64> = BTreeMap::new();
-        for node in snapshot.nodes.iter() {
-            if !has_keys(all, &node.info) || !includes(constraint, pod, &node.info) {
-                continue;
-            }
-            if let Some(value) = node.info.labels.get(&constraint.topology_key) {
-                match counts.get_mut(value) {
-                    Some(count) => *count += counted.on(node),
-                    None => drop(counts.insert(value.clone(), counted.on(node))),
-                }
-            }
-        }
-        let mut by_count = BTreeMap::new();
-        for count in counts.values() {
-            *by_count.entry(*count).or_insert(0) += 1;
-        }
-        let itself = i64::from(constraint.selector.matches(&pod.labels));
-        Domains { constraint: constraint.clone(), itself, counts, by_count }
+        let mut domains = Domains {
+            constraint: constraint.clone(),
+            itself: i64::from(constraint.selector.matches(&pod.labels)),
+            counts: snapshot.tally(&Question::of(constraint, all, pod)),
+            limit: 0,
+        };
+        domains.set_limit();
+        domains
     }
 
-    /// The highest count that a domain may have before the pod comes.
-    fn limit(&self) -> i64 {
-        let enough = self.counts.len() >= self.constraint.min_domains;
-        let emptiest = self.by_count.keys().next().copied().filter(|_| enough).unwrap_or(0);
-        self.constraint.max_skew + emptiest - self.itself
+    fn set_limit(&mut self) {
+        let emptiest = self.counts.emptiest(self.constraint.min_domains);
+        self.limit = self.constraint.max_skew + emptiest - self.itself;
     }
 
     /// Upstream's `updateWithPod`: it does not ask whether the pod is being deleted.
     fn shift(&mut self, shift: &Shift<'_>) {
-        if !self.constraint.selector.matches(&shift.other.labels)
-            || !includes(&self.constraint, shift.pod, shift.node)
-        {
-            return;
+        if self.constraint.selector.matches(&shift.other.labels) {
+            Arc::make_mut(&mut self.counts).add(shift.at, shift.by);
+            self.set_limit();
         }
-        let Some(value) = shift.node.labels.get(&self.constraint.topology_key) else { return };
-        let count = self.counts.entry(value.clone()).or_insert(0);
-        if let Some(domains) = self.by_count.get_mut(count) {
-            *domains -= 1;
-            if *domains == 0 {
-                self.by_count.remove(count);
-            }
-        }
-        *count += shift.by;
-        *self.by_count.entry(*count).or_insert(0) += 1;
     }
 }
 
@@ -98,22 +75,17 @@ impl PreFilter for PodTopologySpread {
         if shift.other.namespace != shift.pod.namespace {
             return;
         }
-        state.update::<All>(|All(all)| {
-            if has_keys(all.iter().map(|d| &d.constraint), shift.node) {
-                all.iter_mut().for_each(|domains| domains.shift(shift));
-            }
-        });
+        state.update::<All>(|All(all)| all.iter_mut().for_each(|domains| domains.shift(shift)));
     }
 }
 
 impl Filter for PodTopologySpread {
     fn filter(&self, state: &CycleState, _: &PodInfo, node: &NodeState) -> Result<(), Status> {
         for domains in state.get::<All>().into_iter().flat_map(|All(all)| all) {
-            let Some(value) = node.info.labels.get(&domains.constraint.topology_key) else {
+            if !domains.counts.has(node.at) {
                 return Err(Status::unresolvable(self.name(), NO_LABEL));
-            };
-            // A domain that the policies leave out has none.
-            if domains.counts.get(value).copied().unwrap_or(0) > domains.limit() {
+            }
+            if domains.counts.at(node.at) > domains.limit {
                 return Err(Status::unschedulable(self.name(), REASON));
             }
         }

@@ -1,24 +1,30 @@
 //! ScheduleAnyway: the fewer pods a node's domains have, the better.
 
-use super::{Counted, HOST, PodTopologySpread, has_keys, includes};
+use super::tally::{ByDomain, ByNode, Question, Selected};
+use super::{HOST, PodTopologySpread};
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{CycleState, MAX_NODE_SCORE, PreScore, Score};
-use crate::model::{PodInfo, SpreadConstraint};
+use crate::model::PodInfo;
 use crate::plugins::args::SpreadArgs;
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The raw score of a node that lacks a label of the pod's own constraints: it gets 0 in the end.
 const IGNORED: i64 = -1;
 
-/// A constraint, and what one cycle's scores go by.
+/// What one cycle's scores go by, of a constraint.
 struct Scored {
-    constraint: SpreadConstraint,
     counted: Counted,
+    /// The domains of its label.
+    domains: Arc<ByDomain>,
     /// The fewer domains, the less a pod in one of them weighs.
     weight: f64,
-    /// The counts of the domains that feasible nodes are in. Not for the hostname, which is counted
-    /// where it is scored.
-    domains: BTreeMap<String, i64>,
+    max_skew: i64,
+}
+
+/// By the hostname the pods of the node itself count, whatever the policies say of it.
+enum Counted {
+    ByNode(Arc<ByNode>),
+    ByDomain,
 }
 
 struct All {
@@ -32,50 +38,38 @@ fn weight(domains: usize) -> f64 {
     (domains as f64 + 2.0).ln()
 }
 
-fn value<'a>(constraint: &SpreadConstraint, node: &'a NodeState) -> &'a str {
-    node.info.labels.get(&constraint.topology_key).map_or("", String::as_str)
+/// How many domains these nodes are in. Those without the label, if there are any, are in one of their own.
+fn size(domains: &ByDomain, nodes: &[usize]) -> usize {
+    let mut seen = vec![false; domains.values() + 1];
+    for node in nodes {
+        if let Some(seen) = seen.get_mut(domains.domain(*node).unwrap_or(domains.values())) {
+            *seen = true;
+        }
+    }
+    seen.iter().filter(|seen| **seen).count()
 }
 
 impl All {
-    fn of(plugin: &PodTopologySpread, pod: &PodInfo, feasible: &[NodeState], snapshot: &Snapshot) -> Self {
-        let constraints: Vec<(SpreadConstraint, Counted)> = plugin
-            .constraints(pod, snapshot, false)
-            .into_iter()
-            .map(|c| {
-                let counted = Counted::by(&c.selector, pod, snapshot);
-                (c, counted)
-            })
-            .collect();
+    fn of(plugin: &PodTopologySpread, pod: &PodInfo, feasible: &[&NodeState], snapshot: &Snapshot) -> Self {
+        let constraints = plugin.constraints(pod, snapshot, false);
         let require_all = !pod.spread.is_empty() || plugin.0 != SpreadArgs::System;
-        let all: Vec<&SpreadConstraint> = constraints.iter().map(|(c, _)| c).collect();
-        let counts = |node: &&NodeState| !require_all || has_keys(all.iter().copied(), &node.info);
-        let candidates: Vec<&NodeState> = feasible.iter().filter(counts).collect();
-        let counting: Vec<&NodeState> = snapshot.nodes.iter().filter(counts).collect();
-        let mut per_constraint = Vec::new();
-        for constraint in &all {
-            let domains: BTreeMap<String, i64> = match constraint.topology_key.as_str() {
-                HOST => BTreeMap::new(),
-                _ => candidates.iter().map(|n| (value(constraint, n).to_owned(), 0)).collect(),
-            };
-            let size = if constraint.topology_key == HOST { candidates.len() } else { domains.len() };
-            per_constraint.push((domains, weight(size)));
-        }
-        let mut scored: Vec<Scored> = constraints
-            .into_iter()
-            .zip(per_constraint)
-            .map(|((constraint, counted), (domains, weight))| Scored { constraint, counted, weight, domains })
-            .collect();
-        for scored in &mut scored {
-            // A node that is full counts too, one that the policies leave out does not.
-            for node in &counting {
-                if includes(&scored.constraint, pod, &node.info)
-                    && let Some(count) = scored.domains.get_mut(value(&scored.constraint, node))
-                {
-                    *count += scored.counted.on(node);
+        // A node that is full counts too, one that the policies leave out does not.
+        let keys = || constraints.iter().filter(|_| require_all);
+        let counts = constraints.iter().map(|c| snapshot.tally::<ByDomain>(&Question::of(c, keys(), pod)));
+        let counts: Vec<Arc<ByDomain>> = counts.collect();
+        let takes_part = |node: &usize| !require_all || counts.iter().all(|c| c.has(*node));
+        let candidates: Vec<usize> = feasible.iter().map(|n| n.at).filter(takes_part).collect();
+        let scored = constraints.iter().zip(&counts).map(|(constraint, domains)| {
+            let (counted, size) = match constraint.topology_key.as_str() {
+                HOST => {
+                    let by_node = snapshot.tally::<ByNode>(&Selected::of(constraint, pod));
+                    (Counted::ByNode(by_node), candidates.len())
                 }
-            }
-        }
-        All { scored, require_all }
+                _ => (Counted::ByDomain, size(domains, &candidates)),
+            };
+            Scored { counted, domains: domains.clone(), weight: weight(size), max_skew: constraint.max_skew }
+        });
+        All { scored: scored.collect(), require_all }
     }
 }
 
@@ -84,7 +78,7 @@ impl PreScore for PodTopologySpread {
         &self,
         state: &mut CycleState,
         pod: &PodInfo,
-        nodes: &[NodeState],
+        nodes: &[&NodeState],
         snapshot: &Snapshot,
     ) -> bool {
         let all = All::of(self, pod, nodes, snapshot);
@@ -102,18 +96,18 @@ impl Score for PodTopologySpread {
     )]
     fn score(&self, state: &CycleState, _: &PodInfo, node: &NodeState, _: &Snapshot) -> i64 {
         let Some(All { scored, require_all }) = state.get::<All>() else { return 0 };
-        if *require_all && !has_keys(scored.iter().map(|s| &s.constraint), &node.info) {
+        if *require_all && !scored.iter().all(|s| s.domains.has(node.at)) {
             return IGNORED;
         }
         let mut sum = 0.0;
-        for Scored { constraint, counted, weight, domains } in scored {
-            let Some(value) = node.info.labels.get(&constraint.topology_key) else { continue };
-            let count = match constraint.topology_key.as_str() {
-                HOST => counted.on(node),
-                _ => domains.get(value).copied().unwrap_or(0),
+        for Scored { counted, domains, weight, max_skew } in scored.iter().filter(|s| s.domains.has(node.at))
+        {
+            let count = match counted {
+                Counted::ByNode(by_node) => by_node.at(node.at),
+                Counted::ByDomain => domains.at(node.at),
             };
             // maxSkew waters down small differences.
-            sum += count as f64 * weight + (constraint.max_skew - 1) as f64;
+            sum += count as f64 * weight + (max_skew - 1) as f64;
         }
         sum.round() as i64
     }
@@ -146,8 +140,8 @@ mod tests {
     /// Raw and normalised scores of the first `feasible` of `nodes`.
     fn scores(pod: &PodInfo, nodes: &[NodeInfo], counts: &[usize], feasible: usize) -> (Vec<i64>, Vec<i64>) {
         let (mut state, snapshot) = (CycleState::default(), snapshot(nodes, counts));
-        let nodes = &snapshot.nodes[..feasible];
-        assert!(PodTopologySpread::default().pre_score(&mut state, pod, nodes, &snapshot));
+        let nodes: Vec<&NodeState> = snapshot.nodes[..feasible].iter().collect();
+        assert!(PodTopologySpread::default().pre_score(&mut state, pod, &nodes, &snapshot));
         let raw: Vec<i64> =
             nodes.iter().map(|n| PodTopologySpread::default().score(&state, pod, n, &snapshot)).collect();
         let mut normal = raw.clone();
@@ -203,7 +197,7 @@ mod tests {
             let says = PodTopologySpread::default().pre_score(
                 &mut CycleState::default(),
                 &pod,
-                &snapshot.nodes,
+                &[&snapshot.nodes[0]],
                 &snapshot,
             );
             assert!(!says);

@@ -88,7 +88,7 @@ impl Assumed {
 /// The plan for a node, or why there is none.
 pub(super) fn find(claims: &PodClaims, node: &NodeInfo) -> Result<VolumePlan, Status> {
     let mut reasons = Vec::new();
-    let mut plan = VolumePlan { node: node.name.clone(), ..VolumePlan::default() };
+    let mut plan = VolumePlan { node: node.name.to_string(), ..VolumePlan::default() };
     for claim in &claims.bound {
         match claims.objects.volumes.get(claim.volume.as_str()) {
             None => reasons.push(LOST),
@@ -107,7 +107,7 @@ pub(super) fn find(claims: &PodClaims, node: &NodeInfo) -> Result<VolumePlan, St
     if reasons.is_empty() {
         return Ok(plan);
     }
-    let reasons = reasons.into_iter().map(str::to_owned).collect();
+    let reasons = reasons.into_iter().collect();
     Err(Status { plugin: NAME, code: Code::UnschedulableAndUnresolvable, reasons })
 }
 
@@ -119,7 +119,7 @@ fn waiting(
     let mut unmatched = Vec::new();
     for claim in &claims.waiting {
         match &claim.selected_node {
-            Some(selected) if *selected != node.name => return Ok(Some(NONE)),
+            Some(selected) if **selected != *node.name => return Ok(Some(NONE)),
             Some(_) => plan.makes.push(claim.clone()),
             None => unmatched.push(claim.clone()),
         }

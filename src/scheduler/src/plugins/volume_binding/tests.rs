@@ -78,8 +78,12 @@ fn pod(claims: &[&str]) -> PodInfo {
 /// The nodes that take the pod, or the message.
 fn outcome(cache: &mut Cache, pod: &PodInfo) -> String {
     let framework = Framework { post_filter: vec![], ..default_framework() };
-    match schedule_one(&framework, &cache.snapshot(), pod, &|| Micros(1), &mut Trace::default()) {
-        Ok(decision) => decision.feasible.join(" "),
+    let snapshot = cache.snapshot();
+    match schedule_one(&framework, &snapshot, pod, &|| Micros(1), &mut Trace::default()) {
+        Ok(decision) => {
+            let names = snapshot.nodes.iter().map(|n| &*n.info.name);
+            names.filter(|n| decision.rejected.get(n).is_none()).collect::<Vec<_>>().join(" ")
+        }
         Err(CycleError::Unfit(error)) => error.message(),
         Err(CycleError::Failed(failure)) => failure.to_string(),
     }

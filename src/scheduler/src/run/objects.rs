@@ -1,0 +1,147 @@
+//! What the watches tell of nodes, namespaces and profiles.
+
+use super::Scheduler;
+use crate::framework::ClusterEvent;
+use crate::model::{NodeInfo, PodInfo};
+use crate::status::{Notice, Verdict};
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use kube::runtime::watcher;
+use podway_api::SchedulerProfile;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+impl Scheduler {
+    pub(super) fn on_node(&mut self, event: watcher::Event<Node>) {
+        match event {
+            watcher::Event::Init => self.listed_nodes = Some(HashSet::new()),
+            watcher::Event::InitApply(node) => {
+                if let (Some(seen), Some(name)) = (&mut self.listed_nodes, &node.metadata.name) {
+                    seen.insert(name.clone());
+                }
+                self.set_node(&node);
+            }
+            watcher::Event::InitDone => {
+                let seen = self.listed_nodes.take().unwrap_or_default();
+                let gone: Vec<String> =
+                    self.cache.node_names().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
+                gone.iter().for_each(|name| self.remove_node(name));
+                self.synced.nodes = true;
+            }
+            watcher::Event::Apply(node) => self.set_node(&node),
+            watcher::Event::Delete(node) => {
+                self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+    }
+
+    pub(super) fn remove_node(&mut self, name: &str) {
+        if let Some(before) = self.cache.remove_node(name) {
+            self.happened(&ClusterEvent::NodeDelete(before));
+        }
+    }
+
+    pub(super) fn on_profile(&mut self, event: watcher::Event<SchedulerProfile>) {
+        match event {
+            watcher::Event::Init => self.listed_profiles = Some(HashSet::new()),
+            watcher::Event::InitApply(profile) => {
+                if let (Some(seen), Some(name)) = (&mut self.listed_profiles, &profile.metadata.name) {
+                    seen.insert(name.clone());
+                }
+                self.set_profile(&profile);
+            }
+            watcher::Event::InitDone => {
+                let seen = self.listed_profiles.take().unwrap_or_default();
+                let gone: Vec<String> =
+                    self.profiles.of_objects().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
+                gone.iter().for_each(|name| self.unset_profile(name));
+                self.synced.profiles = true;
+            }
+            watcher::Event::Apply(profile) => self.set_profile(&profile),
+            watcher::Event::Delete(profile) => {
+                self.unset_profile(profile.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+    }
+
+    /// The next cycle goes by it, and whoever waits under its name is tried again.
+    pub(super) fn set_profile(&mut self, object: &SchedulerProfile) {
+        let Some(name) = object.metadata.name.as_deref() else { return };
+        let generation = object.metadata.generation.unwrap_or(1);
+        if self.profiles.of(name).is_some_and(|live| live.generation == generation) {
+            // A write of its status.
+            return;
+        }
+        let (live, error) = self.profiles.set(name, &object.spec, generation);
+        let fault = error.map(|e| e.to_string());
+        tracing::info!(name, generation, live, fault, "a profile was read");
+        self.notify(Notice::Profile(Box::new(Verdict::of(object, live, fault))));
+        self.profile_changed(name);
+    }
+
+    pub(super) fn unset_profile(&mut self, name: &str) {
+        self.profiles.unset(name);
+        tracing::info!(name, "a profile went");
+        self.profile_changed(name);
+    }
+
+    pub(super) fn profile_changed(&mut self, name: &str) {
+        self.decider.forget();
+        let now = self.binder.clock.now();
+        if self.profiles.of(name).is_some() {
+            let ours: Vec<Arc<PodInfo>> =
+                self.strangers.extract_if(|_, pod| pod.scheduler_name == name).map(|(_, pod)| pod).collect();
+            ours.into_iter().for_each(|pod| self.queue.upsert(pod, now));
+            self.queue.wake_all_of(name, now);
+        } else {
+            for pod in self.queue.take_of(name) {
+                self.strangers.insert(pod.uid.clone(), pod);
+            }
+        }
+    }
+
+    /// Namespaces are known by their labels, which affinity terms may select by.
+    pub(super) fn on_namespace(&mut self, event: watcher::Event<Namespace>) {
+        match event {
+            watcher::Event::Init => self.listed_namespaces = Some(HashSet::new()),
+            watcher::Event::InitApply(namespace) => {
+                if let (Some(seen), Some(name)) = (&mut self.listed_namespaces, &namespace.metadata.name) {
+                    seen.insert(name.clone());
+                }
+                self.set_namespace(namespace);
+            }
+            watcher::Event::InitDone => {
+                let seen = self.listed_namespaces.take().unwrap_or_default();
+                let gone: Vec<String> =
+                    self.cache.namespace_names().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
+                gone.iter().for_each(|name| self.cache.remove_namespace(name));
+                self.synced.namespaces = true;
+            }
+            watcher::Event::Apply(namespace) => self.set_namespace(namespace),
+            watcher::Event::Delete(namespace) => {
+                self.cache.remove_namespace(namespace.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+    }
+
+    pub(super) fn set_namespace(&mut self, namespace: Namespace) {
+        if let Some(name) = namespace.metadata.name {
+            self.cache.set_namespace(&name, namespace.metadata.labels.unwrap_or_default());
+        }
+    }
+
+    pub(super) fn set_node(&mut self, node: &Node) {
+        let info = match NodeInfo::parse(node) {
+            Ok(info) => Arc::new(info),
+            Err(error) => {
+                tracing::warn!(%error, node = node.metadata.name, "a node is left out");
+                return self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+            }
+        };
+        let event = match self.cache.set_node(info.clone()) {
+            None => ClusterEvent::NodeAdd(info),
+            Some(old) if old == info => return,
+            Some(old) => ClusterEvent::NodeUpdate(old, info),
+        };
+        self.happened(&event);
+    }
+}

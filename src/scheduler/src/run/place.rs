@@ -1,0 +1,223 @@
+//! A pod's way through the loop: decided, assumed, bound; or refused, and what follows from that.
+
+use super::{Bound, Input, Scheduler};
+use crate::binding::{self, Binder, Recall, Unbound};
+use crate::cycle::{CycleError, Decision, Nomination, Trace};
+use crate::decide::Refusal;
+use crate::evict::{Eviction, evict};
+use crate::explain::ring::Outcome as Came;
+use crate::explain::{TOP, annotation_of, records};
+use crate::framework::{Candidate, ClusterEvent, Placement, Preemption};
+use crate::metrics::AttemptResult;
+use crate::model::PodInfo;
+use crate::plugins::volume_binding::VolumePlan;
+use crate::queue::QueuedPod;
+use crate::status::Notice;
+use podway_api::reasons::{SCHEDULER_ERROR, UNSCHEDULABLE};
+use podway_flow::{Micros, Outcome, Recorder, Writer};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Scheduler {
+    pub(super) fn schedule(&mut self, queued: QueuedPod) {
+        let Some(profile) = self.profiles.of(&queued.pod.scheduler_name).cloned() else {
+            // Its profile went while its binding failed.
+            self.strangers.insert(queued.pod.uid.clone(), queued.pod);
+            return;
+        };
+        let (clock, metrics) = (self.binder.clock, self.binder.metrics.clone());
+        let (snapshot, mut trace) = (self.cache.snapshot(), Trace { rows: Some(TOP), ..Trace::default() });
+        let started = clock.now();
+        let nominated = self.cache.nominated_to(&queued.pod.uid).filter(|n| *n != queued.pod.nominated);
+        let decided = match nominated {
+            None => queued.pod.clone(),
+            // Decided here, and not back on the watch yet.
+            Some(node) => Arc::new(PodInfo { nominated: node.to_owned(), ..(*queued.pod).clone() }),
+        };
+        if let Some(refusal) = self.decider.known(&decided, &snapshot) {
+            return self.refuse(queued, refusal, started);
+        }
+        let framework = &profile.framework;
+        let result = self.decider.decide(framework, &snapshot, &decided, &|| clock.now(), &mut trace);
+        metrics.trace(&trace, &queued.pod.scheduler_name);
+        let generation = profile.generation;
+        let came = match &result {
+            Ok(decision) => Came::placed(decision),
+            Err(CycleError::Unfit(error)) => Came::unfit(error),
+            Err(CycleError::Failed(failure)) => Came::Failed { message: failure.to_string() },
+        };
+        self.ring.push(&queued, generation, started, Some(snapshot.generation), came);
+        let decision = match result {
+            Ok(decision) => decision,
+            Err(CycleError::Unfit(error)) => {
+                if !profile.framework.post_filter.is_empty() {
+                    let found = match &error.nomination {
+                        Nomination::Preempt(preemption) => Some(preemption.best.victims.len()),
+                        Nomination::Keep | Nomination::Clear => None,
+                    };
+                    metrics.preempted(found);
+                }
+                return self.refuse(queued, Refusal::of(&error), started);
+            }
+            Err(CycleError::Failed(failure)) => return self.failed(queued, failure.to_string(), started),
+        };
+        let node = snapshot.node(&decision.node).filter(|_| !queued.pod.volumes.is_empty());
+        let volumes = node.and_then(|node| VolumePlan::of(&queued.pod, &node.info, &snapshot)).map(Arc::new);
+        if let Some(plan) = &volumes {
+            let assumed = plan.assume(self.cache.objects_mut());
+            self.assumed.insert(queued.pod.uid.clone(), assumed);
+        }
+        let node = decision.node.clone();
+        let placement = Placement { pod: queued.pod.clone(), node, annotation: None, volumes };
+        self.cache.assume(queued.pod.clone(), &decision.node);
+        let binder = Binder { framework: profile.framework.clone(), ..self.binder.clone() };
+        if let Err(unbound) = binding::reserve(&binder, &placement) {
+            self.cache.remove_pod(&queued.pod.uid);
+            self.revert_volumes(&queued.pod.uid);
+            return self.unbound(queued, &unbound, started);
+        }
+        self.bind(binder, (queued, placement), decision, started);
+    }
+
+    /// Starts the binding cycle; its end comes back as an input.
+    pub(super) fn bind(
+        &mut self,
+        binder: Binder,
+        (queued, mut placement): (QueuedPod, Placement),
+        decision: Decision,
+        started: Micros,
+    ) {
+        let recall = Arc::new(Recall::default());
+        self.binding.insert(queued.pod.uid.clone(), (queued.pod.clone(), recall.clone()));
+        let inputs = self.inputs.clone();
+        self.cycles.spawn(async move {
+            binder.metrics.binding_tasks(1);
+            let recorder = Recorder::new(Writer::Scheduler, binder.clock);
+            let mut made = Vec::new();
+            let result = binding::cycle(&binder, &mut placement, &recall, || {
+                made = records(&recorder, &queued, &decision, binder.clock.now());
+                annotation_of(&made)
+            })
+            .await;
+            if let Some(bound) = made.last_mut() {
+                bound.end = Some(binder.clock.now());
+                bound.outcome = if result.is_ok() { Outcome::Succeeded } else { Outcome::Failed };
+            }
+            binder.metrics.records(&made);
+            binder.metrics.binding_tasks(-1);
+            // The receiver gone means that the loop has ended.
+            let framework = binder.framework;
+            let bound = Bound { queued, placement, framework, started, result };
+            let _ = inputs.send(Input::Bound(Box::new(bound)));
+        });
+    }
+
+    pub(super) fn on_bound(&mut self, bound: Bound) {
+        let Bound { mut queued, placement, framework, started, result } = bound;
+        let latest = self.binding.remove(&queued.pod.uid);
+        let Err(unbound) = result else {
+            self.assumed.remove(&queued.pod.uid);
+            let (now, metrics) = (self.binder.clock.now(), &self.binder.metrics);
+            metrics.attempt(AttemptResult::Scheduled, &queued.pod.scheduler_name, now.since(started));
+            metrics.scheduled(queued.attempts, now.since(queued.added));
+            return self.notify(Notice::Scheduled(queued.pod, placement.node));
+        };
+        binding::unreserve(&Binder { framework, ..self.binder.clone() }, &placement);
+        self.revert_volumes(&queued.pod.uid);
+        if !self.cache.is_assumed(&queued.pod.uid) {
+            // Deleted meanwhile, or bound by another and seen so on the watch.
+            return;
+        }
+        self.remove_pod(&queued.pod.uid);
+        if let Some((latest, _)) = latest {
+            queued.pod = latest;
+        }
+        if !queued.pod.deleting {
+            self.unbound(queued, &unbound, started);
+        }
+    }
+
+    /// A pod's claims get nothing after all; other pods may.
+    pub(super) fn revert_volumes(&mut self, uid: &str) {
+        if let Some(assumed) = self.assumed.remove(uid) {
+            let freed = assumed.revert(self.cache.objects_mut());
+            freed.into_iter().for_each(|change| self.happened(&ClusterEvent::Object(change)));
+        }
+    }
+
+    pub(super) fn unbound(&mut self, queued: QueuedPod, unbound: &Unbound, started: Micros) {
+        match unbound {
+            Unbound::Refused(status) => {
+                let plugins = BTreeSet::from([status.plugin]);
+                let refusal = Refusal { message: unbound.message(), plugins, nomination: Nomination::Clear };
+                self.refuse(queued, refusal, started);
+            }
+            Unbound::Failed(_) => self.failed(queued, unbound.message(), started),
+        }
+    }
+
+    /// The pod waits for an event that may help, or for the victims that make room for it.
+    pub(super) fn refuse(
+        &mut self,
+        queued: QueuedPod,
+        Refusal { message, plugins, nomination }: Refusal,
+        started: Micros,
+    ) {
+        let now = self.binder.clock.now();
+        let pod = queued.pod.clone();
+        self.binder.metrics.attempt(AttemptResult::Unschedulable, &pod.scheduler_name, now.since(started));
+        let nominated = match &nomination {
+            Nomination::Keep => None,
+            Nomination::Clear => self.cleared(&pod),
+            Nomination::Preempt(preemption) => Some(preemption.best.node.clone()),
+        };
+        self.notify(Notice::Failed(pod.clone(), UNSCHEDULABLE, message, nominated));
+        self.queue.unschedulable(queued, plugins, now);
+        match nomination {
+            Nomination::Keep | Nomination::Clear => {}
+            Nomination::Preempt(preemption) => self.preempt(&pod, preemption),
+        }
+    }
+
+    /// What to write for a pod that is nominated nowhere: nothing, if nobody ever said it is.
+    pub(super) fn cleared(&mut self, pod: &PodInfo) -> Option<String> {
+        let was = self.cache.unnominate(&pod.uid).is_some() || !pod.nominated.is_empty();
+        was.then(String::new)
+    }
+
+    /// Nominates the pod and has its victims go, those that are only assumed in memory.
+    pub(super) fn preempt(&mut self, pod: &Arc<PodInfo>, preemption: Preemption) {
+        let Candidate { node, victims, .. } = preemption.best;
+        let demoted: Vec<Arc<PodInfo>> =
+            self.cache.nominated(&node).into_iter().filter(|p| p.priority < pod.priority).collect();
+        for other in &demoted {
+            self.cache.unnominate(&other.uid);
+        }
+        self.cache.nominate(pod.clone(), &node);
+        let leaving = victims.into_iter().filter(|v| !v.deleting);
+        let victims: Vec<Arc<PodInfo>> =
+            leaving.filter(|v| !self.binding.get(&v.uid).is_some_and(|(_, r)| r.recall())).collect();
+        if victims.is_empty() {
+            return;
+        }
+        self.queue.hold(&pod.uid);
+        let eviction = Eviction { preemptor: pod.clone(), node, victims, demoted };
+        let (client, reporter) = (self.evictor.clone(), eviction.preemptor.scheduler_name.clone());
+        let (inputs, uid) = (self.inputs.clone(), pod.uid.clone());
+        self.cycles.spawn(async move {
+            let evicted = evict(client, reporter, eviction).await;
+            // The receiver gone means that the loop has ended.
+            let _ = inputs.send(Input::Evicted(uid, evicted));
+        });
+    }
+
+    /// The pod waits for its backoff.
+    pub(super) fn failed(&mut self, queued: QueuedPod, message: String, started: Micros) {
+        let now = self.binder.clock.now();
+        let (scheduler, took) = (&queued.pod.scheduler_name, now.since(started));
+        self.binder.metrics.attempt(AttemptResult::Error, scheduler, took);
+        let nominated = self.cleared(&queued.pod.clone());
+        self.notify(Notice::Failed(queued.pod.clone(), SCHEDULER_ERROR, message, nominated));
+        self.queue.failed(queued, now);
+    }
+}
