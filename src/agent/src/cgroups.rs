@@ -262,6 +262,18 @@ impl Cgroups {
         self.note_burstable(uid, None)
     }
 
+    /// Removes the cgroups of all pods, unless there is a pod's: for an agent that ends. The root stays, which
+    /// may be somebody else's.
+    ///
+    /// # Errors
+    /// [`CgroupError`] with the kernel's reason.
+    pub fn leave(&self) -> Result<(), CgroupError> {
+        if !self.uids().is_empty() {
+            return Ok(());
+        }
+        self.all_dirs(&self.base).iter().try_for_each(|dir| remove_tree(dir).map_err(at("remove", dir)))
+    }
+
     /// The UIDs that have a cgroup here.
     #[must_use]
     pub fn uids(&self) -> Vec<String> {
@@ -422,6 +434,8 @@ mod tests {
             assert_eq!(path, "/mine/kubepods/burstable/podu");
             assert_eq!(cgroups.uids(), ["u"]);
             assert!(cgroups.dir("memory", &path).is_dir());
+            cgroups.leave().unwrap();
+            assert!(cgroups.dir("memory", &path).is_dir(), "a pod is there");
             if v2 {
                 let read = |file: &str| std::fs::read_to_string(mount.join(file)).unwrap();
                 assert_eq!(read("cgroup.subtree_control"), "+memory");
@@ -429,6 +443,9 @@ mod tests {
             cgroups.remove("u").unwrap();
             cgroups.remove("u").unwrap();
             assert!(!cgroups.dir("memory", &path).exists());
+            cgroups.leave().unwrap();
+            let base = cgroups.dir("memory", "/mine/kubepods");
+            assert!(!base.exists() && base.with_file_name("").is_dir());
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod probes;
 
+use podway_flow::stuck::Limits;
 use podway_flow::{Flow, Outcome, Phase};
 use probes::Probes;
 use prometheus_client::metrics::counter::Counter;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 type Labels = Vec<(&'static str, String)>;
@@ -38,6 +40,9 @@ fn calls() -> Histogram {
 pub struct Metrics {
     registry: Registry,
     phase: Histograms,
+    /// What is usual for a phase, learned from the same flows.
+    usual: Mutex<Limits>,
+    stuck: Family<Labels, Gauge>,
     operations: Family<Labels, Counter>,
     operation_errors: Family<Labels, Counter>,
     operation_duration: Histograms,
@@ -73,6 +78,8 @@ impl Metrics {
         let mut registry = Registry::default();
         let m = Metrics {
             phase: Family::new_with_constructor(phases),
+            usual: Mutex::default(),
+            stuck: Family::default(),
             operations: Family::default(),
             operation_errors: Family::default(),
             operation_duration: Family::new_with_constructor(calls),
@@ -100,6 +107,11 @@ impl Metrics {
             "How long a phase of a pod's start took",
             s(),
             m.phase.clone(),
+        );
+        registry.register(
+            "podway_pod_stuck",
+            "Pods whose start has passed the limit of a phase, by the first such phase",
+            m.stuck.clone(),
         );
         registry.register("kubelet_runtime_operations", "CRI calls", m.operations.clone());
         registry.register(
@@ -240,6 +252,7 @@ impl Metrics {
             self.phase.get_or_create(&labels).observe(seconds(end.since(summary.start)));
         }
         let Some(ready) = flow.summary(Phase::Ready).and_then(|s| s.end) else { return };
+        self.usual.lock().unwrap_or_else(PoisonError::into_inner).learn(flow);
         if let Some(seen) = flow.summary(Phase::Observed) {
             self.start.observe(seconds(ready.since(seen.start)));
         }
@@ -251,9 +264,32 @@ impl Metrics {
         }
     }
 
+    /// Asks what is usual.
+    pub fn limits<T>(&self, ask: impl FnOnce(&Limits) -> T) -> T {
+        ask(&self.usual.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts a pod that is stuck in a phase, for as long as what this gives lives.
+    #[must_use]
+    pub fn stuck(&self, phase: Phase) -> Counted {
+        let gauge = self.stuck.get_or_create(&vec![("phase", phase.name().to_owned())]).clone();
+        gauge.inc();
+        Counted(gauge)
+    }
+
     /// A status write, from the change to the answer, in µs.
     pub fn status_write(&self, micros: u64) {
         self.status_sync.observe(seconds(micros));
+    }
+}
+
+/// One more in a gauge, while it lives.
+#[derive(Debug)]
+pub struct Counted(Gauge);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -85,8 +85,15 @@ pub enum RunError {
 /// [`RunError`] when it cannot begin or cannot go on.
 pub async fn run(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let ended = shutdown.clone();
+    let cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root);
     tokio::select! {
-        () = ended.cancelled() => Ok(()),
+        () = ended.cancelled() => {
+            // One that does not come back has left nothing; one that does makes them again.
+            if let Err(error) = cgroups.leave() {
+                tracing::info!(?error, "the pods' cgroups stay");
+            }
+            Ok(())
+        }
         result = work(client, config, shutdown) => result,
     }
 }

@@ -46,6 +46,7 @@ static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
 static CONTAINERD: Module = module!("containerd", "github.com/containerd/containerd/v2");
 static E2E: Module = module!("e2e", "k8s.io/kubernetes");
 static CRITEST: Module = module!("critest", "sigs.k8s.io/cri-tools");
+static HELM: Module = module!("helm", "helm.sh/helm/v4");
 static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
 
 impl Module {
@@ -128,6 +129,10 @@ fn recipe(program: Program) -> Recipe {
                 CONTAINERD.version().trim_start_matches('v')
             ),
             ..plain(&CONTAINERD, "", 60)
+        },
+        Program::Helm => Recipe {
+            ldflags: format!("-s -w -X helm.sh/helm/v4/internal/version.version={}", HELM.version()),
+            ..plain(&HELM, "helm.sh/helm/v4/cmd/helm", 90)
         },
         Program::Etcd => plain(&ETCD, "go.etcd.io/etcd/server/v3", 20),
         Program::Registry => plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", 60),
@@ -270,7 +275,7 @@ mod tests {
         assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
         assert!(ETCD.version().starts_with("v3.6."));
         assert_eq!(E2E.version(), CONTROLPLANE.version(), "the suite is that of the control plane");
-        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY, &CRITEST] {
+        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY, &CRITEST, &HELM] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }
     }

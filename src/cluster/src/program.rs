@@ -37,6 +37,8 @@ pub enum Program {
     Kubelet,
     /// The CRI validation suite of cri-tools.
     Critest,
+    /// helm 3 or 4, for the test that renders the chart.
+    Helm,
 }
 
 /// Why a program is not to be had.
@@ -107,6 +109,7 @@ impl Program {
             Self::Regression74839 => "regression-issue-74839",
             Self::Kubelet => "kubelet",
             Self::Critest => "critest",
+            Self::Helm => "helm",
         }
     }
 
@@ -124,6 +127,7 @@ impl Program {
                 version("Client Version: v").is_some_and(|v| v.0 == 1 && (35..=37).contains(&v.1))
             }
             Self::Runc => version("runc version").is_some_and(|v| v >= (1, 3, 6)),
+            Self::Helm => ["Version:\"v3.", "Version:\"v4."].iter().any(|v| printed.contains(v)),
             Self::Registry => printed.contains("distribution/v3"),
             Self::Ginkgo => version("Ginkgo Version ").is_some_and(|v| v >= (2, 28, 0)),
             // Directories are not in PATH.
@@ -144,7 +148,7 @@ impl Program {
     pub(crate) fn version_args(self) -> &'static [&'static str] {
         match self {
             Self::Kubectl => &["version", "--client"],
-            Self::Ginkgo => &["version"],
+            Self::Ginkgo | Self::Helm => &["version"],
             _ => &["--version"],
         }
     }
@@ -195,6 +199,8 @@ mod tests {
             (Program::Kubectl, "", false),
             (Program::Ginkgo, "Ginkgo Version 2.28.1\n", true),
             (Program::Ginkgo, "Ginkgo Version 1.16.5\n", false),
+            (Program::Helm, "version.BuildInfo{Version:\"v3.22.0\", GitCommit:\"\"}\n", true),
+            (Program::Helm, "Client: v2.17.0\n", false),
         ] {
             assert_eq!(program.fits(printed), fits, "{program:?} {printed}");
         }

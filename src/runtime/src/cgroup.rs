@@ -1,6 +1,7 @@
 //! Where a container's cgroup is, on v1 and v2, and what limits the kernel holds for it; what it
-//! uses is read by [`usage`].
+//! uses is read by [`usage`], and [`home`] is where the monitors are.
 
+pub mod home;
 pub mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -110,6 +110,8 @@ pub struct Runc {
 pub struct Monitor {
     /// The binary; a bare name is looked up in PATH.
     pub path: PathBuf,
+    /// The cgroup in which monitors live; that of the runtime by default.
+    pub cgroup: Option<String>,
 }
 
 impl Default for Config {
@@ -148,7 +150,7 @@ impl Default for Runc {
 
 impl Default for Monitor {
     fn default() -> Self {
-        Monitor { path: PathBuf::from("podway-monitor") }
+        Monitor { path: PathBuf::from("podway-monitor"), cgroup: None }
     }
 }
 
@@ -196,11 +198,12 @@ mod tests {
         // What it shows as a comment reads as well.
         let text = std::fs::read_to_string(&file).unwrap();
         let mut shown = text.clone();
-        for key in ["config_path", "docker_config", "credential_helpers", "verifiers", "listen"] {
+        for key in ["config_path", "docker_config", "credential_helpers", "verifiers", "listen", "cgroup"] {
             shown = shown.replace(&format!("# {key} ="), &format!("{key} ="));
         }
         let config: Config = toml::from_str(&shown).unwrap();
         assert!(config.registry.config_path.is_some() && config.metrics.listen.is_some());
         assert!(config.registry.credential_helpers.is_some() && config.images.verifiers.is_some());
+        assert!(config.monitor.cgroup.is_some());
     }
 }

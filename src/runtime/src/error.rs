@@ -41,6 +41,9 @@ pub enum OpError {
     /// runc refused, in its words.
     #[error("{0}")]
     Runc(String),
+    /// The monitors' cgroup.
+    #[error(transparent)]
+    Home(#[from] crate::cgroup::home::HomeError),
     /// The monitor.
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),

@@ -33,7 +33,9 @@ pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<Vec<ListedCo
         Err(_) => {}
     }
     let dir = runtime.sandbox_dir(sandbox).join("monitor");
-    supervisor::start(runtime.config.monitor.path.clone(), socket, dir).await?;
+    let pid = supervisor::start(runtime.config.monitor.path.clone(), socket, dir).await?;
+    let home = runtime.home.clone();
+    blocking(move || Ok(home.take_in(pid)?)).await?;
     points::at(Point::MonitorStarted);
     watch(runtime, sandbox).await?;
     Ok(Vec::new())

@@ -5,6 +5,7 @@
 //! The thread is never reused: it stays in the new namespaces until it ends. What a thread cannot make
 //! (a user namespace and what it owns, a shared PID namespace) [`podns`] has a process make.
 
+use crate::cgroup::home::Home;
 use crate::journal::private_dir;
 use crate::podns;
 use crate::points::{self, Point};
@@ -36,6 +37,8 @@ pub struct Wanted {
     pub pod: PathBuf,
     /// The program of the monitor.
     pub monitor: PathBuf,
+    /// Where process 1 of a PID namespace lives, as the monitors do.
+    pub home: Home,
 }
 
 /// Why the namespaces could not be made.
@@ -128,6 +131,7 @@ async fn by_process(wanted: &Wanted) -> Result<(), NamespaceError> {
     let writes = writes.map(|(name, value)| Ok((sysctl_path(name, wanted.net, wanted.ipc)?, value.clone())));
     let made = podns::create(&podns::Wanted {
         program: wanted.monitor.clone(),
+        home: wanted.home.clone(),
         pins: wanted.dir.clone(),
         pod: wanted.pod.clone(),
         user: wanted.user,
@@ -279,6 +283,7 @@ mod tests {
             pid: false,
             pod: tmp.path().join("pod"),
             monitor: PathBuf::from("/nonexistent"),
+            home: Home::make(crate::cgroup::Cgroups::at(Path::new("/sys/fs/cgroup")), None).unwrap(),
         };
         create(wanted).await.unwrap();
         use std::os::unix::fs::MetadataExt as _;

@@ -5,6 +5,7 @@
 //! before it is told to end: if this process is killed earlier, it sees its standard input end and undoes
 //! all; if later, the file says whom to kill.
 
+use crate::cgroup::home::Home;
 use crate::netns::{NamespaceError, pin, step};
 use crate::spec::Mapping;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,6 +25,8 @@ const PROCESS_1: &str = "process-1";
 pub struct Wanted {
     /// The program: the monitor's.
     pub program: PathBuf,
+    /// Where process 1 lives.
+    pub home: Home,
     /// Where the pins go.
     pub pins: PathBuf,
     /// The pod's directory, which is there.
@@ -113,6 +116,10 @@ pub async fn create(wanted: &Wanted) -> Result<(), NamespaceError> {
         let record = format!("{init} {}", start_time(init).unwrap_or(0));
         std::fs::write(wanted.pod.join(PROCESS_1), record).map_err(step("note process 1"))?;
         pin(&wanted.pins, "pid", &format!("/proc/{init}/ns/pid"))?;
+        let home = wanted.home.clone();
+        let moved = tokio::task::spawn_blocking(move || home.take_in(init)).await;
+        let moved = moved.map_err(io::Error::other).and_then(|m| m.map_err(io::Error::other));
+        moved.map_err(step("move process 1 to the monitors"))?;
     }
     maker.stdin.write_all(b"pinned\n").await.map_err(step("let the maker go"))?;
     let status = maker.child.wait().await.map_err(step("wait for the maker"))?;

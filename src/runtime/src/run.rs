@@ -1,6 +1,7 @@
 //! The runtime's process: directories, journal, recovery, then both services on one socket.
 
 use crate::cgroup::Cgroups;
+use crate::cgroup::home::{Home, HomeError};
 use crate::config::Config;
 use crate::features::Features;
 use crate::image::{Digest, ImageServer, ImageStore, Puller};
@@ -31,6 +32,9 @@ pub enum RunError {
     /// The image store.
     #[error("cannot open the image store")]
     Store(#[from] crate::image::store::StoreError),
+    /// The monitors' cgroup.
+    #[error("no cgroup for the monitors")]
+    Home(#[from] HomeError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
@@ -113,12 +117,14 @@ pub async fn serve(
     let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
     let output = tokio::process::Command::new(&config.runc.path).arg("features").output().await;
     let told = output.map_err(|e| RunError::Runc(config.runc.path.clone(), e))?.stdout;
-    let mut features = Features::look(&Cgroups::at(std::path::Path::new("/sys/fs/cgroup")), &told);
+    let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
+    let home = Home::make(cgroups.clone(), config.monitor.cgroup.as_deref())?;
+    let mut features = Features::look(&cgroups, &told);
     match podns::probe(&config.monitor.path, &config.root).await {
         Ok(()) => features.user_namespaces = true,
         Err(error) => tracing::info!(%error, "user namespaces are not supported here"),
     }
-    let runtime = Arc::new(Runtime::open(config, images, (version, features), watchers)?);
+    let runtime = Arc::new(Runtime::open(config, images, (cgroups, home), (version, features), watchers)?);
     recover::recover(&runtime).await;
     let address = runtime.config.streaming.listen;
     let (streaming, streams) =
@@ -140,9 +146,13 @@ pub async fn serve(
         }
     };
     let listener = podway_cri::server::listen(&socket)?;
+    let home = runtime.home.clone();
     let service = Service::new(runtime, streaming);
     let grpc = podway_cri::server::serve(listener, service, image_service, shutdown.cancelled_owned());
     let grpc = async { grpc.await.map_err(RunError::from) };
     tokio::try_join!(grpc, http, told)?;
+    if let Err(error) = home.leave() {
+        tracing::info!(%error, "the monitors' cgroup stays");
+    }
     Ok(())
 }

@@ -185,6 +185,7 @@ impl Journalled {
             pid: asked.pid == NamespaceMode::Pod as i32,
             pod: self.runtime.sandbox_dir(&self.id),
             monitor: self.runtime.config.monitor.path.clone(),
+            home: self.runtime.home.clone(),
         };
         let made = async {
             netns::create(wanted).await?;

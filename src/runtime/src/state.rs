@@ -3,6 +3,7 @@
 //! An entry changes by `update_*`: memory and journal together, then the waiters are woken.
 
 use crate::cgroup::Cgroups;
+use crate::cgroup::home::Home;
 use crate::cni::Network;
 use crate::config::Config;
 use crate::features::Features;
@@ -169,6 +170,8 @@ pub struct Runtime {
     pub clock: Clock,
     /// The cgroup tree.
     pub cgroups: Cgroups,
+    /// Where in it the monitors live.
+    pub home: Home,
     /// Container events; a slow listener loses the oldest.
     pub events: broadcast::Sender<ContainerEventResponse>,
     /// `runc --version`'s first line.
@@ -207,6 +210,7 @@ impl Runtime {
     pub fn open(
         config: Config,
         images: Arc<dyn Images>,
+        (cgroups, home): (Cgroups, Home),
         (runc_version, features): (String, Features),
         (metrics, stats): (Arc<Metrics>, Arc<Collector>),
     ) -> Result<Self, JournalError> {
@@ -223,7 +227,8 @@ impl Runtime {
             config,
             images,
             clock: Clock::new(),
-            cgroups: Cgroups::at(std::path::Path::new("/sys/fs/cgroup")),
+            cgroups,
+            home,
             events: broadcast::channel(1024).0,
             runc_version,
             features,

@@ -12,6 +12,8 @@ mod process;
 use cri::Cri;
 use node::Node;
 use podway_cri::v1;
+use podway_runtime::cgroup::Cgroups;
+use podway_runtime::cgroup::home::Home;
 use process::Process;
 use std::time::{Duration, Instant};
 
@@ -277,4 +279,49 @@ async fn a_lost_monitor_is_not_a_dead_container() {
         cri.remove_pod(&sandbox).await;
         assert_eq!(node.leftovers(), Vec::<String>::new(), "both: {both}");
     }
+}
+
+/// As runc ends a container that shares the host's PID namespace: all that are in its cgroup.
+#[tokio::test(flavor = "multi_thread")]
+async fn monitors_outlive_a_runtime_that_is_ended_by_its_cgroup() {
+    let Some(mut node) = node::node() else { return };
+    let (home, container) = (format!("{}/monitors", node.cgroup), format!("{}/container", node.cgroup));
+    node.config.monitor.cgroup = Some(home.clone());
+    let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
+    let container = Home::make(cgroups.clone(), Some(&container)).map(|home| (home, container)).unwrap();
+    let mut process = Process::start(&node);
+    container.0.take_in(process.pid()).unwrap();
+    let mut cri = process.connect(&node).await;
+
+    // Process 1 of a shared PID namespace is nobody's container: it has to live on as well.
+    let shared = v1::NamespaceOption { pid: v1::NamespaceMode::Pod as i32, ..Default::default() };
+    let mut pod = node.sandbox("kept", 0);
+    let context = pod.linux.as_mut().and_then(|l| l.security_context.as_mut()).unwrap();
+    context.namespace_options = Some(shared.clone());
+    let mut config = node.container("app", "exec sleep 3600");
+    let context = config.linux.as_mut().and_then(|l| l.security_context.as_mut()).unwrap();
+    context.namespace_options = Some(shared);
+    let (sandbox, _) = cri.run_sandbox(pod.clone()).await.unwrap();
+    let (id, _) = cri.create(&sandbox, config, pod).await.unwrap();
+    cri.start(&id).await.unwrap();
+    assert_eq!(cgroups.processes(&container.1), [process.pid()].into());
+    let kept = cgroups.processes(&home);
+    assert_eq!(kept.len(), 2, "the monitor and process 1 are {kept:?}");
+
+    podway_runtime::orphan::kill_all(&cgroups, &container.1).unwrap();
+    assert_eq!(process.ended_by(), Some(9));
+    assert_eq!(cgroups.processes(&home), kept);
+    let mut process = Process::start(&node);
+    let mut cri = process.connect(&node).await;
+    assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
+    let out = cri.exec(&id, &["cat", "/proc/1/comm"]).await.unwrap();
+    assert_eq!((out.exit_code, String::from_utf8_lossy(&out.stdout).as_ref()), (0, "podway-monitor\n"));
+    cri.stop(&id, 0).await;
+    cri.remove(&id).await;
+    cri.remove_pod(&sandbox).await;
+    drop(process);
+    for path in [home, container.1] {
+        Home::make(cgroups.clone(), Some(&path)).unwrap().leave().unwrap();
+    }
+    assert_eq!(node.leftovers(), Vec::<String>::new());
 }

@@ -191,6 +191,8 @@ struct Worker {
     pre_stopped: HashSet<String>,
     /// Instances of which people were told that they are stopped.
     stopped: HashSet<String>,
+    /// What was told of the start being stuck.
+    stuck: stuck::Stuck,
     /// When the status first had the pod Ready.
     told_ready: Option<Micros>,
     /// When that was written first.
@@ -276,6 +278,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         warned: HashSet::new(),
         pre_stopped: HashSet::new(),
         stopped: HashSet::new(),
+        stuck: stuck::Stuck::default(),
         told_ready: None,
         ready_at: None,
         told: None,
@@ -491,6 +494,7 @@ mod memo;
 mod report;
 mod resizing;
 mod results;
+mod stuck;
 #[cfg(test)]
 mod tests;
 mod volumes;

@@ -26,7 +26,7 @@ impl Process {
 
     pub fn start_with(node: &Node, environment: &[(&str, &str)]) -> Process {
         let c = &node.config;
-        let text = format!(
+        let mut text = format!(
             "listen = {:?}\nroot = {:?}\nstate = {:?}\ncgroup_parent = {:?}\n[cni]\nbin_dirs = {:?}\nconf_dir = {:?}\n[runc]\npath = {:?}\n[monitor]\npath = {:?}\n",
             c.listen,
             c.root,
@@ -37,6 +37,9 @@ impl Process {
             c.runc.path,
             c.monitor.path
         );
+        if let Some(cgroup) = &c.monitor.cgroup {
+            text.push_str(&format!("cgroup = {cgroup:?}\n"));
+        }
         let file = node.at("runtime.toml");
         std::fs::write(&file, text).unwrap();
         let log = std::fs::OpenOptions::new().append(true).create(true).open(node.at("runtime.log")).unwrap();

@@ -168,6 +168,7 @@ impl Worker {
         }
         let (mut status, flow) = self.status(now);
         let slow = self.tell_end(&mut status, now);
+        let (stuck, limit) = self.tell_stuck(&mut status, flow.as_ref(), now);
         if is_ready(Some(&status)) {
             self.told_ready.get_or_insert(now);
         }
@@ -183,6 +184,7 @@ impl Worker {
             "Succeeded" | "Failed" => Urgency::Now,
             // Its end is what people wait for; what changes on the way there goes along with it.
             _ if slow == Some(Ok(())) => Urgency::Soon,
+            _ if stuck => Urgency::Soon,
             _ if self.pod.deletion.is_some() => Urgency::Rest,
             // The first answer of a probe may be about to change it again.
             _ if self.settled && !self.journal.probes.may_turn() => Urgency::Now,
@@ -193,7 +195,8 @@ impl Worker {
             _ => Urgency::Soon,
         };
         self.warn_of_crashes(&status);
-        earlier(self.offer(status, flow, urgency, now), slow.and_then(Result::err))
+        let due = earlier(slow.and_then(Result::err), limit);
+        earlier(self.offer(status, flow, urgency, now), due)
     }
 
     /// Offers a status to the writer and begins a write that is due.

@@ -29,6 +29,8 @@ struct State {
     containers: Vec<(String, String, v1::ContainerConfig, v1::ContainerState, i32)>,
     /// Pulls fail while set.
     no_image: bool,
+    /// Sandboxes fail while set.
+    no_sandbox: bool,
     /// Containers do not stop while set.
     stuck: bool,
     /// A start is answered, with its record, once this is told.
@@ -78,6 +80,9 @@ impl RuntimeService for Runtime {
         let config = request.into_inner().config.unwrap();
         let id = format!("s{}", config.metadata.as_ref().unwrap().attempt);
         self.called(format!("run {id}"));
+        if self.lock().no_sandbox {
+            return Err(Status::unknown("no sandbox"));
+        }
         self.lock().sandboxes.push((id.clone(), config, true));
         Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id }))
     }
@@ -827,4 +832,45 @@ async fn a_resize_is_given_done_and_told() {
     bench.server.until(|s| condition(s, "PodResizePending").is_some()).await;
     let pending = condition(&bench.server, "PodResizePending").unwrap();
     assert_eq!((pending.reason.as_deref(), cpu(&bench.server)), (Some("Infeasible"), now));
+}
+
+#[tokio::test]
+async fn a_start_that_is_stuck_is_told_within_a_second_of_its_limit_and_taken_back() {
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    // What is usual is learned: 20 pods whose sandboxes took 1 ms.
+    let at = |micros| Micros(micros);
+    let quick = Flow {
+        pod: podway_flow::PodRef::default(),
+        records: vec![
+            record(Phase::SandboxCreated, None, at(0), Some(at(1_000)), "Created"),
+            record(Phase::Ready, None, at(1_000), Some(at(1_000)), "Ready"),
+        ],
+    };
+    (0..20).for_each(|_| bench.context.metrics.flow(&quick));
+    bench.runtime.lock().no_sandbox = true;
+    let condition = |s: &Server| {
+        let conditions = s.object().status.and_then(|s| s.conditions).unwrap_or_default();
+        conditions.into_iter().find(|c| c.type_ == "podway.dev/Stuck")
+    };
+    let (_handle, _ended) = bench.spawn();
+    bench.server.until(|s| condition(s).is_some()).await;
+    let told = condition(&bench.server).unwrap();
+    let (is, reason) = (told.status.as_str(), told.reason.as_deref());
+    assert_eq!((is, reason), ("True", Some("SandboxCreated")));
+    let line = told.message.clone().unwrap();
+    assert!(line.starts_with("SandboxCreated for ") && line.contains("limit 1.0 s"), "{line}");
+    let events = |s: &Server| {
+        let writes = s.writes.lock().unwrap();
+        writes.iter().filter(|w| w.starts_with("warn PodStuck: SandboxCreated for ")).count()
+    };
+    bench.server.until(|s| events(s) == 1).await;
+    let gauge = |n: u8| format!("podway_pod_stuck{{phase=\"SandboxCreated\"}} {n}\n");
+    assert!(bench.context.metrics.text().contains(&gauge(1)));
+
+    bench.runtime.lock().no_sandbox = false;
+    bench.server.until(|s| is_ready(s.object().status.as_ref())).await;
+    let told = condition(&bench.server).unwrap();
+    assert_eq!((told.status.as_str(), told.reason.as_deref(), told.message), ("False", Some("GotOn"), None));
+    assert_eq!(events(&bench.server), 1, "it is told once");
+    assert!(bench.context.metrics.text().contains(&gauge(0)));
 }
