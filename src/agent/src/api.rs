@@ -4,7 +4,7 @@
 use crate::metrics::Metrics;
 use crate::status::budget::Budget;
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -39,8 +39,14 @@ impl From<kube::Error> for ApiError {
 /// The writes.
 #[async_trait]
 pub trait PodApi: Send + Sync {
-    /// Patches `status`; the object as it is then.
-    async fn patch_status(&self, namespace: &str, name: &str, patch: Value) -> Result<Pod, ApiError>;
+    /// Patches `status` so that it becomes `whole`; the object as it is then.
+    async fn patch_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: Value,
+        whole: &PodStatus,
+    ) -> Result<Pod, ApiError>;
     /// Deletes the object with grace 0, if it still has this UID. One that is gone is deleted.
     async fn delete(&self, namespace: &str, name: &str, uid: &str) -> Result<(), ApiError>;
     /// Writes a flow: `create` for the first time. `told` are the phases' conditions as the pod has
@@ -86,7 +92,13 @@ impl KubeApi {
 
 #[async_trait]
 impl PodApi for KubeApi {
-    async fn patch_status(&self, namespace: &str, name: &str, patch: Value) -> Result<Pod, ApiError> {
+    async fn patch_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: Value,
+        _: &PodStatus,
+    ) -> Result<Pod, ApiError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PatchParams::default() };
         Ok(api.patch_status(name, &params, &Patch::Strategic(patch)).await?)

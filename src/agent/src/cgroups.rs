@@ -6,6 +6,7 @@
 //! kubelet's (pkg/kubelet/cm).
 
 use crate::env::quantity;
+use crate::node::allocatable::PodsLimits;
 use crate::pod::resources;
 use k8s_openapi::api::core::v1 as api;
 use std::collections::BTreeMap;
@@ -158,6 +159,26 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// Holds all pods together to what the node has for them. May be repeated, also with less.
+    ///
+    /// # Errors
+    /// [`CgroupError`] with the kernel's reason, e.g. that the pods use more memory now.
+    pub fn enforce(&self, limits: PodsLimits) -> Result<(), CgroupError> {
+        self.set_shares(&self.base, resources::shares(limits.milli_cpu))?;
+        let file = if self.v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        self.set("memory", &self.base, file, &limits.memory.to_string())?;
+        match limits.pids {
+            Some(pids) => self.set("pids", &self.base, "pids.max", &pids.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// The cgroup of all pods.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// Makes a cgroup and those above it.
@@ -475,6 +496,12 @@ mod tests {
             cgroups.resize("Burstable", "u", PodLimits { cpu_quota: None, ..other }).unwrap();
             assert_eq!(now().1, "-1\n", "a limit that is gone is taken away");
             prepared.unwrap();
+            let all = PodsLimits { milli_cpu: 1500, memory: 256 << 20, pids: Some(5000) };
+            cgroups.enforce(all).unwrap();
+            let base = format!("/{root}/kubepods");
+            let kubepods = |c: &str, f: &str| std::fs::read_to_string(cgroups.dir(c, &base).join(f)).unwrap();
+            assert_eq!(kubepods("memory", "memory.limit_in_bytes").trim(), (256 << 20).to_string());
+            assert_eq!(kubepods("pids", "pids.max").trim(), "5000");
             let shares = |path: &str| {
                 let dir = cgroups.dir("cpu", &format!("/{root}/kubepods{path}"));
                 std::fs::read_to_string(dir.join("cpu.shares")).unwrap().trim().to_owned()

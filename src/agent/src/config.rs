@@ -2,10 +2,13 @@
 
 use crate::gc::collect::ImagePolicy;
 use crate::gc::logs;
+use crate::node::allocatable::Reservation;
 use crate::node::pressure::Thresholds;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What `podway agent` is started with.
 #[derive(Clone, Debug)]
@@ -35,7 +38,7 @@ pub struct Config {
     /// `--max-pods`.
     pub max_pods: u32,
     /// `--node-labels`.
-    pub node_labels: std::collections::BTreeMap<String, String>,
+    pub node_labels: BTreeMap<String, String>,
     /// `registerWithTaints`: what the Node is created with; one that is there keeps its own.
     pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
     /// `--client-ca-file`: signs the clients of the kubelet API.
@@ -44,12 +47,22 @@ pub struct Config {
     pub tls_cert_file: Option<PathBuf>,
     /// `--tls-private-key-file`.
     pub tls_private_key_file: Option<PathBuf>,
+    /// `--cert-dir`: where certificates that the cluster signed lie; `pki` below the root directory when absent.
+    pub cert_dir: Option<PathBuf>,
+    /// `rotateCertificates`: whether the client's certificate is renewed before it ends.
+    pub rotate_certificates: bool,
+    /// `serverTLSBootstrap`: whether the cluster signs the kubelet API's certificate.
+    pub server_tls_bootstrap: bool,
     /// The API server's audit log, from which steps 1 to 3 of a flow are read; absent: coarse times.
     pub audit_log: Option<PathBuf>,
     /// Whether `PodFlow` objects are written.
     pub podflow: bool,
-    /// `evictionHard`: below what a resource of the node is reported as short.
+    /// `staticPodPath`: the directory whose files are pods.
+    pub static_pod_path: Option<PathBuf>,
+    /// `evictionHard`, `evictionSoft` and their kin: below what a resource of the node is short.
     pub thresholds: Thresholds,
+    /// `kubeReserved`, `systemReserved` and `enforceNodeAllocatable`.
+    pub reservation: Reservation,
     /// `containerLogMaxSize` and `containerLogMaxFiles`.
     pub container_logs: logs::Policy,
     /// `imageGCHighThresholdPercent` and its kin.
@@ -57,27 +70,31 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where certificates that the cluster signed lie.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.cert_dir.clone().unwrap_or_else(|| self.root_dir.join("pki"))
+    }
+
     /// As `/configz` shows it: a `KubeletConfiguration`, the fields that the agent heeds.
     #[must_use]
     pub fn configz(&self) -> Value {
-        let percent = |part: f64| format!("{}%", part * 100.0);
         let t = &self.thresholds;
-        let mut hard = json!({
-            "memory.available": format!("{}", t.memory),
-            "nodefs.available": percent(t.nodefs),
-            "nodefs.inodesFree": percent(t.nodefs_inodes),
-            "imagefs.available": percent(t.imagefs),
-            "imagefs.inodesFree": percent(t.imagefs_inodes),
-        });
-        if let Some(part) = t.pids {
-            hard["pid.available"] = json!(percent(part));
-        }
+        let seconds = |of: Duration| format!("{}s", of.as_secs());
+        type Shown = BTreeMap<&'static str, String>;
+        let hard: Shown = t.hard().map(|t| (t.signal.name(), t.value.to_string())).collect();
+        let soft: Shown = t.soft().map(|t| (t.signal.name(), t.value.to_string())).collect();
+        let graces: Shown = t.soft().filter_map(|t| Some((t.signal.name(), seconds(t.grace?)))).collect();
+        let reclaim = t.list.iter().filter_map(|t| Some((t.signal.name(), t.min_reclaim?.to_string())));
+        let reclaim: Shown = reclaim.collect();
         let ca = self.client_ca_file.as_ref();
         json!({
             "address": self.address,
             "port": self.port,
             "tlsCertFile": self.tls_cert_file,
             "tlsPrivateKeyFile": self.tls_private_key_file,
+            "rotateCertificates": self.rotate_certificates,
+            "serverTLSBootstrap": self.server_tls_bootstrap,
             "authentication": {
                 "x509": ca.map_or_else(|| json!({}), |file| json!({"clientCAFile": file})),
                 "webhook": {"enabled": true},
@@ -91,9 +108,17 @@ impl Config {
             "resolvConf": self.resolv_conf,
             "maxPods": self.max_pods,
             "podLogsDir": self.pod_logs_dir,
+            "staticPodPath": self.static_pod_path,
             "containerRuntimeEndpoint": self.container_runtime_endpoint,
+            "kubeReserved": self.reservation.kube.shown(),
+            "systemReserved": self.reservation.system.shown(),
+            "enforceNodeAllocatable": [if self.reservation.enforce { "pods" } else { "none" }],
             "evictionHard": hard,
-            "evictionPressureTransitionPeriod": format!("{}s", t.transition.as_secs()),
+            "evictionSoft": soft,
+            "evictionSoftGracePeriod": graces,
+            "evictionMinimumReclaim": reclaim,
+            "evictionMaxPodGracePeriod": t.max_pod_grace.as_secs(),
+            "evictionPressureTransitionPeriod": seconds(t.transition),
             "containerLogMaxSize": self.container_logs.max_size.to_string(),
             "containerLogMaxFiles": self.container_logs.max_files,
             "imageGCHighThresholdPercent": self.image_gc.high,
@@ -119,14 +144,19 @@ impl Default for Config {
             address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
             max_pods: 110,
-            node_labels: std::collections::BTreeMap::new(),
+            node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
             client_ca_file: None,
             tls_cert_file: None,
             tls_private_key_file: None,
+            cert_dir: None,
+            rotate_certificates: false,
+            server_tls_bootstrap: false,
             audit_log: None,
             podflow: true,
+            static_pod_path: None,
             thresholds: Thresholds::default(),
+            reservation: Reservation::default(),
             container_logs: logs::Policy::default(),
             image_gc: ImagePolicy::default(),
         }

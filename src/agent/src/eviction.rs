@@ -1,5 +1,5 @@
 //! Eviction: when the node runs short, what is not needed goes first, and then one pod at a time, as
-//! the kubelet has it (`pkg/kubelet/eviction`): hard thresholds, its ranking, its messages.
+//! the kubelet has it (`pkg/kubelet/eviction`): hard and soft thresholds, its ranking, its messages.
 //!
 //! A look each 10 s costs a few reads of /proc and one `statvfs`; the runtime is asked what pods use
 //! only when a threshold is met or a pod has a limit of its own on the disk. The pod's own worker ends
@@ -12,7 +12,7 @@ use crate::gc::Collector;
 use crate::metrics::Metrics;
 use crate::node::events::{Happening, Writer};
 use crate::node::machine::{Reader, Sample};
-use crate::node::pressure::{Pressures, Thresholds};
+use crate::node::pressure::{Memory, Pressures, Thresholds};
 use crate::pod::admission::Refusal;
 use crate::pod::core::Ending;
 use crate::pods::Pods;
@@ -28,8 +28,6 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_secs(10);
 /// How long an evicted pod is waited for before the next look (`podCleanupTimeout`).
 const CLEANUP: Duration = Duration::from_secs(30);
-/// What a pod has to end in when the node is short of something (`immediateEvictionGracePeriodSeconds`).
-const GRACE: Duration = Duration::from_secs(1);
 
 /// The node's eviction.
 pub struct Eviction {
@@ -41,9 +39,9 @@ pub struct Eviction {
     pub collector: Arc<Collector>,
     /// Tells people of the node.
     pub events: Writer,
-    /// Has the node looked at, so that its condition says it at once.
-    pub poke: crate::node::Handle,
-    /// `evictionHard`.
+    /// Remembers what is short, and has its condition say it at once.
+    pub node: crate::node::Handle,
+    /// `evictionHard` and `evictionSoft`.
     pub thresholds: Thresholds,
     /// Reads the machine.
     pub reader: Reader,
@@ -166,7 +164,8 @@ impl Eviction {
     async fn round(&self, images: &Path) -> Option<String> {
         let (sample, split) = self.sample(images).await?;
         let views: Vec<PodView> = self.pods.pods().into_iter().filter(active).collect();
-        let met = signals::met(&sample, &self.thresholds);
+        let calling = self.node.observe(&sample, &self.thresholds);
+        let met: Vec<Met> = calling.iter().filter_map(|t| Met::of(t, &sample)).collect();
         let limited = views.iter().any(|v| rank::limited(&v.object));
         if met.is_empty() && !limited {
             return None;
@@ -176,13 +175,12 @@ impl Eviction {
                 let uid = view.object.metadata.uid.clone().unwrap_or_default();
                 let usage = look.summary.pods.iter().find(|p| p.pod_ref.uid == uid);
                 if let Some(message) = usage.and_then(|u| rank::over_limit(&view.object, u, split)) {
-                    self.evict(&uid, "ephemeral-storage.limit", message, None);
+                    self.evict(&uid, "ephemeral-storage.limit", signals::IMMEDIATE, message, None);
                     return Some(uid);
                 }
             }
         }
         let first = met.first()?.clone();
-        self.poke.poke();
         tracing::warn!(signal = first.signal, available = first.available, "the node is short");
         let resource = first.resource.name();
         let note = format!("Attempting to reclaim {resource}");
@@ -207,7 +205,7 @@ impl Eviction {
             }
         }
         match self.sample(images).await {
-            Some((sample, _)) => signals::met(&sample, &self.thresholds).is_empty(),
+            Some((sample, _)) => Memory::relieved(&sample, &self.thresholds),
             None => false,
         }
     }
@@ -225,14 +223,23 @@ impl Eviction {
         };
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let message = rank::message(pod, usage, met);
-        self.evict(&uid, met.signal, message.clone(), Some(message));
+        let own = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
+        let grace = met.grace(own, self.thresholds.max_pod_grace);
+        self.evict(&uid, met.signal, grace, message.clone(), Some(message));
         Some(uid)
     }
 
-    fn evict(&self, uid: &str, signal: &'static str, message: String, disruption: Option<String>) {
+    fn evict(
+        &self,
+        uid: &str,
+        signal: &'static str,
+        grace: Duration,
+        message: String,
+        disruption: Option<String>,
+    ) {
         tracing::warn!(uid, signal, message, "a pod is evicted");
         self.metrics.evicted(signal);
-        let ending = Ending { reason: "Evicted".to_owned(), message, grace: GRACE, disruption };
+        let ending = Ending { reason: "Evicted".to_owned(), message, grace, disruption };
         self.pods.end(uid, ending);
     }
 

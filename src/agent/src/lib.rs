@@ -5,6 +5,7 @@
 //! writes the status back (`status`).
 pub mod api;
 pub mod audit;
+pub mod certificates;
 pub mod cgroups;
 pub mod config;
 pub mod cri;
@@ -22,7 +23,9 @@ pub mod probe;
 pub mod run;
 pub mod server;
 pub mod source;
+pub mod statics;
 pub mod stats;
 pub mod status;
+pub mod userns;
 pub mod volumes;
 pub mod watch;

@@ -9,13 +9,17 @@
 //! the cluster: as a kubelet, the agent does not put it back until it is started again).
 
 pub mod addresses;
+pub mod allocatable;
+pub mod enforce;
 pub mod events;
 pub mod machine;
 pub mod object;
+pub mod oom;
 pub mod pressure;
 pub mod runtime;
 
 use crate::config::Config;
+use allocatable::Reservation;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus, Taint};
@@ -23,13 +27,13 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use machine::{Machine, Reader, Sample};
-use pressure::{Memory, Pressures, Thresholds};
+use pressure::{Memory, Pressures, Threshold, Thresholds};
 use runtime::{Known, Probe};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -74,6 +78,8 @@ enum CallError {
 pub struct State {
     /// The Node as the API server has it; none before it is registered.
     pub node: Option<Arc<Node>>,
+    /// The Node as this machine would register it, as soon as that is known whole.
+    pub local: Option<Arc<Node>>,
     /// Why it is not ready, by the last look; none when it is.
     pub not_ready: Option<String>,
     /// What is short.
@@ -85,9 +91,22 @@ pub struct State {
 pub struct Handle {
     state: watch::Receiver<State>,
     poke: Arc<Notify>,
+    memory: Arc<Mutex<Memory>>,
 }
 
 impl Handle {
+    /// Takes a sample of the machine: what is short, and which thresholds call for an eviction. Whoever
+    /// looks, it is remembered in one place, so that condition and eviction cannot disagree.
+    pub fn observe(&self, sample: &Sample, thresholds: &Thresholds) -> Vec<Threshold> {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pressures, calling) = memory.observe(sample, thresholds, Instant::now());
+        drop(memory);
+        if self.state.borrow().pressures != pressures {
+            self.poke();
+        }
+        calling
+    }
+
     /// How the node stands, now and on.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
@@ -114,11 +133,12 @@ pub struct Registrar {
     root_dir: PathBuf,
     reader: Reader,
     thresholds: Thresholds,
+    reservation: Reservation,
     state: watch::Sender<State>,
     poke: Arc<Notify>,
     machine: Option<Machine>,
     sample: Option<Sample>,
-    memory: Memory,
+    memory: Arc<Mutex<Memory>>,
     addresses: Option<Vec<NodeAddress>>,
     runtime: Known,
     reported: Option<Instant>,
@@ -162,11 +182,12 @@ impl Registrar {
             root_dir: config.root_dir.clone(),
             reader: Reader::new(Path::new("/"), &config.cgroup_root),
             thresholds,
+            reservation: config.reservation.clone(),
             state: watch::Sender::new(State::default()),
             poke: Arc::new(Notify::new()),
             machine: None,
             sample: None,
-            memory: Memory::default(),
+            memory: Arc::default(),
             addresses: None,
             runtime: Known::default(),
             reported: None,
@@ -184,7 +205,8 @@ impl Registrar {
     /// What the rest of the agent has of the node.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { state: self.state.subscribe(), poke: Arc::clone(&self.poke) }
+        let memory = Arc::clone(&self.memory);
+        Handle { state: self.state.subscribe(), poke: Arc::clone(&self.poke), memory }
     }
 
     /// Keeps the node until `shutdown`.
@@ -307,7 +329,9 @@ impl Registrar {
             Err(error) => tracing::warn!(%error, "the node has no valid address"),
         }
         if let Some(sample) = &self.sample {
-            let pressures = self.memory.observe(sample, &self.thresholds, now);
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let (pressures, _) = memory.observe(sample, &self.thresholds, now);
+            drop(memory);
             self.state
                 .send_if_modified(|state| std::mem::replace(&mut state.pressures, pressures) != pressures);
         }
@@ -323,8 +347,8 @@ impl Registrar {
             addresses: self.addresses.as_deref(),
             port: self.port,
             max_pods: self.max_pods,
-            reserved_memory: self.thresholds.memory,
-            reserved_storage: self.thresholds.nodefs,
+            thresholds: &self.thresholds,
+            reservation: &self.reservation,
             // As metav1.Time has it: to the second.
             now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH),
             instant: Instant::now(),
@@ -336,6 +360,10 @@ impl Registrar {
         if matches!(known, Copy::Unknown) {
             let node = object::initial(&self.facts(), &self.labels, &self.taints);
             self.publish_ready(node.status.as_ref());
+            if self.machine.is_some() && self.sample.is_some() && self.addresses.is_some() {
+                let local = Arc::new(node.clone());
+                self.state.send_if_modified(|state| state.local.replace(local).is_none());
+            }
             *known = Copy::Is(Box::new(self.register(&node).await?));
             self.events.write(vec![events::starting()]);
         }

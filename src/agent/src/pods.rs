@@ -1,6 +1,8 @@
 //! The pods of this node: which worker owns which UID, what they take of the node together, and the
 //! view that the kubelet API has of them. It owns no pod's state: that is its worker's alone.
 
+mod files;
+
 use crate::cri::Told;
 use crate::eviction;
 use crate::node;
@@ -10,6 +12,7 @@ use crate::pod::core::{Ending, Terminal};
 use crate::pod::model::Pod;
 use crate::pod::worker::{self, Beginning, Handle, Input};
 use crate::source::{PodSource, PodView};
+use crate::statics::{Local, Name, mirror, name};
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podway_flow::Micros;
@@ -23,7 +26,6 @@ const ORPHAN_GRACE: i64 = 30;
 /// How long a pod whose worker broke waits for another.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
-#[derive(Debug)]
 struct Entry {
     handle: Handle,
     namespace: String,
@@ -32,9 +34,11 @@ struct Entry {
     ask: Ask,
     /// That the watch told of its end.
     left: bool,
+    /// What stands in the API server's place, of a static pod.
+    file: Option<Arc<Local>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Table {
     pods: HashMap<String, Entry>,
     /// What we deleted and of which the watch still has to tell the end: news of it that are on their
@@ -54,6 +58,7 @@ pub struct Pods {
     offer: Offer,
     node: watch::Receiver<node::State>,
     table: Mutex<Table>,
+    files: files::Files,
 }
 
 fn terminal(pod: &api::Pod) -> bool {
@@ -62,10 +67,18 @@ fn terminal(pod: &api::Pod) -> bool {
 }
 
 impl Pods {
-    /// None yet, on a node that offers `offer` and stands as `node` tells.
+    /// None yet, on a node that offers `offer` and stands as `node` tells. Mirror pods are written through
+    /// `client`; what static pods leave lies below `root`.
     #[must_use]
-    pub fn new(context: Context, offer: Offer, node: watch::Receiver<node::State>) -> Arc<Self> {
-        Arc::new(Pods { context, offer, node, table: Mutex::default() })
+    pub fn new(
+        context: Context,
+        offer: Offer,
+        node: watch::Receiver<node::State>,
+        client: kube::Client,
+        root: std::path::PathBuf,
+    ) -> Arc<Self> {
+        let files = files::Files::new(client, root);
+        Arc::new(Pods { context, offer, node, table: Mutex::default(), files })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -74,6 +87,9 @@ impl Pods {
 
     /// The watch told of a pod; `changed` when it is news, and not part of a listing.
     pub fn apply(self: &Arc<Self>, object: Arc<api::Pod>, seen: Micros, changed: bool) {
+        if mirror::shown(&object).is_some() {
+            return self.mirror_seen(object);
+        }
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let mut table = self.table();
         if let Some(entry) = table.pods.get_mut(&uid) {
@@ -87,6 +103,19 @@ impl Pods {
         if table.deleted.contains(&uid) {
             return;
         }
+        self.begin(table, object, seen, changed, None);
+    }
+
+    /// A pod that is not known gets a worker; `file`: what a static pod writes to.
+    fn begin(
+        self: &Arc<Self>,
+        mut table: MutexGuard<'_, Table>,
+        object: Arc<api::Pod>,
+        seen: Micros,
+        changed: bool,
+        file: Option<Arc<Local>>,
+    ) {
+        let uid = object.metadata.uid.clone().unwrap_or_default();
         let pod = match Pod::read(Arc::clone(&object)) {
             Ok(pod) => pod,
             Err(error) => {
@@ -100,8 +129,12 @@ impl Pods {
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
         let started = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
         let fresh = changed && table.swept && !started && !table.orphans.contains_key(&uid);
-        let (handle, ended) = worker::spawn(self.context.clone(), Beginning { pod, seen, refused, fresh });
-        table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask, left: false });
+        let mut context = self.context.clone();
+        if let Some(local) = &file {
+            context.api = Arc::clone(local) as _;
+        }
+        let (handle, ended) = worker::spawn(context, Beginning { pod, seen, refused, fresh });
+        table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask, left: false, file });
         self.count(&table);
         drop(table);
         let pods = Arc::clone(self);
@@ -123,13 +156,22 @@ impl Pods {
         }
         let live = table.pods.values().filter(|e| !terminal(&e.handle.view.borrow().object));
         let others: Vec<&Ask> = live.map(|e| &e.ask).collect();
-        let pressures = self.node.borrow().pressures;
+        let (pressures, offer) = (self.node.borrow().pressures, self.offered());
         let refusal = eviction::refuses(object, pressures)
-            .or_else(|| admission::admit(object.spec.as_ref()?, &others, &self.offer).err())?;
+            .or_else(|| admission::admit(object.spec.as_ref()?, &others, &offer).err())?;
         self.context.metrics.refused(&refusal.reason);
         let (api, pod, refused) = (Arc::clone(&self.context.api), object.clone(), refusal.clone());
         tokio::spawn(async move { api.warn(&pod, &refused.reason, &refused.message).await });
         Some(Terminal { failed: true, reason: refusal.reason, message: refusal.message })
+    }
+
+    /// What the node offers, with what others have written to the Node since.
+    fn offered(&self) -> Offer {
+        let mut offer = self.offer.clone();
+        if let Some(node) = &self.node.borrow().node {
+            offer.labels = node.metadata.labels.clone().unwrap_or_default();
+        }
+        offer
     }
 
     async fn ended(self: &Arc<Self>, uid: &str, seen: Micros, gone: bool) {
@@ -141,15 +183,19 @@ impl Pods {
             let mut table = self.table();
             let entry = table.pods.remove(uid);
             self.context.metrics.probes.forget(uid);
-            if gone && entry.as_ref().is_some_and(|e| !e.left) {
+            if gone && entry.as_ref().is_some_and(|e| !e.left && e.file.is_none()) {
                 table.deleted.insert(uid.to_owned());
             }
             self.count(&table);
             entry
         };
-        if let Some(entry) = entry.filter(|_| !gone) {
-            let object = entry.handle.view.borrow().object.clone();
-            self.apply(object, seen, false);
+        let Some(entry) = entry else { return };
+        let object = entry.handle.view.borrow().object.clone();
+        match (gone, entry.file) {
+            (true, Some(_)) => self.file_ended(&name(&object), uid),
+            (true, None) => {}
+            (false, Some(file)) => self.begin(self.table(), object, seen, false, Some(file)),
+            (false, None) => self.apply(object, seen, false),
         }
     }
 
@@ -162,7 +208,11 @@ impl Pods {
     }
 
     /// The watch told that a pod is gone.
-    pub fn delete(&self, uid: &str) {
+    pub fn delete(&self, object: &api::Pod) {
+        if mirror::shown(object).is_some() {
+            return self.mirror_gone(&name(object));
+        }
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
         let mut table = self.table();
         table.deleted.remove(uid);
         if let Some(entry) = table.pods.get_mut(uid) {
@@ -172,12 +222,14 @@ impl Pods {
     }
 
     /// The watch listed every pod of the node: those that it did not name are gone, and what is here
-    /// without an object is taken down.
-    pub async fn listed(self: &Arc<Self>, uids: &HashSet<String>) {
+    /// without an object or a file is taken down.
+    pub async fn listed(self: &Arc<Self>, uids: &HashSet<String>, mirrors: &HashSet<Name>) {
+        self.mirrors_listed(mirrors);
         {
             let mut table = self.table();
             table.deleted.retain(|uid| uids.contains(uid));
-            for (_, entry) in table.pods.iter_mut().filter(|(uid, _)| !uids.contains(*uid)) {
+            let told = |uid: &String, entry: &Entry| uids.contains(uid) || entry.file.is_some();
+            for (_, entry) in table.pods.iter_mut().filter(|(uid, entry)| !told(uid, entry)) {
                 entry.left = true;
                 let _ = entry.handle.inputs.send(Input::Gone);
             }

@@ -4,6 +4,8 @@
 
 use crate::api::KubeApi;
 use crate::audit::AuditLog;
+use crate::certificates::client::Swap;
+use crate::certificates::rotate;
 use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::cri::Cri;
@@ -11,17 +13,20 @@ use crate::dns::{self, NodeDns};
 use crate::eviction::Eviction;
 use crate::gc::Collector;
 use crate::metrics::Metrics;
-use crate::node::events;
-use crate::node::machine::Reader;
+use crate::node::allocatable::{AllocatableError, Capacity, PodsLimits};
+use crate::node::machine::{self, MachineError, Reader};
 use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
+use crate::node::{enforce, events, oom};
 use crate::pod::admission::Offer;
 use crate::pod::context::Context;
 use crate::pod::ledger::Ledger;
 use crate::pod::status;
 use crate::pods::Pods;
+use crate::statics::dir::Dir;
 use crate::stats::Stats;
 use crate::status::pace::Pace;
+use crate::userns::UserNamespaces;
 use crate::volumes::VolumeManager;
 use crate::volumes::api::ApiSource;
 use crate::{gc, lease, server, watch};
@@ -68,6 +73,12 @@ pub enum RunError {
         "the pods' cgroups cannot be made: give another --cgroup-root, or run where cgroups are writable"
     )]
     Cgroups(#[from] CgroupError),
+    /// What the machine has.
+    #[error("the machine cannot be read")]
+    Machine(#[from] MachineError),
+    /// More is kept from pods than there is.
+    #[error(transparent)]
+    Allocatable(#[from] AllocatableError),
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -79,11 +90,16 @@ pub enum RunError {
     Ended(&'static str),
 }
 
-/// Runs the agent as configured until `shutdown`. Pods and their processes live on after it.
+/// Runs the agent as configured until `shutdown`; the certificate of `rotation` is renewed in time. Pods and their processes live on after it.
 ///
 /// # Errors
 /// [`RunError`] when it cannot begin or cannot go on.
-pub async fn run(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    client: Client,
+    config: Config,
+    rotation: Option<Swap>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
     let ended = shutdown.clone();
     let cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root);
     tokio::select! {
@@ -94,14 +110,20 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
             }
             Ok(())
         }
-        result = work(client, config, shutdown) => result,
+        result = work(client, config, rotation, shutdown) => result,
     }
 }
 
-async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+async fn work(
+    client: Client,
+    config: Config,
+    rotation: Option<Swap>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
     let mut private = std::fs::DirBuilder::new();
     let made = private.recursive(true).mode(0o700).create(&config.root_dir);
     made.map_err(|e| RunError::Dir(config.root_dir.clone(), e))?;
+    let limits = pods_limits(&config)?;
     let channel = connect(&config.container_runtime_endpoint).await?;
     let metrics = Arc::new(Metrics::new(&config.node_name));
     let cri = Cri::new(channel.clone(), Arc::clone(&metrics));
@@ -113,16 +135,38 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let probe = Arc::new(CriProbe(channel.clone()));
-    let registrar = Registrar::new(client.clone(), probe, &config, config.thresholds.clone())?;
+    let thresholds = config.thresholds.clone().with_allocatable(config.reservation.enforce);
+    let registrar = Registrar::new(client.clone(), probe, &config, thresholds.clone())?;
     let node_handle = registrar.handle();
     let stop = shutdown.clone();
     tasks.spawn(async move {
         registrar.run(stop).await;
         "registration of the node"
     });
+    let (dir, name) = (config.pki(), config.node_name.clone());
+    if let Some(swap) = rotation {
+        let (dir, name) = (dir.clone(), name.clone());
+        tasks.spawn(async move {
+            rotate::client(swap, &dir, &name).await;
+            "renewal of the client certificate"
+        });
+    }
+    if config.server_tls_bootstrap {
+        let (own, told) = (client.clone(), node_handle.state());
+        tasks.spawn(async move {
+            rotate::serving(own, &dir, &name, told).await;
+            "renewal of the serving certificate"
+        });
+    }
     let mut state = node_handle.state();
+    // Static pods do not wait for the API server: what the machine itself says of the node is enough.
+    let alone = config.static_pod_path.is_some();
     let node = loop {
-        if let Some(node) = state.borrow_and_update().node.clone() {
+        let node = {
+            let state = state.borrow_and_update();
+            state.node.clone().or_else(|| state.local.clone().filter(|_| alone))
+        };
+        if let Some(node) = node {
             break node;
         }
         if state.changed().await.is_err() {
@@ -152,14 +196,31 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
         "watch of services"
     });
     let counts = Arc::clone(&metrics);
-    let context = context(&client, &config, &node, cri.clone(), metrics, runtime, services, clock)?;
+    let context = context(
+        &client,
+        &config,
+        &node,
+        cri.clone(),
+        metrics,
+        runtime,
+        services,
+        clock,
+        node_handle.state(),
+    )?;
+    context.cgroups.prepare(limits.milli_cpu)?;
+    let (cgroups, told) =
+        (Arc::clone(&context.cgroups), events::Writer::new(client.clone(), &config.node_name));
+    tasks.spawn(async move {
+        enforce::keep(cgroups, limits, told).await;
+        "limits of all pods"
+    });
     let offer = Offer {
         node: config.node_name.clone(),
         allocatable: context.allocatable.clone(),
         labels: node.metadata.labels.clone().unwrap_or_default(),
         max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
     };
-    let pods = Pods::new(context, offer, node_handle.state());
+    let pods = Pods::new(context, offer, node_handle.state(), client.clone(), config.root_dir.clone());
     let stats = Arc::new(Stats::new(Arc::new(cri.clone()), &config));
     let parts = server::Parts {
         client: client.clone(),
@@ -189,13 +250,18 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
             "garbage collection"
         });
     }
+    let (ooms, told) = (oom::Watch::new(&config.root_dir), node_events.clone());
+    tasks.spawn(async move {
+        ooms.run(told).await;
+        "watch of the kernel's log"
+    });
     let eviction = Eviction {
         pods: Arc::clone(&pods),
         stats,
         collector,
         events: node_events,
-        poke: node_handle.clone(),
-        thresholds: config.thresholds.clone(),
+        node: node_handle.clone(),
+        thresholds,
         reader: Reader::new(Path::new("/"), &config.cgroup_root),
         root_dir: config.root_dir.clone(),
         metrics: Arc::clone(&counts),
@@ -214,15 +280,44 @@ async fn work(client: Client, config: Config, shutdown: CancellationToken) -> Re
         watch::runtime(cri, events).await;
         "runtime's event stream"
     });
+    pods.recall().await;
+    if let Some(path) = &config.static_pod_path {
+        let mut dir = Dir::new(path, &config.node_name);
+        // Before the first listing: whatever runs and is no pod's is taken down then.
+        let files = dir.read().map_err(|e| RunError::File(path.clone(), e))?;
+        pods.files(files);
+        let files = Arc::clone(&pods);
+        tasks.spawn(async move {
+            dir.follow(|pods| files.files(pods)).await;
+            "watch of static pods"
+        });
+    }
     let (name, bound) = (config.node_name.clone(), Arc::clone(&pods));
     tasks.spawn(async move {
-        watch::pods(client, &name, bound, clock).await;
+        // What an API server has for this node is not asked for before it knows the node.
+        if state.wait_for(|s| s.node.is_some()).await.is_ok() {
+            watch::pods(client, &name, bound, clock).await;
+        }
         "watch of pods"
     });
     match tasks.join_next().await {
         Some(Ok(part)) => Err(RunError::Ended(part)),
         _ => Err(RunError::Ended("agent")),
     }
+}
+
+/// What all pods together may have, once it is clear that not more is kept from them than there is.
+fn pods_limits(config: &Config) -> Result<PodsLimits, RunError> {
+    let reader = Reader::new(Path::new("/"), &config.cgroup_root);
+    let machine = reader.machine()?;
+    let capacity = Capacity {
+        cpus: machine.cpus,
+        memory: machine.memory,
+        storage: Some(machine::fs(&config.root_dir)?.capacity),
+        pids: reader.pids_max(),
+    };
+    config.reservation.check(&capacity, &config.thresholds)?;
+    Ok(config.reservation.pods(&capacity))
 }
 
 /// Connects to the runtime, waiting until it serves.
@@ -252,6 +347,7 @@ fn context(
     runtime: String,
     services: reflector::Store<Service>,
     clock: Clock,
+    state: tokio::sync::watch::Receiver<crate::node::State>,
 ) -> Result<Context, RunError> {
     let status = node.status.clone().unwrap_or_default();
     let allocatable = status.allocatable.unwrap_or_default();
@@ -262,8 +358,6 @@ fn context(
     let ips: Vec<String> = of("InternalIP");
     let hostnames: Vec<String> = of("Hostname");
     let cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root);
-    let milli = allocatable.get("cpu").and_then(|q| crate::env::quantity::milli(&q.0)).unwrap_or(0);
-    cgroups.prepare(milli)?;
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
     let source = Arc::new(ApiSource::new(client.clone()));
     Ok(Context {
@@ -277,6 +371,7 @@ fn context(
         ),
         objects: source,
         ledger: Ledger::new(allocatable.clone()),
+        userns: Arc::new(UserNamespaces::new(&config.root_dir.join("pods"), state)),
         cgroups: Arc::new(cgroups),
         audit: config.audit_log.clone().map(AuditLog::new),
         podflow: config.podflow,

@@ -4,6 +4,7 @@
 
 use crate::cri::{self, Cri};
 use crate::pods::Pods;
+use crate::statics::{self, mirror};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -21,7 +22,6 @@ const RELIST: Duration = Duration::from_secs(1);
 
 /// Watches the pods bound to `node` until the future is dropped.
 pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
-    pods.recall().await;
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
     let mut listed: Vec<Pod> = Vec::new();
@@ -33,12 +33,14 @@ pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
             Ok(watcher::Event::InitDone) => {
                 let mut all = std::mem::take(&mut listed);
                 let uids: HashSet<String> = all.iter().filter_map(|p| p.metadata.uid.clone()).collect();
+                let shown = all.iter().filter(|p| mirror::shown(p).is_some());
+                let mirrors: HashSet<statics::Name> = shown.map(statics::name).collect();
                 all.sort_by_key(turn);
                 all.into_iter().for_each(|pod| pods.apply(Arc::new(pod), seen, false));
-                pods.listed(&uids).await;
+                pods.listed(&uids, &mirrors).await;
             }
             Ok(watcher::Event::Apply(pod)) => pods.apply(Arc::new(pod), seen, true),
-            Ok(watcher::Event::Delete(pod)) => pods.delete(pod.metadata.uid.as_deref().unwrap_or_default()),
+            Ok(watcher::Event::Delete(pod)) => pods.delete(&pod),
             Err(error) => {
                 tracing::warn!(%error, "the watch of this node's pods broke off and is begun again")
             }

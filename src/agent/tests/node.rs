@@ -22,7 +22,7 @@ use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Client, ResourceExt as _};
-use podway_agent::node::pressure::Thresholds;
+use podway_agent::node::pressure::{Amount, Signal, Thresholds};
 use podway_agent::node::{Handle, Registrar, addresses};
 use podway_agent::server::{Parts, Server};
 use podway_agent::source::{ContainerView, PodSource as _, PodView};
@@ -37,7 +37,8 @@ const NAME: &str = "podway-0";
 
 /// A disk that is nearly full is not what is tested here.
 fn thresholds() -> Thresholds {
-    Thresholds { nodefs: 0.01, imagefs: 0.01, ..Thresholds::default() }
+    let disks = [Signal::NodeFs, Signal::ImageFs].map(|signal| (signal, Amount::Part(0.01)));
+    Thresholds::hard_only(&[&[(Signal::Memory, Amount::Exact(100 << 20))], disks.as_slice()].concat())
 }
 
 fn condition<'a>(node: &'a Node, kind: &str) -> [&'a str; 3] {

@@ -131,7 +131,9 @@ impl NodeParts {
     pub fn agent(&self, shared: &Shared, layout: &Layout) -> Result<Daemon, StateError> {
         let (dir, name) = (&self.dir, self.network.name());
         let logs = dir.join("pod-logs");
-        for made in [dir, &logs, &dir.join("agent")] {
+        // Static pods of this node, for whoever puts a file there.
+        let manifests = dir.join("manifests");
+        for made in [dir, &logs, &dir.join("agent"), &manifests] {
             private_dir(made)?;
         }
         let serving = self.serving();
@@ -146,6 +148,7 @@ impl NodeParts {
             "clusterDomain": "cluster.local",
             "cgroupRoot": self.network.cgroup(),
             "podLogsDir": logs,
+            "staticPodPath": manifests,
             // The disk is the user's own; how full it is says nothing about a cluster to try things
             // on. Memory stays guarded.
             "evictionHard": {

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use podway_agent::config::Config;
-use podway_agent::node::pressure::Thresholds;
+use podway_agent::node::allocatable::Reserved;
 use serde::Deserialize;
 
 use crate::commands::Hinted;
+
+mod thresholds;
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -29,14 +31,28 @@ struct KubeletConfiguration {
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
     pod_logs_dir: Option<PathBuf>,
+    static_pod_path: Option<PathBuf>,
     container_runtime_endpoint: Option<String>,
     tls_cert_file: Option<PathBuf>,
     tls_private_key_file: Option<PathBuf>,
+    rotate_certificates: Option<bool>,
+    #[serde(rename = "serverTLSBootstrap")]
+    server_tls_bootstrap: Option<bool>,
     register_with_taints: Option<Vec<Taint>>,
     #[serde(default)]
     authentication: Authentication,
+    kube_reserved: Option<BTreeMap<String, String>>,
+    system_reserved: Option<BTreeMap<String, String>>,
+    enforce_node_allocatable: Option<Vec<String>>,
+    eviction_hard: Option<BTreeMap<String, String>>,
+    merge_default_eviction_settings: Option<bool>,
     #[serde(default)]
-    eviction_hard: BTreeMap<String, String>,
+    eviction_soft: BTreeMap<String, String>,
+    #[serde(default)]
+    eviction_soft_grace_period: BTreeMap<String, String>,
+    #[serde(default)]
+    eviction_minimum_reclaim: BTreeMap<String, String>,
+    eviction_max_pod_grace_period: Option<u32>,
     eviction_pressure_transition_period: Option<String>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<usize>,
@@ -119,16 +135,34 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut config.resolv_conf, file.resolv_conf);
     set(&mut config.max_pods, file.max_pods);
     set(&mut config.pod_logs_dir, file.pod_logs_dir);
+    set(&mut config.rotate_certificates, file.rotate_certificates);
+    set(&mut config.server_tls_bootstrap, file.server_tls_bootstrap);
     set(&mut config.container_runtime_endpoint, file.container_runtime_endpoint);
     if let Some(taints) = file.register_with_taints {
         config.register_with_taints = taints.into_iter().map(Taint::parsed).collect::<anyhow::Result<_>>()?;
     }
+    config.static_pod_path = file.static_pod_path.filter(|path| !path.as_os_str().is_empty());
     config.tls_cert_file = file.tls_cert_file.or(config.tls_cert_file.take());
     config.tls_private_key_file = file.tls_private_key_file.or(config.tls_private_key_file.take());
-    for (signal, value) in &file.eviction_hard {
-        threshold(&mut config.thresholds, signal, value)
-            .with_context(|| format!("evictionHard {signal}: {value:?}"))?;
+    let kept = &mut config.reservation;
+    let reserved = |field: &'static str, list| Reserved::parse(list).context(field);
+    set(&mut kept.kube, file.kube_reserved.as_ref().map(|l| reserved("kubeReserved", l)).transpose()?);
+    set(&mut kept.system, file.system_reserved.as_ref().map(|l| reserved("systemReserved", l)).transpose()?);
+    if let Some(what) = &file.enforce_node_allocatable {
+        kept.enforce = enforced(what).context("enforceNodeAllocatable")?;
     }
+    thresholds::set(
+        &mut config.thresholds,
+        &thresholds::Lists {
+            hard: file.eviction_hard.as_ref(),
+            merge: file.merge_default_eviction_settings.unwrap_or(false),
+            soft: &file.eviction_soft,
+            graces: &file.eviction_soft_grace_period,
+            reclaim: &file.eviction_minimum_reclaim,
+        },
+    )?;
+    let most = file.eviction_max_pod_grace_period.map(|s| Duration::from_secs(s.into()));
+    set(&mut config.thresholds.max_pod_grace, most);
     let logs = &mut config.container_logs;
     if let Some(size) = &file.container_log_max_size {
         let bytes = podway_agent::env::quantity::value(size).and_then(|n| u64::try_from(n).ok());
@@ -153,9 +187,34 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     }
     let transition = file.eviction_pressure_transition_period;
     let transition = transition.map(|t| duration("evictionPressureTransitionPeriod", &t)).transpose()?;
-    set(&mut config.thresholds.transition, transition);
+    // Nothing means the default, as upstream has it.
+    set(&mut config.thresholds.transition, transition.filter(|t| !t.is_zero()));
     config.client_ca_file = file.authentication.x509.client_ca_file.or(config.client_ca_file.take());
     Ok(())
+}
+
+/// Whether the pods' cgroup is to be held to what the node has for them.
+fn enforced(what: &[String]) -> anyhow::Result<bool> {
+    let mut all: Vec<&str> = what.iter().map(String::as_str).collect();
+    all.sort_unstable();
+    match all.as_slice() {
+        [] | ["none"] => Ok(false),
+        ["pods"] => Ok(true),
+        _ if all.contains(&"none") => {
+            anyhow::bail!("may not contain additional enforcements when \"none\" is specified")
+        }
+        _ if all.windows(2).any(|w| w[0] == w[1]) => anyhow::bail!("duplicated enforcements"),
+        _ => {
+            let other = all.into_iter().find(|w| *w != "pods").unwrap_or_default();
+            let known = ["system-reserved", "kube-reserved"];
+            anyhow::ensure!(
+                known.iter().any(|k| other.strip_suffix("-compressible").unwrap_or(other) == *k),
+                "{other:?} is not one of pods, system-reserved, system-reserved-compressible, kube-reserved, \
+                 kube-reserved-compressible, none"
+            );
+            anyhow::bail!("not supported: {other}")
+        }
+    }
 }
 
 /// A duration as Go writes one: `90s`, `2m0s`, `1h30m`.
@@ -179,33 +238,6 @@ fn duration(field: &str, text: &str) -> anyhow::Result<Duration> {
     }
     anyhow::ensure!(!text.is_empty(), bad());
     Ok(total)
-}
-
-/// One entry of `evictionHard`: a percentage of a disk or of the tasks, or bytes of memory.
-fn threshold(to: &mut Thresholds, signal: &str, value: &str) -> anyhow::Result<()> {
-    let part = || -> anyhow::Result<f64> {
-        let number = value.strip_suffix('%').context("not supported: other than a percentage")?;
-        let number: f64 = number.parse()?;
-        anyhow::ensure!((0.0..=100.0).contains(&number), "not between 0% and 100%");
-        Ok(number / 100.0)
-    };
-    match signal {
-        "memory.available" => {
-            let (number, unit) = match value.strip_suffix("Mi") {
-                Some(number) => (number, 1 << 20),
-                None => value.strip_suffix("Gi").map_or((value, 1), |number| (number, 1 << 30)),
-            };
-            let number: u64 = number.parse().context("not supported: other than bytes, Mi or Gi")?;
-            to.memory = number.checked_mul(unit).context("too much")?;
-        }
-        "nodefs.available" => to.nodefs = part()?,
-        "nodefs.inodesFree" => to.nodefs_inodes = part()?,
-        "imagefs.available" => to.imagefs = part()?,
-        "imagefs.inodesFree" => to.imagefs_inodes = part()?,
-        "pid.available" => to.pids = Some(part()?),
-        _ => anyhow::bail!("not supported: this signal"),
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -245,6 +277,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_from_pods() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let mut config = Config::default();
+        let all = "kubeReserved: {cpu: 100m, memory: 256Mi}\nsystemReserved: {pid: '1000'}\n\
+                   enforceNodeAllocatable: [none]\n";
+        merge(&format!("{text}{all}"), &mut config).unwrap();
+        assert!(!config.reservation.enforce);
+        assert_eq!(config.reservation.kube.shown(), [("cpu", "100m"), ("memory", "256Mi")].into());
+        let shown = config.configz();
+        assert_eq!(shown["systemReserved"]["pid"], "1000");
+        assert_eq!(shown["enforceNodeAllocatable"], serde_json::json!(["none"]));
+        for (bad, says) in [
+            ("kubeReserved: {disk: 1Gi}", "kubeReserved: cannot reserve \"disk\" resource"),
+            ("systemReserved: {memory: -1}", "systemReserved: invalid type: integer"),
+            ("systemReserved: {memory: '-1'}", "cannot be negative"),
+            ("enforceNodeAllocatable: [pods, kube-reserved]", "not supported: kube-reserved"),
+            ("enforceNodeAllocatable: [none, pods]", "additional enforcements"),
+            ("enforceNodeAllocatable: [pods, pods]", "duplicated"),
+            ("enforceNodeAllocatable: [all]", "\"all\" is not one of"),
+            ("kubeReservedCgroup: /kube", "kubeReservedCgroup"),
+        ] {
+            let error = merge(&format!("{text}{bad}\n"), &mut Config::default()).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains(says), "{bad}: {error}");
+        }
+    }
+
+    #[test]
     fn an_unknown_field_is_named() {
         let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
         merge(text, &mut Config::default()).unwrap();
@@ -258,11 +318,6 @@ mod tests {
         assert_eq!(config.register_with_taints[0].effect, "NoSchedule");
         for (from, to) in [("NoSchedule", "Never"), ("key: a", "key: ''")] {
             merge(&taints.replace(from, to), &mut Config::default()).unwrap_err();
-        }
-        for bad in
-            ["{nodefs.available: 10Gi}", "{nodefs.available: 101%}", "{disk: 1%}", "{memory.available: 5%}"]
-        {
-            merge(&format!("{text}evictionHard: {bad}\n"), &mut Config::default()).unwrap_err();
         }
     }
 }

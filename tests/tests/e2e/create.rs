@@ -167,3 +167,38 @@ pub async fn examples_and_manifests(ns: Ns) -> anyhow::Result<()> {
     ns.until_log("shared-volume", "reader", "prepared").await?;
     Ok(())
 }
+
+pub async fn with_ids_of_its_own(ns: Ns) -> anyhow::Result<()> {
+    let _: ConfigMap = ns.create(json!({"metadata": {"name": "words"}, "data": {"word": "hush"}})).await?;
+    let script = "cat /proc/self/uid_map; stat -c '%u:%g' /data /words/..data/word; id -u; \
+                  echo mine > /data/file && stat -c '%u:%g' /data/file; \
+                  trap 'exit 0' TERM; sleep 3600 & wait $!";
+    let spec = |first: &str| {
+        json!({
+            "hostUsers": false,
+            "securityContext": {"fsGroup": 2000},
+            "volumes": [
+                {"name": "data", "emptyDir": {}},
+                {"name": "words", "configMap": {"name": "words"}}],
+            "nodeName": first,
+            "main": {"volumeMounts": [
+                {"name": "data", "mountPath": "/data"}, {"name": "words", "mountPath": "/words"}]}})
+    };
+    let mut ranges = Vec::new();
+    for name in ["one", "two"] {
+        let _: Pod = ns.create(pod(name, script, spec("podway-0"))).await?;
+        ns.ready(name).await?;
+        ns.until_log(name, "main", "0:2000").await?;
+        let log = ns.kubectl(&["logs", name]).await?;
+        let lines: Vec<&str> = log.lines().map(str::trim).collect();
+        let map: Vec<u64> =
+            lines.first().into_iter().flat_map(|l| l.split_whitespace()).flat_map(str::parse).collect();
+        let [0, host, 65536] = map.as_slice() else { anyhow::bail!("its ids are {log}") };
+        // On the disk they are root's and the group's, and in the pod as well.
+        ensure!(lines.get(1..) == Some(&["0:2000", "0:2000", "0", "0:2000"]), "{log}");
+        ensure!(*host > 0 && host % 65536 == 0, "they begin at {host}");
+        ranges.push(*host);
+    }
+    ensure!(ranges.first() != ranges.last(), "two pods have the same ids: {ranges:?}");
+    Ok(())
+}

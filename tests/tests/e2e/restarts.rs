@@ -167,3 +167,65 @@ fn is_ready(pod: &serde_json::Value, namespace: &str) -> bool {
         && running
         && conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
+
+/// A file that is gone when the test is, however it ends.
+struct Manifest(std::path::PathBuf);
+
+impl Manifest {
+    /// As editors and kubeadm do it: whole, or not at all.
+    fn write(&self, ns: &Ns, word: &str) -> anyhow::Result<()> {
+        let mut file = pod("still", &format!("echo {word}; {STAY}"), json!({}));
+        file["metadata"]["namespace"] = json!(ns.name);
+        let next = self.0.with_file_name(".next");
+        std::fs::write(&next, serde_json::to_vec(&file)?)?;
+        std::fs::rename(next, &self.0).context("writing a static pod")
+    }
+}
+
+impl Drop for Manifest {
+    fn drop(&mut self) {
+        let _gone_already = std::fs::remove_file(&self.0);
+    }
+}
+
+pub async fn a_static_pod_and_its_mirror(ns: Ns) -> anyhow::Result<()> {
+    let dir = ns.cluster.layout.node("podway-0").join("manifests");
+    let file = Manifest(dir.join("still.json"));
+    file.write(&ns, "one")?;
+    let name = "still-podway-0";
+    let ready = |p: &Pod| podway_tests::namespace::condition(p, "Ready") == Some("True");
+    let id = |p: &Pod| status(p, "main").map(|s| (s.container_id.clone(), s.restart_count));
+    let uid = |p: &Pod| p.metadata.uid.clone();
+    let first = ns.pod(name, "a mirror that is Ready", ready).await?;
+    let annotations = first.metadata.annotations.clone().unwrap_or_default();
+    let annotation = |key: &str| annotations.get(&format!("kubernetes.io/config.{key}")).cloned();
+    ensure!(annotation("source").as_deref() == Some("file"), "{annotations:?}");
+    ensure!(annotation("mirror").is_some() && annotation("mirror") == annotation("hash"), "{annotations:?}");
+    let owner = first.metadata.owner_references.iter().flatten().next().map(|o| o.kind.clone());
+    ensure!(owner.as_deref() == Some("Node"), "it is owned by {owner:?}");
+    ensure!(ns.kubectl(&["logs", name]).await? == "one\n");
+    // Deleted, and deleted by force: the mirror comes back, the processes stay.
+    let mut last = uid(&first);
+    for force in [false, true] {
+        let mut delete = vec!["delete", "pod", name, "--wait=false"];
+        if force {
+            delete.extend(["--grace-period=0", "--force"]);
+        }
+        ns.kubectl(&delete).await?;
+        let again = ns.pod(name, "another mirror", |p| uid(p) != last && ready(p)).await?;
+        ensure!(id(&again) == id(&first), "it was {:?} and is {:?}", id(&first), id(&again));
+        last = uid(&again);
+    }
+    ns.cluster.kill("agent")?;
+    ns.cluster.up_again().await?;
+    let _: Pod = ns.create(pod("after", STAY, json!({}))).await?;
+    ns.ready("after").await?;
+    let kept = ns.pod(name, "Ready", ready).await?;
+    ensure!(uid(&kept) == last && id(&kept) == id(&first), "a restart touched it: {:?}", id(&kept));
+    file.write(&ns, "two")?;
+    let changed = ns.pod(name, "another mirror", |p| uid(p) != last && ready(p)).await?;
+    ensure!(id(&changed) != id(&first), "its file changed, and it did not");
+    ensure!(ns.kubectl(&["logs", name]).await? == "two\n");
+    drop(file);
+    ns.gone(&changed).await
+}

@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn short(resource: Resource, disk: Option<Disk>) -> Met {
-        Met { signal: "x", resource, disk, quantity: 100 << 20, available: 50 << 20 }
+        Met { signal: "x", resource, disk, quantity: 100 << 20, available: 50 << 20, soft: false }
     }
 
     #[test]

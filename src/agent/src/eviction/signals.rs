@@ -1,7 +1,9 @@
-//! Which of the kubelet's signals are met by a sample, and for which resource that is. Pure.
+//! What a threshold that calls for an eviction is about: of which resource, of which disk, how much there
+//! must be and how much there is. Pure.
 
-use crate::node::machine::{Fs, Sample};
-use crate::node::pressure::Thresholds;
+use crate::node::machine::Sample;
+use crate::node::pressure::{Signal, Threshold};
+use std::time::Duration;
 
 /// What is short (`signalToResource`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,72 +53,92 @@ pub struct Met {
     pub quantity: u64,
     /// ... and how much there is.
     pub available: u64,
+    /// Whether it is a soft one: pods have their own grace then.
+    pub soft: bool,
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a threshold is a part of 1, not an exact count"
-)]
-fn part(all: u64, part: f64) -> u64 {
-    (all as f64 * part) as u64
-}
-
-/// The thresholds that `sample` meets, memory first (`byEvictionPriority`).
-#[must_use]
-pub fn met(sample: &Sample, thresholds: &Thresholds) -> Vec<Met> {
-    let mut all = Vec::new();
-    let mut add = |signal, resource, disk, quantity, available| {
-        if available < quantity {
-            all.push(Met { signal, resource, disk, quantity, available });
-        }
-    };
-    add("memory.available", Resource::Memory, None, thresholds.memory, sample.memory_available);
-    let mut fs = |fs: &Fs, disk, signals: [&'static str; 2], bytes, inodes| {
-        let disk = Some(disk);
-        add(signals[0], Resource::Storage, disk, part(fs.capacity, bytes), fs.available);
-        add(signals[1], Resource::Inodes, disk, part(fs.inodes, inodes), fs.inodes_free);
-    };
-    let (of_node, of_images) =
-        (["nodefs.available", "nodefs.inodesFree"], ["imagefs.available", "imagefs.inodesFree"]);
-    fs(&sample.nodefs, Disk::Node, of_node, thresholds.nodefs, thresholds.nodefs_inodes);
-    fs(&sample.imagefs, Disk::Image, of_images, thresholds.imagefs, thresholds.imagefs_inodes);
-    if let Some(pids) = thresholds.pids {
-        let left = sample.pids_max.saturating_sub(sample.pids);
-        add("pid.available", Resource::Pids, None, part(sample.pids_max, pids), left);
+impl Met {
+    /// What `threshold` says of `sample`; none where its signal is not observed.
+    #[must_use]
+    pub fn of(threshold: &Threshold, sample: &Sample) -> Option<Self> {
+        let (resource, disk) = match threshold.signal {
+            Signal::Memory | Signal::AllocatableMemory => (Resource::Memory, None),
+            Signal::NodeFs => (Resource::Storage, Some(Disk::Node)),
+            Signal::NodeInodes => (Resource::Inodes, Some(Disk::Node)),
+            Signal::ImageFs => (Resource::Storage, Some(Disk::Image)),
+            Signal::ImageInodes => (Resource::Inodes, Some(Disk::Image)),
+            Signal::Pids => (Resource::Pids, None),
+        };
+        let room = threshold.signal.room(sample)?;
+        Some(Met {
+            signal: threshold.signal.name(),
+            resource,
+            disk,
+            quantity: threshold.value.of(room.all),
+            available: room.left,
+            soft: threshold.grace.is_some(),
+        })
     }
-    all
+
+    /// What a pod has to end in: a second when the node is short by a hard threshold, else its own grace, at
+    /// most `most`.
+    #[must_use]
+    pub fn grace(&self, own: Option<i64>, most: Duration) -> Duration {
+        if !self.soft {
+            return IMMEDIATE;
+        }
+        let own = own.map(|s| Duration::from_secs(u64::try_from(s).unwrap_or(0)));
+        own.map_or(most, |own| own.min(most))
+    }
 }
+
+/// `immediateEvictionGracePeriodSeconds`.
+pub const IMMEDIATE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::machine::{Fs, Room};
+    use crate::node::pressure::Amount;
+
+    fn hard(signal: Signal, value: Amount) -> Threshold {
+        Threshold { signal, value, grace: None, min_reclaim: None }
+    }
 
     #[test]
-    fn memory_comes_first_and_each_signal_has_its_resource() {
-        let fs = Fs { capacity: 1000, available: 500, inodes: 100, inodes_free: 50 };
-        let sample =
-            Sample { memory_available: 200 << 20, nodefs: fs, imagefs: fs, pids_max: 1000, pids: 950 };
-        let thresholds = Thresholds { pids: Some(0.1), ..Thresholds::default() };
-        let names = |s: &Sample| met(s, &thresholds).into_iter().map(|m| m.signal).collect::<Vec<_>>();
-        assert_eq!(names(&sample), ["pid.available"]);
-        let low = Fs { available: 99, inodes_free: 4, ..fs };
-        let all = Sample { memory_available: 1, nodefs: low, imagefs: low, ..sample };
-        assert_eq!(
-            names(&all),
-            [
-                "memory.available",
-                "nodefs.available",
-                "nodefs.inodesFree",
-                "imagefs.available",
-                "imagefs.inodesFree",
-                "pid.available"
-            ]
-        );
-        let nodefs = &met(&all, &thresholds)[1];
+    fn each_signal_has_its_resource_and_its_figures() {
+        let fs = Fs { capacity: 1000, available: 99, inodes: 100, inodes_free: 4 };
+        let sample = Sample {
+            memory: Room { all: 1000, left: 10 },
+            pods_memory: None,
+            nodefs: fs,
+            imagefs: fs,
+            pids_max: 1000,
+            pids: 950,
+        };
+        let of = |signal, value| Met::of(&hard(signal, value), &sample);
+        let nodefs = of(Signal::NodeFs, Amount::Part(0.1)).unwrap();
         assert_eq!((nodefs.quantity, nodefs.available, nodefs.disk), (100, 99, Some(Disk::Node)));
-        let edge = Sample { memory_available: 100 << 20, ..sample };
-        assert_eq!(names(&edge), ["pid.available"], "at the threshold it is not met");
+        let pids = of(Signal::Pids, Amount::Exact(70)).unwrap();
+        assert_eq!((pids.resource, pids.available, pids.quantity), (Resource::Pids, 50, 70));
+        assert_eq!(of(Signal::ImageInodes, Amount::Part(0.05)).unwrap().available, 4);
+        assert_eq!(of(Signal::AllocatableMemory, Amount::Exact(1)), None, "it is not observed here");
+    }
+
+    #[test]
+    fn a_soft_threshold_leaves_a_pod_its_grace() {
+        let of = |soft| Met {
+            signal: "x",
+            resource: Resource::Memory,
+            disk: None,
+            quantity: 0,
+            available: 0,
+            soft,
+        };
+        let most = Duration::from_secs(20);
+        let graces =
+            [of(false).grace(Some(30), most), of(true).grace(Some(30), most), of(true).grace(Some(5), most)];
+        assert_eq!(graces.map(|g| g.as_secs()), [1, 20, 5]);
+        assert_eq!(of(true).grace(None, most), most);
     }
 }

@@ -29,6 +29,23 @@ pub fn starting() -> Happening {
     Happening { reason: "Starting", note: "Starting kubelet.".to_owned(), warning: false }
 }
 
+/// Whether the pods' cgroup could be held to what the node has for them (`enforceNodeAllocatableCgroups`).
+#[must_use]
+pub fn enforced(cgroup: &str, result: Result<(), String>) -> Happening {
+    match result {
+        Ok(()) => Happening {
+            reason: "NodeAllocatableEnforced",
+            note: "Updated Node Allocatable limit across pods".to_owned(),
+            warning: false,
+        },
+        Err(error) => Happening {
+            reason: "FailedNodeAllocatableEnforcement",
+            note: format!("Failed to update Node Allocatable Limits {cgroup:?}: {error}"),
+            warning: true,
+        },
+    }
+}
+
 /// What has happened between two statuses of node `name`.
 #[must_use]
 pub fn between(name: &str, old: &NodeStatus, new: &NodeStatus) -> Vec<Happening> {

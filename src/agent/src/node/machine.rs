@@ -57,11 +57,22 @@ pub struct Fs {
     pub inodes_free: u64,
 }
 
+/// How much there is of something, and how much is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// All of it.
+    pub all: u64,
+    /// What is left.
+    pub left: u64,
+}
+
 /// What is free at this moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Capacity less working set.
-    pub memory_available: u64,
+    /// Memory; what is left is capacity less working set.
+    pub memory: Room,
+    /// The same of the cgroup of all pods, where it has a limit.
+    pub pods_memory: Option<Room>,
     /// The file system of the agent's root directory.
     pub nodefs: Fs,
     /// The file system of the images.
@@ -94,7 +105,7 @@ impl Reader {
         let online = self.text("sys/devices/system/cpu/online")?;
         let mut cpus = count(&online)
             .ok_or_else(|| MachineError::Field(self.at("sys/devices/system/cpu/online"), "list"))?;
-        if let Some(set) = self.cgroup_value("cpuset", "cpuset.cpus", "cpuset.cpus.effective")
+        if let Some(set) = self.cgroup_value("", "cpuset", "cpuset.cpus", "cpuset.cpus.effective")
             && let Some(allowed) = count(&set).filter(|n| *n > 0)
         {
             cpus = cpus.min(allowed);
@@ -107,7 +118,7 @@ impl Reader {
         let release = self.text("etc/os-release").or_else(|_| self.text("usr/lib/os-release"));
         Ok(Machine {
             cpus,
-            memory: self.memory_limit().map_or(total, |limit| limit.min(total)),
+            memory: self.memory_limit("").map_or(total, |limit| limit.min(total)),
             swap: kib(&meminfo, "SwapTotal").unwrap_or_default(),
             huge_pages: self.huge_pages(),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
@@ -128,27 +139,35 @@ impl Reader {
         let (total, free) = (self.field(&meminfo, "MemTotal")?, self.field(&meminfo, "MemFree")?);
         let inactive = kib(&meminfo, "Inactive(file)").unwrap_or_default();
         let mut memory_available = (free + inactive).min(total);
-        if let Some(limit) = self.memory_limit().filter(|limit| *limit < total) {
-            let used = self.cgroup_value("memory", "memory.usage_in_bytes", "memory.current");
-            let stat = self.cgroup_value("memory", "memory.stat", "memory.stat").unwrap_or_default();
-            let cache = row(&stat, "total_inactive_file").or_else(|| row(&stat, "inactive_file"));
-            let used = used.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default();
-            let working = used.saturating_sub(cache.unwrap_or_default());
-            memory_available = memory_available.min(limit.saturating_sub(working));
+        let mut all = total;
+        if let Some(limit) = self.memory_limit("").filter(|limit| *limit < total) {
+            all = limit;
+            memory_available = memory_available.min(limit.saturating_sub(self.working_set("")));
         }
-        let number = |path: &str| self.text(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let pods = self.memory_limit("kubepods");
+        let pods_memory =
+            pods.map(|limit| Room { all: limit, left: limit.saturating_sub(self.working_set("kubepods")) });
         // The fourth field of loadavg is `running/all`, of all tasks.
         let tasks = self
             .text("proc/loadavg")
             .ok()
             .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<u64>().ok());
         Ok(Sample {
-            memory_available,
+            memory: Room { all, left: memory_available },
+            pods_memory,
             nodefs: fs(node_dir)?,
             imagefs: fs(image_dir)?,
-            pids_max: number("proc/sys/kernel/pid_max").unwrap_or_default(),
+            pids_max: self.pids_max(),
             pids: tasks.unwrap_or_default(),
         })
+    }
+
+    /// How many tasks the kernel can hold: the smaller of its two limits; 0 where it tells neither.
+    #[must_use]
+    pub fn pids_max(&self) -> u64 {
+        let number = |path: &str| self.text(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let limits = [number("proc/sys/kernel/pid_max"), number("proc/sys/kernel/threads-max")];
+        limits.into_iter().flatten().min().unwrap_or_default()
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -164,17 +183,26 @@ impl Reader {
         kib(meminfo, name).ok_or_else(|| MachineError::Field(self.at("proc/meminfo"), name))
     }
 
-    /// A file of the cgroup root: of version 2 where it is there, else of version 1.
-    fn cgroup_value(&self, controller: &str, v1: &str, v2: &str) -> Option<String> {
+    /// A file of a cgroup below the root: of version 2 where it is there, else of version 1.
+    fn cgroup_value(&self, below: &str, controller: &str, v1: &str, v2: &str) -> Option<String> {
         let base = self.at("sys/fs/cgroup");
-        let two = base.join(&self.cgroup).join(v2);
-        let one = base.join(controller).join(&self.cgroup).join(v1);
+        let two = base.join(&self.cgroup).join(below).join(v2);
+        let one = base.join(controller).join(&self.cgroup).join(below).join(v1);
         std::fs::read_to_string(two).or_else(|_| std::fs::read_to_string(one)).ok()
     }
 
-    /// The limit of the cgroup root; none when it says `max` or a number that stands for it.
-    fn memory_limit(&self) -> Option<u64> {
-        self.cgroup_value("memory", "memory.limit_in_bytes", "memory.max")?.trim().parse().ok()
+    /// The limit of a cgroup below the root; none when it says `max` or a number that stands for it.
+    fn memory_limit(&self, below: &str) -> Option<u64> {
+        self.cgroup_value(below, "memory", "memory.limit_in_bytes", "memory.max")?.trim().parse().ok()
+    }
+
+    /// What a cgroup below the root uses, less the page cache that was not used lately.
+    fn working_set(&self, below: &str) -> u64 {
+        let used = self.cgroup_value(below, "memory", "memory.usage_in_bytes", "memory.current");
+        let stat = self.cgroup_value(below, "memory", "memory.stat", "memory.stat").unwrap_or_default();
+        let cache = row(&stat, "total_inactive_file").or_else(|| row(&stat, "inactive_file"));
+        let used = used.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default();
+        used.saturating_sub(cache.unwrap_or_default())
     }
 
     fn huge_pages(&self) -> BTreeMap<u64, u64> {
@@ -254,7 +282,8 @@ mod tests {
         ("sys/devices/system/cpu/online", "0-3,6\n"),
         ("proc/meminfo", "MemTotal:  1000 kB\nMemFree: 100 kB\nInactive(file): 50 kB\nSwapTotal: 8 kB\n"),
         ("proc/loadavg", "0.1 0.2 0.3 2/345 999\n"),
-        ("proc/sys/kernel/pid_max", "32768\n"),
+        ("proc/sys/kernel/pid_max", "4194304\n"),
+        ("proc/sys/kernel/threads-max", "32768\n"),
         ("etc/os-release", "NAME=x\nPRETTY_NAME=\"Debian 12\"\n"),
         ("etc/machine-id", "abc\n"),
         ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "3\n"),
@@ -269,7 +298,8 @@ mod tests {
         assert_eq!((machine.os_image.as_str(), machine.system_uuid.as_str()), ("Debian 12", "abc"));
         assert_eq!(machine.huge_pages, [(2 << 20, 3)].into());
         let sample = reader.sample(dir.path(), dir.path()).unwrap();
-        assert_eq!(sample.memory_available, 150 * 1024);
+        assert_eq!(sample.memory, Room { all: 1000 * 1024, left: 150 * 1024 });
+        assert_eq!(sample.pods_memory, None);
         assert_eq!((sample.pids, sample.pids_max), (345, 32768));
         assert!(sample.nodefs.capacity > 0);
     }
@@ -281,19 +311,27 @@ mod tests {
             ("sys/fs/cgroup/memory/n/memory.usage_in_bytes", "500000"),
             ("sys/fs/cgroup/memory/n/memory.stat", "cache 7\ntotal_inactive_file 1000\n"),
             ("sys/fs/cgroup/cpuset/n/cpuset.cpus", "0-1"),
+            ("sys/fs/cgroup/memory/n/kubepods/memory.limit_in_bytes", "300000"),
+            ("sys/fs/cgroup/memory/n/kubepods/memory.usage_in_bytes", "260000"),
+            ("sys/fs/cgroup/memory/n/kubepods/memory.stat", "total_inactive_file 10000\n"),
         ];
         let v2 = [
             ("sys/fs/cgroup/n/memory.max", "512000"),
             ("sys/fs/cgroup/n/memory.current", "500000"),
             ("sys/fs/cgroup/n/memory.stat", "inactive_file 1000\n"),
             ("sys/fs/cgroup/n/cpuset.cpus.effective", "2,3"),
+            ("sys/fs/cgroup/n/kubepods/memory.max", "300000"),
+            ("sys/fs/cgroup/n/kubepods/memory.current", "260000"),
+            ("sys/fs/cgroup/n/kubepods/memory.stat", "inactive_file 10000\n"),
         ];
         for files in [v1, v2] {
             let dir = tree(&[BASE, &files].concat());
             let reader = Reader::new(dir.path(), "/n");
             let machine = reader.machine().unwrap();
             assert_eq!((machine.cpus, machine.memory), (2, 512_000));
-            assert_eq!(reader.sample(dir.path(), dir.path()).unwrap().memory_available, 13_000);
+            let sample = reader.sample(dir.path(), dir.path()).unwrap();
+            assert_eq!(sample.memory, Room { all: 512_000, left: 13_000 });
+            assert_eq!(sample.pods_memory, Some(Room { all: 300_000, left: 50_000 }));
         }
     }
 

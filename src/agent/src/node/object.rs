@@ -4,8 +4,9 @@
 //! nodeInfo, addresses, images, handlers, features and the endpoint. All else (labels, annotations,
 //! taints, conditions and extended resources of others) is never in a patch, so it is kept.
 
+use super::allocatable::Reservation;
 use super::machine::{Machine, Sample};
-use super::pressure::Pressures;
+use super::pressure::{Pressures, Thresholds};
 use super::runtime::{Known, joined};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -51,10 +52,10 @@ pub struct Facts<'a> {
     pub port: u16,
     /// `--max-pods`.
     pub max_pods: u32,
-    /// What is kept from pods, in bytes of memory (`memory.available`) ...
-    pub reserved_memory: u64,
-    /// ... and as a part of the ephemeral storage (`nodefs.available`).
-    pub reserved_storage: f64,
+    /// What is kept free from pods ...
+    pub thresholds: &'a Thresholds,
+    /// ... and what for others.
+    pub reservation: &'a Reservation,
     /// Wall clock.
     pub now: Timestamp,
     /// Monotonic clock.
@@ -151,35 +152,35 @@ fn extended(name: &str) -> bool {
     name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a part of a size below 2^53 is a size"
-)]
+/// Thousandths of processors as Kubernetes writes them.
+fn processors(milli: i128) -> Quantity {
+    Quantity(if milli % 1000 == 0 { (milli / 1000).to_string() } else { format!("{milli}m") })
+}
+
 fn resources(old: &NodeStatus, facts: &Facts<'_>) -> [BTreeMap<String, Quantity>; 2] {
     let mut capacity = old.capacity.clone().unwrap_or_default();
     let mut allocatable = old.allocatable.clone().unwrap_or_default();
-    let mut set = |name: &str, all: u64, free: u64, quantity: fn(u64) -> Quantity| {
-        capacity.insert(name.to_owned(), quantity(all));
-        allocatable.insert(name.to_owned(), quantity(free));
+    let mut set = |name: &str, all: Quantity, free: Quantity| {
+        capacity.insert(name.to_owned(), all);
+        allocatable.insert(name.to_owned(), free);
     };
-    let plain = |n: u64| Quantity(n.to_string());
-    let pods = u64::from(facts.max_pods);
-    set("pods", pods, pods, plain);
+    let pods = Quantity(facts.max_pods.to_string());
+    set("pods", pods.clone(), pods);
+    let (kept, thresholds) = (facts.reservation, facts.thresholds);
     if let Some(machine) = facts.machine {
-        set("cpu", machine.cpus, machine.cpus, plain);
-        let mut free = machine.memory.saturating_sub(facts.reserved_memory);
+        let cpus = i128::from(machine.cpus) * 1000;
+        set("cpu", processors(cpus), processors(kept.cpu(machine.cpus)));
+        let mut free = kept.memory(machine.memory, thresholds);
         for (size, pages) in &machine.huge_pages {
-            set(&format!("hugepages-{}", binary(*size).0), size * pages, size * pages, binary);
+            let all = binary(size * pages);
+            set(&format!("hugepages-{}", binary(*size).0), all.clone(), all);
             free = free.saturating_sub(size * pages);
         }
-        set("memory", machine.memory, free, binary);
+        set("memory", binary(machine.memory), binary(free));
     }
     if let Some(sample) = facts.sample {
         let all = sample.nodefs.capacity;
-        let kept = (all as f64 * facts.reserved_storage) as u64;
-        set("ephemeral-storage", all, all.saturating_sub(kept), binary);
+        set("ephemeral-storage", binary(all), binary(kept.storage(all, thresholds)));
     }
     // What others put into capacity can be used as a whole; what they took out is gone.
     for (name, quantity) in capacity.iter().filter(|(name, _)| extended(name)) {

@@ -12,7 +12,7 @@ use crate::pod::cri_config::{self, ContainerInput, SandboxInput};
 use crate::pod::model::{Container, Pod, PullPolicy};
 use crate::pod::start::record;
 use crate::volumes::{self, MountedVolume, VolumeError};
-use crate::{cgroups, dns, hosts};
+use crate::{cgroups, dns, hosts, userns};
 use podway_cri::v1;
 use podway_flow::{Micros, Outcome, Phase, Record, Recorder, Writer};
 use std::collections::BTreeMap;
@@ -91,7 +91,12 @@ pub(crate) fn sandbox_config(
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod);
     let cgroup = context.cgroups.pod_path(cri_config::qos(pod), &pod.uid);
     let input = SandboxInput { hostname: &hostname, dns: &dns, logs: &logs, cgroup: &cgroup, attempt };
-    let config = cri_config::sandbox(pod, &input).map_err(|e| wrong(&e))?;
+    let mut config = cri_config::sandbox(pod, &input).map_err(|e| wrong(&e))?;
+    let userns = context.userns.of(&pod.uid, &pod.object).map_err(|e| wrong(&e))?;
+    let security = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
+    if let Some(options) = security.and_then(|s| s.namespace_options.as_mut()) {
+        options.userns_options = userns;
+    }
     Ok((config, dns.warnings))
 }
 
@@ -333,7 +338,8 @@ async fn container_config(
         memory_capacity: context.memory_capacity,
         target: target.as_deref(),
     };
-    let config = cri_config::container(pod, &making.container, &given, input).map_err(|e| wrong(&e))?;
+    let mut config = cri_config::container(pod, &making.container, &given, input).map_err(|e| wrong(&e))?;
+    userns::adopt(&mut config, &sandbox);
     Ok((config, sandbox))
 }
 
@@ -371,6 +377,7 @@ pub async fn resize(
 /// Removes what the agent made for a pod: volumes, cgroup, and with `logs` its logs. May be repeated.
 pub async fn clean(context: Context, uid: String, logs: Option<PathBuf>) -> Result<(), String> {
     context.volumes.teardown(&uid).await.map_err(|e| chain(&e))?;
+    context.userns.release(&uid);
     let tree = context.cgroups.clone();
     let removed = volumes::blocking("clean up", move || {
         if let Some(logs) = logs {

@@ -133,10 +133,6 @@ fn unsupported(spec: &api::PodSpec) -> Option<Refusal> {
     let rejected = |reason: &str, what: &str| {
         Some(Refusal { reason: reason.to_owned(), message: format!("Pod was rejected: {what}") })
     };
-    if spec.host_users == Some(false) {
-        let what = "not supported: user namespaces; leave spec.hostUsers out";
-        return rejected("PodFeatureUnsupported", what);
-    }
     let of_pod = spec.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref());
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     let of_containers =
@@ -223,7 +219,6 @@ mod tests {
             json!({"securityContext": {"sysctls": [{"name": "kernel/shm_rmid_forced", "value": "1"}]}});
         assert_eq!(one(slashes, json!({})), Ok(()));
         assert_eq!(sysctl_name("net/ipv4/conf/eth0.1/x"), "net.ipv4.conf.eth0/1.x");
-        assert_eq!(one(json!({"hostUsers": false}), json!({})), refused("PodFeatureUnsupported"));
         let profile = |kind| json!({"securityContext": {"appArmorProfile": {"type": kind}}});
         assert_eq!(one(profile("RuntimeDefault"), json!({})), refused("AppArmor"));
         assert_eq!(one(json!({}), profile("RuntimeDefault")), refused("AppArmor"));

@@ -11,6 +11,7 @@ use crate::pod::ledger::Ledger;
 use crate::pod::model::Pod;
 use crate::pod::status;
 use crate::status::pace::Pace;
+use crate::userns::UserNamespaces;
 use crate::volumes::VolumeManager;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use podway_flow::Clock;
@@ -31,6 +32,8 @@ pub struct Context {
     pub volumes: VolumeManager,
     /// What the pods hold of the node.
     pub ledger: Arc<Ledger>,
+    /// The ids of pods with a user namespace of their own.
+    pub userns: Arc<UserNamespaces>,
     /// Pod cgroups.
     pub cgroups: Arc<Cgroups>,
     /// How often intermediate words of the node's pods go out.

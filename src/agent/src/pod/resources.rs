@@ -2,7 +2,9 @@
 
 use crate::env::quantity;
 use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use podway_cri::v1;
+use std::collections::BTreeMap;
 
 /// CPU quota period, in µs.
 const PERIOD: i64 = 100_000;
@@ -53,9 +55,57 @@ pub fn oom_score(qos: &str, request: i64, capacity: i64) -> i64 {
     }
 }
 
+/// A pod's QoS class, for one that no API server gave it (`ComputePodQOS`, pkg/apis/core/v1/helper/qos).
+#[must_use]
+pub fn qos_class(spec: &api::PodSpec) -> &'static str {
+    type Sums = BTreeMap<&'static str, i128>;
+    let (mut requests, mut limits, mut limited) = (Sums::new(), Sums::new(), true);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let of_containers: Vec<_> = containers.map(|c| c.resources.as_ref()).collect();
+    // What the pod states for itself goes before what its containers say.
+    let all = if spec.resources.is_some() { vec![spec.resources.as_ref()] } else { of_containers };
+    for one in all {
+        for name in ["cpu", "memory"] {
+            let of = |list: Option<&BTreeMap<String, Quantity>>| {
+                list.and_then(|l| l.get(name)).and_then(|q| quantity::milli(&q.0)).filter(|n| *n > 0)
+            };
+            if let Some(n) = of(one.and_then(|r| r.requests.as_ref())) {
+                *requests.entry(name).or_default() += n;
+            }
+            match of(one.and_then(|r| r.limits.as_ref())) {
+                Some(n) => *limits.entry(name).or_default() += n,
+                None => limited = false,
+            }
+        }
+    }
+    match (requests.is_empty() && limits.is_empty(), limited && requests == limits) {
+        (true, _) => "BestEffort",
+        (false, true) => "Guaranteed",
+        (false, false) => "Burstable",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_class_is_what_the_api_server_would_say() {
+        let class = |containers: serde_json::Value| {
+            qos_class(&serde_json::from_value(serde_json::json!({ "containers": containers })).unwrap())
+        };
+        let with = |requests: serde_json::Value, limits: serde_json::Value| serde_json::json!({"name": "c", "resources": {"requests": requests, "limits": limits}});
+        let both = serde_json::json!({"cpu": "1", "memory": "1Gi"});
+        let same = serde_json::json!({"cpu": "1000m", "memory": "1Gi"});
+        let none = serde_json::json!({});
+        assert_eq!(class(serde_json::json!([{"name": "c"}])), "BestEffort");
+        assert_eq!(class(serde_json::json!([with(both.clone(), same.clone())])), "Guaranteed");
+        assert_eq!(class(serde_json::json!([with(both.clone(), same), {"name": "d"}])), "Burstable");
+        assert_eq!(class(serde_json::json!([with(both.clone(), none.clone())])), "Burstable");
+        assert_eq!(class(serde_json::json!([with(none.clone(), both)])), "Burstable");
+        let disk = serde_json::json!({"ephemeral-storage": "1Gi"});
+        assert_eq!(class(serde_json::json!([with(disk, none)])), "BestEffort");
+    }
 
     #[test]
     fn the_kubelets_formulas_hold() {

@@ -3,11 +3,14 @@
 //! Files are read anew when they have changed, seen at the next connection: a certificate that was
 //! renewed is served without a restart, and there is nothing to wake up for.
 
+use crate::certificates::request::Purpose;
+use crate::certificates::store::Store;
 use crate::config::Config;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::net::IpAddr;
@@ -48,6 +51,8 @@ pub enum TlsError {
 
 enum Pair {
     Files(PathBuf, PathBuf),
+    /// Signed by the cluster: there is none before that, and no connection comes about.
+    Signed(PathBuf),
     Made(CertificateDer<'static>, Vec<u8>),
 }
 
@@ -74,7 +79,9 @@ impl Tls {
     /// # Errors
     /// [`TlsError`].
     pub fn new(config: &Config, addresses: &[IpAddr]) -> Result<Self, TlsError> {
+        let signed = || Store::new(&config.pki(), Purpose::Serving.pair()).path();
         let pair = match (&config.tls_cert_file, &config.tls_private_key_file) {
+            _ if config.server_tls_bootstrap => Pair::Signed(signed()),
             (Some(cert), Some(key)) => Pair::Files(cert.clone(), key.clone()),
             (None, None) => {
                 let mut names = vec![config.node_name.clone(), "localhost".to_owned()];
@@ -111,6 +118,7 @@ impl Tls {
 fn marks(pair: &Pair, ca: Option<&Path>) -> Vec<Mark> {
     let files = match pair {
         Pair::Files(cert, key) => [Some(cert.as_path()), Some(key.as_path()), ca],
+        Pair::Signed(file) => [Some(file.as_path()), None, ca],
         Pair::Made(..) => [None, None, ca],
     };
     let mark = |path: &Path| {
@@ -120,21 +128,36 @@ fn marks(pair: &Pair, ca: Option<&Path>) -> Vec<Mark> {
     files.into_iter().map(|file| file.and_then(mark)).collect()
 }
 
+/// There is no certificate yet: no connection comes about.
+#[derive(Debug)]
+struct NotYet;
+
+impl ResolvesServerCert for NotYet {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+type Own = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn read(cert: &Path, key: &Path) -> Result<Own, TlsError> {
+    let cert_error = |source| TlsError::Pem { what: "--tls-cert-file", path: cert.to_owned(), source };
+    let key_error = |source| TlsError::Pem { what: "--tls-private-key-file", path: key.to_owned(), source };
+    let chain = CertificateDer::pem_file_iter(cert).map_err(cert_error)?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(cert_error)?;
+    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(key_error)?))
+}
+
 fn build(
     pair: &Pair,
     ca: Option<&Path>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let (chain, key) = match pair {
-        Pair::Files(cert, key) => {
-            let cert_error = |source| TlsError::Pem { what: "--tls-cert-file", path: cert.clone(), source };
-            let key_error =
-                |source| TlsError::Pem { what: "--tls-private-key-file", path: key.clone(), source };
-            let chain = CertificateDer::pem_file_iter(cert).map_err(cert_error)?;
-            let chain = chain.collect::<Result<Vec<_>, _>>().map_err(cert_error)?;
-            (chain, PrivateKeyDer::from_pem_file(key).map_err(key_error)?)
-        }
-        Pair::Made(cert, key) => (vec![cert.clone()], PrivatePkcs8KeyDer::from(key.clone()).into()),
+    let own = match pair {
+        Pair::Files(cert, key) => Some(read(cert, key)?),
+        Pair::Signed(file) if !file.exists() => None,
+        Pair::Signed(file) => Some(read(file, file)?),
+        Pair::Made(cert, key) => Some((vec![cert.clone()], PrivatePkcs8KeyDer::from(key.clone()).into())),
     };
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_safe_default_protocol_versions()?;
@@ -154,7 +177,10 @@ fn build(
         }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, key)?;
+    let mut config = match own {
+        Some((chain, key)) => builder.with_single_cert(chain, key)?,
+        None => builder.with_cert_resolver(Arc::new(NotYet)),
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -186,6 +212,19 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &second));
         std::fs::write(&key, "rubbish").unwrap();
         assert!(Arc::ptr_eq(&second, &tls.current()));
+    }
+
+    #[test]
+    fn what_the_cluster_signs_is_served_once_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            Config { cert_dir: Some(dir.path().to_owned()), server_tls_bootstrap: true, ..Config::default() };
+        let tls = Tls::new(&config, &[]).unwrap();
+        let none = tls.current();
+        let made = rcgen::generate_simple_self_signed(["n".to_owned()]).unwrap();
+        let pem = format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem());
+        std::fs::write(dir.path().join("kubelet-server-current.pem"), pem).unwrap();
+        assert!(!Arc::ptr_eq(&none, &tls.current()));
     }
 
     #[test]

@@ -6,7 +6,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use podway_agent::config::Config;
+use podway_agent::certificates::client::Swap;
+use podway_agent::certificates::request::Purpose;
+use podway_agent::certificates::store::Store;
+use podway_agent::{certificates, config::Config};
+
+use crate::commands::Hinted;
 
 /// Run the pods of a node, in the kubelet's place; pods live on when it ends.
 #[derive(clap::Args)]
@@ -17,6 +22,13 @@ pub(crate) struct Args {
     /// The kubeconfig, whose user is system:node:NAME; as kubectl finds it if not given.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// A kubeconfig whose credential may only ask for the node's certificate: used where the one of
+    /// --kubeconfig is not there yet, which is written then.
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    bootstrap_kubeconfig: Option<PathBuf>,
+    /// Where certificates that the cluster signs are kept; pki below the root directory if not given.
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
     /// The node's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: String,
@@ -60,6 +72,7 @@ impl Args {
         if let Some(dir) = &self.root_dir {
             config.root_dir.clone_from(dir);
         }
+        config.cert_dir.clone_from(&self.cert_dir);
         config.node_ip.clone_from(&self.node_ip);
         config.node_labels = self.node_labels.iter().cloned().collect::<BTreeMap<_, _>>();
         config.audit_log.clone_from(&self.audit_log);
@@ -68,12 +81,42 @@ impl Args {
     }
 }
 
+/// The credential that the cluster signed, where the node has one: asked for if it is not there.
+async fn rotation(args: &Args, config: &Config) -> anyhow::Result<Option<Swap>> {
+    let Some(kubeconfig) = args.kubeconfig.as_deref() else {
+        let hint = "give --kubeconfig and --bootstrap-kubeconfig";
+        anyhow::ensure!(
+            !config.rotate_certificates,
+            Hinted::new("rotateCertificates: no --kubeconfig".to_owned(), hint)
+        );
+        return Ok(None);
+    };
+    let pki = config.pki();
+    if let Some(bootstrap) = &args.bootstrap_kubeconfig {
+        certificates::bootstrap(bootstrap, kubeconfig, &pki, &config.node_name)
+            .await
+            .context("getting the node's first certificate")?;
+    } else if config.rotate_certificates {
+        let pem = Store::new(&pki, Purpose::Client.pair()).path();
+        let why = format!("rotateCertificates: there is no {}", pem.display());
+        anyhow::ensure!(pem.exists(), Hinted::new(why, "give --bootstrap-kubeconfig"));
+    } else {
+        return Ok(None);
+    }
+    Ok(Some(certificates::swapping(kubeconfig).await?))
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config()?;
     crate::daemon::run(|shutdown| async move {
-        let (client, _) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
+        let rotation = rotation(&args, &config).await?;
+        let client = match &rotation {
+            Some(swap) => swap.client(),
+            None => crate::kubernetes::client(args.kubeconfig.as_deref()).await?.0,
+        };
+        let rotation = rotation.filter(|_| config.rotate_certificates);
         tracing::info!(node = config.node_name, "agent starts");
-        podway_agent::run::run(client, config, shutdown).await.context("the agent ended")
+        podway_agent::run::run(client, config, rotation, shutdown).await.context("the agent ended")
     })
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::node::allocatable::Reserved;
 use crate::node::machine::Fs;
 use crate::node::runtime::Observation;
 use podway_cri::v1;
@@ -33,6 +34,16 @@ fn ready() -> Known {
 }
 
 fn with<T>(runtime: &Known, at: i64, pressures: Pressures, then: impl FnOnce(&Facts<'_>) -> T) -> T {
+    kept(&Reservation::default(), runtime, at, pressures, then)
+}
+
+fn kept<T>(
+    reservation: &Reservation,
+    runtime: &Known,
+    at: i64,
+    pressures: Pressures,
+    then: impl FnOnce(&Facts<'_>) -> T,
+) -> T {
     let address = [NodeAddress { type_: "InternalIP".to_owned(), address: "10.0.0.1".to_owned() }];
     then(&Facts {
         name: "n",
@@ -43,8 +54,8 @@ fn with<T>(runtime: &Known, at: i64, pressures: Pressures, then: impl FnOnce(&Fa
         addresses: Some(&address),
         port: 10250,
         max_pods: 110,
-        reserved_memory: 100 << 20,
-        reserved_storage: 0.1,
+        thresholds: &Thresholds::default(),
+        reservation,
         now: Timestamp::from_second(at).unwrap(),
         instant: Instant::now(),
     })
@@ -69,7 +80,8 @@ fn a_node_says_what_a_kubelets_does() {
     assert_eq!(both("cpu"), ("2", "2"));
     // 4 GiB less 100 MiB for eviction less 2 MiB of huge pages.
     assert_eq!(both("memory"), ("4Gi", "3994Mi"));
-    assert_eq!(both("ephemeral-storage"), ("100Gi", "90Gi"));
+    // 10 % is a float32 in a kubelet, and a little more than a tenth.
+    assert_eq!(both("ephemeral-storage"), ("100Gi", "96636764000"));
     assert_eq!(both("pods"), ("110", "110"));
     assert_eq!(both("hugepages-2Mi"), ("2Mi", "2Mi"));
     let info = status.node_info.unwrap();
@@ -90,6 +102,26 @@ fn a_node_says_what_a_kubelets_does() {
         ]
     );
     assert_eq!(conditions[3].message.as_deref(), Some("kubelet is posting ready status"));
+}
+
+#[test]
+fn what_is_reserved_is_not_offered() {
+    let list = |of: &[(&str, &str)]| {
+        Reserved::parse(&of.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()).unwrap()
+    };
+    let reservation = Reservation {
+        system: list(&[("cpu", "250m"), ("memory", "1Gi"), ("ephemeral-storage", "10Gi"), ("pid", "100")]),
+        kube: list(&[("cpu", "250m")]),
+        enforce: true,
+    };
+    let status =
+        kept(&reservation, &ready(), 1, Pressures::default(), |facts| status(&NodeStatus::default(), facts));
+    let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
+    let both = |name: &str| (capacity[name].0.as_str(), allocatable[name].0.as_str());
+    assert_eq!(both("cpu"), ("2", "1500m"));
+    assert_eq!(both("memory"), ("4Gi", "2970Mi"));
+    assert_eq!(both("ephemeral-storage"), ("100Gi", "85899345760"));
+    assert_eq!((both("pods"), capacity.get("pid")), (("110", "110"), None));
 }
 
 #[test]

@@ -208,6 +208,7 @@ impl Worker {
         now: Micros,
     ) -> Option<Micros> {
         self.last_status = Some(status.clone());
+        let whole = status.clone();
         self.writer.offer(status, urgency, now);
         match self.writer.step(now) {
             Step::Idle => None,
@@ -217,7 +218,8 @@ impl Worker {
                 let context = self.context.clone();
                 let (namespace, name) = (self.pod.namespace.clone(), self.pod.name.clone());
                 self.spawn(Key::Patch, Vec::new(), async move {
-                    Done::Patched(context.api.patch_status(&namespace, &name, patch).await.map(Box::new))
+                    let written = context.api.patch_status(&namespace, &name, patch, &whole).await;
+                    Done::Patched(written.map(Box::new))
                 });
                 None
             }

@@ -381,7 +381,13 @@ impl Server {
 
 #[async_trait]
 impl PodApi for Server {
-    async fn patch_status(&self, _: &str, _: &str, patch: Value) -> Result<api::Pod, ApiError> {
+    async fn patch_status(
+        &self,
+        _: &str,
+        _: &str,
+        patch: Value,
+        _: &api::PodStatus,
+    ) -> Result<api::Pod, ApiError> {
         let phase = {
             let mut pod = self.pod.lock().unwrap();
             assert_eq!(patch["metadata"]["uid"], pod["metadata"]["uid"], "the UID is in every patch");
@@ -467,6 +473,10 @@ impl Bench {
                 "cpu".to_owned(),
                 k8s_openapi::apimachinery::pkg::api::resource::Quantity("2".to_owned()),
             )])),
+            userns: Arc::new(crate::userns::UserNamespaces::new(
+                &dir.path().join("root/pods"),
+                tokio::sync::watch::channel(crate::node::State::default()).1,
+            )),
             cgroups: Arc::new(Cgroups::new(&tree, "/")),
             metrics,
             pace: Pace::default(),
@@ -489,6 +499,18 @@ impl Bench {
             self.context.clone(),
             Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false },
         )
+    }
+
+    /// The pods of a node whose API server never answers a mirror.
+    fn pods(&self) -> Arc<Pods> {
+        // A second install (by another test) is refused, and the first one serves.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = kube::Client::try_from(nowhere).unwrap();
+        let (node, allocatable, labels) = ("n1".to_owned(), BTreeMap::new(), BTreeMap::new());
+        let offer = Offer { node, allocatable, labels, max_pods: 10 };
+        let state = watch::channel(crate::node::State::default()).1;
+        Pods::new(self.context.clone(), offer, state, client, self.dir.path().join("root"))
     }
 
     fn delete(&self, handle: &Handle) {
@@ -675,9 +697,7 @@ async fn a_pod_that_does_not_go_names_what_it_waits_for() {
 #[tokio::test]
 async fn what_was_deleted_is_not_begun_again_by_late_news() {
     let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
-    let offer =
-        Offer { node: "n1".to_owned(), allocatable: BTreeMap::new(), labels: BTreeMap::new(), max_pods: 10 };
-    let pods = Pods::new(bench.context.clone(), offer, watch::channel(crate::node::State::default()).1);
+    let pods = bench.pods();
     {
         let mut pod = bench.server.pod.lock().unwrap();
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");
@@ -691,12 +711,66 @@ async fn what_was_deleted_is_not_begun_again_by_late_news() {
     }
     pods.apply(Arc::clone(&object), bench.context.clock.now(), true);
     assert!(pods.pods().is_empty(), "a finalizer's news, or news that were on their way");
-    pods.listed(&HashSet::from(["u-1".to_owned()])).await;
+    pods.listed(&HashSet::from(["u-1".to_owned()]), &HashSet::new()).await;
     pods.apply(Arc::clone(&object), bench.context.clock.now(), false);
     assert!(pods.pods().is_empty(), "the same after a listing that still has it");
-    pods.delete("u-1");
+    pods.delete(&object);
     pods.apply(object, bench.context.clock.now(), true);
     assert_eq!(pods.pods().len(), 1, "nothing is kept once its end was told");
+}
+
+#[tokio::test]
+async fn a_static_pod_runs_without_an_api_server_and_the_next_waits_for_its_end() {
+    let bench = Bench::new(spec()).await;
+    let pods = bench.pods();
+    let file = |image: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: s}}\nspec: {{containers: [{{name: c, image: '{image}'}}]}}\n"
+        );
+        Arc::new(crate::statics::file::decode(text.as_bytes(), std::path::Path::new("/m/s"), "n1").unwrap())
+    };
+    let (one, two) = (file("i:1"), file("i:2"));
+    let of = |pod: &api::Pod| pod.metadata.uid.clone().unwrap();
+    let until = async |uid: String| {
+        let ready = async {
+            loop {
+                let view = pods.view(&uid);
+                if view.is_some_and(|v| is_ready(v.borrow().object.status.as_ref())) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ready).await.unwrap();
+    };
+    pods.files(vec![Arc::clone(&one)]);
+    until(of(&one)).await;
+    assert_eq!(pods.pod("default", "s-n1").unwrap().containers.len(), 1);
+    // A listing of the API server knows nothing of it, and takes nothing down.
+    pods.listed(&HashSet::new(), &HashSet::new()).await;
+    let kept = bench.dir.path().join("root/static").join(format!("{}.json", of(&one)));
+    assert!(std::fs::read_to_string(&kept).unwrap().contains("\"Running\""));
+    pods.files(vec![Arc::clone(&two)]);
+    until(of(&two)).await;
+    assert!(pods.view(&of(&one)).is_none(), "of a name one runs at a time");
+    assert!(!kept.exists());
+    let uids: Vec<String> = bench
+        .runtime
+        .lock()
+        .sandboxes
+        .iter()
+        .filter_map(|s| Some(s.1.metadata.as_ref()?.uid.clone()))
+        .collect();
+    assert_eq!(uids, [of(&two)]);
+    pods.files(Vec::new());
+    while !pods.pods().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(bench.runtime.lock().sandboxes.is_empty());
+    assert!(
+        bench.server.writes.lock().unwrap().iter().all(|w| w.starts_with("warn")),
+        "nothing was asked of it"
+    );
 }
 
 /// A config map that changes, and a token that must be renewed: what volumes show.
