@@ -1,4 +1,5 @@
 //! What the node's tests share: a control plane, a node's identity, a runtime and pods that are fakes.
+#![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
