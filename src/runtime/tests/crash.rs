@@ -314,8 +314,9 @@ async fn monitors_outlive_a_runtime_that_is_ended_by_its_cgroup() {
     let mut process = Process::start(&node);
     let mut cri = process.connect(&node).await;
     assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
-    let out = cri.exec(&id, &["cat", "/proc/1/comm"]).await.unwrap();
-    assert_eq!((out.exit_code, String::from_utf8_lossy(&out.stdout).as_ref()), (0, "podway-monitor\n"));
+    let out = cri.exec(&id, &["cat", "/proc/1/cmdline"]).await.unwrap();
+    let line = String::from_utf8_lossy(&out.stdout).replace('\0', " ");
+    assert!(out.exit_code == 0 && line.contains(" init "), "process 1 is {line:?}");
     cri.stop(&id, 0).await;
     cri.remove(&id).await;
     cri.remove_pod(&sandbox).await;
