@@ -290,7 +290,10 @@ mod tests {
         assert_eq!(shown["enforceNodeAllocatable"], serde_json::json!(["none"]));
         for (bad, says) in [
             ("kubeReserved: {disk: 1Gi}", "kubeReserved: cannot reserve \"disk\" resource"),
-            ("systemReserved: {memory: -1}", "systemReserved: invalid type: integer"),
+            (
+                "systemReserved: {memory: -1}",
+                "systemReserved: resource quantity for \"memory\" cannot be negative",
+            ),
             ("systemReserved: {memory: '-1'}", "cannot be negative"),
             ("enforceNodeAllocatable: [pods, kube-reserved]", "not supported: kube-reserved"),
             ("enforceNodeAllocatable: [none, pods]", "additional enforcements"),

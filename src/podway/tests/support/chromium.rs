@@ -155,7 +155,7 @@ impl Chromium {
     /// it: the promise of a page that is left is never kept.
     pub async fn until(&mut self, expression: &str) {
         let promise = format!(
-            "new Promise(done => {{ const look = () => {{ if ({expression}) {{ done(true); return true }} }};
+            "new Promise(done => {{ const look = () => {{ if (document.body && ({expression})) {{ done(true); return true }} }};
              if (!look()) new MutationObserver(look).observe(document, {{subtree: true, childList: true, characterData: true}}) }})"
         );
         loop {
