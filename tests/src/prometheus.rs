@@ -26,8 +26,8 @@ pub struct Target {
 /// Files in PEM.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// The authority that signed the server's certificate.
-    pub ca: PathBuf,
+    /// The authority that signed the server's certificate; without one it is not looked at.
+    pub ca: Option<PathBuf>,
     /// The client's certificate.
     pub cert: PathBuf,
     /// Its key.
@@ -109,10 +109,15 @@ fn configuration(targets: &[Target]) -> Value {
         .iter()
         .map(|target| {
             let mut job = json!({
-                "job_name": target.job, "static_configs": [{"targets": [target.address]}],
+                // A job's name is its own; targets share the label.
+                "job_name": target.address, "relabel_configs": [{"target_label": "job", "replacement": target.job}],
+                "static_configs": [{"targets": [target.address]}],
                 "scheme": if target.tls.is_some() { "https" } else { "http" }});
             if let Some(Tls { ca, cert, key }) = &target.tls {
-                job["tls_config"] = json!({"ca_file": ca, "cert_file": cert, "key_file": key});
+                job["tls_config"] = match ca {
+                    Some(ca) => json!({"ca_file": ca, "cert_file": cert, "key_file": key}),
+                    None => json!({"insecure_skip_verify": true, "cert_file": cert, "key_file": key}),
+                };
             }
             job
         })

@@ -50,6 +50,7 @@ impl Swapped {
         let dir = cluster.layout.node(node).join("kubelet");
         std::fs::create_dir_all(&dir)?;
         let address = cluster.network(node)?.address().to_string();
+        root_cgroup(&cluster.network(node)?.cgroup())?;
         let config = dir.join("config.json");
         std::fs::write(&config, kubelet_config(cluster, node, &address, &containerd.endpoint())?)?;
         let args = [
@@ -62,6 +63,14 @@ impl Swapped {
             format!("--cert-dir={}", dir.join("pki").display()),
         ];
         containerd.with("kubelet", args.to_vec()).await
+    }
+
+    /// A process in the node's mount and network namespaces.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        self.daemons.first().and_then(Child::id).context("it has ended by itself")
     }
 
     /// Ends them, the last one first. What runs in pods is not ended: delete them before.
@@ -136,8 +145,10 @@ struct Containerd<'a> {
     cluster: &'a Cluster,
     node: String,
     programs: PathBuf,
-    /// What `/opt/cni/bin` and `/usr/bin/runc` would be on a machine of its own.
+    /// What `/opt/cni/bin`, `/etc/cni/net.d` and `/etc/containerd/certs.d` would be on a machine of its own.
     cni: PathBuf,
+    conf: PathBuf,
+    hosts: PathBuf,
     dir: PathBuf,
     config: PathBuf,
 }
@@ -149,19 +160,28 @@ impl<'a> Containerd<'a> {
         let (runc, cni) = (Program::Runc.locate(&say).await?, Program::CniPlugins.locate(&say).await?);
         let above = cluster.layout.node(node);
         let dir = above.join("containerd");
-        std::fs::create_dir_all(&dir)?;
+        let (conf, hosts) = (dir.join("net.d"), above.join("hosts"));
+        std::fs::create_dir_all(&conf)?;
         let config = dir.join("config.toml");
-        // The images and the pods' network are as our runtime's.
+        // The pods' network is our runtime's, with the addresses where host-local keeps them by default:
+        // whoever else runs pods on this machine takes from the same.
+        let mut network = cluster.network(node)?.conflist(Path::new(""));
+        if let Some(ipam) = network.pointer_mut("/plugins/0/ipam").and_then(serde_json::Value::as_object_mut)
+        {
+            ipam.remove("dataDir");
+        }
+        std::fs::write(conf.join("10-podway.conflist"), network.to_string())?;
+        // The images are, too.
         let settings = Settings {
             dir: &dir,
             socket: &dir.join(SOCKET),
-            hosts: &above.join("hosts"),
+            hosts: &hosts,
             runc: &runc,
             cni: &cni,
-            conf: &above.join("cni"),
+            conf: &conf,
         };
         std::fs::write(&config, settings.toml())?;
-        Ok(Containerd { cluster, node: node.to_owned(), programs, cni, dir, config })
+        Ok(Containerd { cluster, node: node.to_owned(), programs, cni, conf, hosts, dir, config })
     }
 
     fn endpoint(&self) -> String {
@@ -181,7 +201,7 @@ impl<'a> Containerd<'a> {
         let mut containerd = self.command("unshare", "containerd", &with_shim)?;
         containerd
             .args(["--mount", "--propagation=private", "sh", "-euc", MACHINE, "sh"])
-            .args([self.dir.join("machine"), self.cni.clone(), self.cluster.layout.node(node).join("cni")])
+            .args([&self.dir.join("machine"), &self.cni, &self.conf, &self.hosts])
             .args(args);
         let containerd = containerd.spawn().context("starting containerd")?;
         until_connects(&self.dir.join(SOCKET)).await?;
@@ -211,16 +231,17 @@ impl<'a> Containerd<'a> {
 
 /// Makes the places of a machine that has a kubelet, in a mount namespace of the node's own: what a pod
 /// mounts from them is there, and this machine stays as it is. Arguments: a directory for what is written,
-/// the CNI plugins, the network configuration; then what to run.
+/// the CNI plugins, the network configuration, the mirrors; then what to run.
 const MACHINE: &str = r#"
-dir=$1 plugins=$2 network=$3; shift 3
+dir=$1 plugins=$2 network=$3 mirrors=$4; shift 4
 for at in etc opt var; do
     mkdir -p "$dir/$at/upper" "$dir/$at/work"
     mount -t overlay machine -o "lowerdir=/$at,upperdir=$dir/$at/upper,workdir=$dir/$at/work" "/$at"
 done
-mkdir -p /opt/cni/bin /etc/cni/net.d
+mkdir -p /opt/cni/bin /etc/cni/net.d /etc/containerd/certs.d
 mount --bind "$plugins" /opt/cni/bin
 mount --bind "$network" /etc/cni/net.d
+mount --bind "$mirrors" /etc/containerd/certs.d
 for at in /run/podway /var/lib/podway /var/log/podway /var/lib/cni; do
     mkdir -p "$dir$at" "$at"
     mount --bind "$dir$at" "$at"
@@ -228,6 +249,21 @@ for at in /run/podway /var/lib/podway /var/log/podway /var/lib/cni; do
 done
 exec "$@"
 "#;
+
+/// Makes the kubelet's `cgroupRoot` in every tree: it makes none itself, and our agent only where it needs one.
+fn root_cgroup(path: &str) -> anyhow::Result<()> {
+    let mount = Path::new("/sys/fs/cgroup");
+    let mut trees = vec![mount.to_owned()];
+    if !mount.join("cgroup.controllers").exists() {
+        let all = std::fs::read_dir(mount)?.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let own = all.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path());
+        trees = own.filter(|tree| tree.join("cgroup.procs").exists()).collect();
+    }
+    for tree in trees {
+        std::fs::create_dir_all(tree.join(path.trim_start_matches('/')))?;
+    }
+    Ok(())
+}
 
 async fn until_connects(socket: &Path) -> anyhow::Result<()> {
     let connect = async {

@@ -68,7 +68,7 @@ async fn the_harness_on_a_real_control_plane() {
 
         // With a client certificate, as it will scrape agents.
         let layout = &ns.cluster.layout;
-        let tls = Tls { ca: layout.cert("ca"), cert: layout.cert("admin"), key: layout.key("admin") };
+        let tls = Tls { ca: Some(layout.cert("ca")), cert: layout.cert("admin"), key: layout.key("admin") };
         let address = server.strip_prefix("https://").unwrap().to_owned();
         let prometheus = Prometheus::start(&[Target { job: "api", address, tls: Some(tls) }]).await?;
         assert_eq!(prometheus.value("up{job=\"api\"} == 1").await?, 1.0);

@@ -1,5 +1,7 @@
 //! The command lines of podway's own daemons, and the files that they read.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -95,7 +97,12 @@ impl NodeParts {
         let (hosts, conf_dir) = (dir.join("hosts"), dir.join("cni"));
         private_dir(dir)?;
         private_dir(&conf_dir)?;
-        private_dir(&self.network.run_dir())?;
+        let run_dir = self.network.run_dir();
+        private_dir(&run_dir)?;
+        // The root of a pod with ids of its own is nobody on the way to its root file system: it may pass.
+        for passed in run_dir.ancestors().take(2) {
+            fs::set_permissions(passed, fs::Permissions::from_mode(0o711)).map_err(io_at("open", passed))?;
+        }
         registry::write_hosts(&hosts, &shared.registry, shared.registry_only)?;
         let conflist = self.network.conflist(&dir.join("ipam"));
         write_json(&conf_dir.join("10-podway.conflist"), &conflist)?;

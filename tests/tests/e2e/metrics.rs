@@ -20,7 +20,7 @@ pub async fn scraped_by_prometheus(ns: Ns) -> anyhow::Result<()> {
     let address =
         addresses.into_iter().find(|a| a.type_ == "InternalIP").context("the node has an address")?;
     let layout = &ns.cluster.layout;
-    let tls = Tls { ca: layout.cert("ca"), cert: layout.cert("admin"), key: layout.key("admin") };
+    let tls = Tls { ca: Some(layout.cert("ca")), cert: layout.cert("admin"), key: layout.key("admin") };
     let agent = Target { job: "agent", address: format!("{}:10250", address.address), tls: Some(tls) };
     let runtime = std::fs::read_to_string(layout.node(name).join("runtime.toml")).context("runtime.toml")?;
     let runtime = listen(&runtime).context("runtime.toml has no listen under [metrics]")?;
