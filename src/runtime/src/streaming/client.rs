@@ -216,16 +216,17 @@ impl Spdy {
             let closed = self.session.closed();
             tokio::select! {
                 biased;
+                // The size first: what was typed after it may be a command that asks for it.
+                data = read(self.resize.as_mut().map(|(reader, _)| reader)) => match data {
+                    Some(data) => self.size.extend_from_slice(&data),
+                    None => self.resize = None,
+                },
                 data = read(self.stdin.as_mut()) => match data {
                     Some(data) => return Said::Stdin(data),
                     None => {
                         self.stdin = None;
                         return Said::EndOfStdin;
                     }
-                },
-                data = read(self.resize.as_mut().map(|(reader, _)| reader)) => match data {
-                    Some(data) => self.size.extend_from_slice(&data),
-                    None => self.resize = None,
                 },
                 () = closed.cancelled() => return Said::Left,
             }
