@@ -1,7 +1,7 @@
 //! A node's certificates from a real control plane: asked for with a credential that may do nothing else,
 //! signed by the controller manager, renewed, and used without a restart.
 
-#![expect(clippy::unwrap_used, reason = "a test: a panic is its failure")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test: a panic is its failure")]
 
 mod common;
 
