@@ -37,10 +37,11 @@ async fn rendered(more: &[&str]) -> anyhow::Result<BTreeMap<Key, Value>> {
 fn objects(yaml: &str) -> anyhow::Result<BTreeMap<Key, Value>> {
     let mut all = BTreeMap::new();
     for document in serde_yaml::Deserializer::from_str(yaml) {
-        let object = <Value as serde::Deserialize>::deserialize(document)?;
+        let mut object = <Value as serde::Deserialize>::deserialize(document)?;
         if object.is_null() {
             continue;
         }
+        whole(&mut object);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let metadata = &object["metadata"];
         let key = (text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]));
@@ -48,6 +49,20 @@ fn objects(yaml: &str) -> anyhow::Result<BTreeMap<Key, Value>> {
         ensure!(all.insert(key.clone(), object).is_none(), "twice: {key:?}");
     }
     Ok(all)
+}
+
+/// Helm writes the whole numbers of a definition as 0.0, kustomize as 0.
+fn whole(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Ok(whole) = number.to_string().trim_end_matches(".0").parse::<i64>() {
+                *value = json!(whole);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole),
+        Value::Object(fields) => fields.values_mut().for_each(whole),
+        _ => {}
+    }
 }
 
 #[tokio::test]

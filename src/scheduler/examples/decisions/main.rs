@@ -81,7 +81,8 @@ mod tests {
     /// So that the measurement does not rot: what it counts, not what it takes.
     #[test]
     fn every_workload_decides_as_it_should() {
-        let size = Size { nodes: 30, pods: 120, measured: 25 };
+        // Nodes enough for one pod each of those that repel each other.
+        let size = Size { nodes: 80, pods: 240, measured: 25 };
         for workload in ALL {
             let figures = measure(workload, size);
             assert_eq!(figures.placed + figures.refused, size.measured, "{}", workload.name);
