@@ -1,7 +1,7 @@
 //! What a pod takes of the node's disk: its logs and its local volumes, counted as `du` counts. Only
 //! what the agent made itself is walked, by file descriptor and without following a link, so that
 //! neither a pod's link nor a mount of it leads the count elsewhere; a count is good for a minute (the
-//! kubelet's `volumeStatsAggPeriod`).
+//! kubelet's `volumeStatsAggPeriod`), and one that was quick for less: a pod that grows is seen to.
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use std::collections::HashMap;
@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a count is good.
+/// How long a count is good at most.
 const GOOD_FOR: Duration = Duration::from_secs(60);
+/// And how many times as long as it took: counting takes a hundredth of the time.
+const SHARE: u32 = 100;
 /// The deepest directory that is counted.
 const DEPTH: usize = 128;
 
@@ -40,7 +42,7 @@ pub struct PodDisk {
     pub volumes: HashMap<String, (Used, bool)>,
 }
 
-/// Counts, and what was counted lately.
+/// Counts, and what was counted lately: until when that is good, and what it was.
 #[derive(Debug, Default)]
 pub struct Disk {
     known: Mutex<HashMap<String, (Instant, PodDisk)>>,
@@ -59,12 +61,13 @@ impl Disk {
         for (uid, logs, dir) in places {
             let known = {
                 let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                let good =
-                    known.get(&uid).filter(|(at, _)| !fresh && now.saturating_duration_since(*at) < GOOD_FOR);
-                good.cloned()
+                known.get(&uid).filter(|(until, _)| !fresh && now < *until).cloned()
             };
-            let entry =
-                known.unwrap_or_else(|| (now, PodDisk { logs: logs_of(&logs), volumes: volumes_of(&dir) }));
+            let entry = known.unwrap_or_else(|| {
+                let begun = Instant::now();
+                let disk = PodDisk { logs: logs_of(&logs), volumes: volumes_of(&dir) };
+                (now + GOOD_FOR.min(begun.elapsed() * SHARE), disk)
+            });
             found.insert(uid, entry);
         }
         let counted = found.iter().map(|(uid, (_, disk))| (uid.clone(), disk.clone())).collect();
@@ -164,9 +167,9 @@ mod tests {
         assert_eq!(used.inodes, 5, "the volume, d, f and two links");
         std::fs::remove_file(volume.join("d/f")).unwrap();
         let inodes = |fresh, at| disk.of(place(), fresh, at)["u"].volumes["e"].0.inodes;
-        assert_eq!(inodes(false, now + Duration::from_secs(59)), 5, "a count is good for a minute");
-        assert_eq!(inodes(true, now), 4, "unless it must be fresh");
+        assert_eq!(inodes(false, now), 5, "a count is good for a while");
+        assert_eq!(inodes(false, now + Duration::from_secs(59)), 4, "less than a minute where it is quick");
         std::fs::write(volume.join("g"), "x").unwrap();
-        assert_eq!(inodes(false, now + Duration::from_secs(61)), 5);
+        assert_eq!(inodes(true, now), 5, "and not where it must be fresh");
     }
 }
