@@ -8,6 +8,7 @@ pub mod annotations;
 pub mod crds;
 pub mod explain;
 pub mod join;
+pub mod placement;
 pub mod podflow;
 pub mod profile;
 pub mod reasons;

@@ -3,6 +3,7 @@
 //! Conditions, container states and `creationTimestamp` have times of a second; events that carry
 //! `eventTime` have µs. What nobody wrote down stays out: a gap, not a guess.
 
+use crate::placement;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podway_flow::record::bounded;
@@ -23,7 +24,7 @@ pub fn flow(pod: &Pod, events: &[Event]) -> Flow {
     fact(&mut persisted, "uid", pod.metadata.uid.as_deref());
     fact(&mut persisted, "resourceVersion", pod.metadata.resource_version.as_deref());
     flow.records.push(persisted);
-    flow.records.extend(bound(pod, &events, created));
+    flow.records.extend(placed(pod, bound(pod, &events, created)));
     flow.records.extend(observed(pod));
     flow.records.extend(network(pod));
     flow.records.extend(images(&events));
@@ -60,6 +61,21 @@ fn bound(pod: &Pod, events: &[&Event], created: Micros) -> Option<Record> {
     fact(&mut record, "node", pod.spec.as_ref().and_then(|s| s.node_name.as_deref()));
     fact(&mut record, "event", event.and_then(|e| e.message.as_deref()));
     Some(record)
+}
+
+/// Where our scheduler placed it, its own records go before, and say when the binding began; its end was told to
+/// nobody with more than a second's resolution.
+fn placed(pod: &Pod, bound: Option<Record>) -> Vec<Record> {
+    let mut told = placement::told(pod);
+    let begun = told.iter().position(|r| r.phase == Phase::Bound).map(|at| told.remove(at).start);
+    told.retain(|r| r.phase != Phase::Bound);
+    told.extend(bound.map(|mut bound| {
+        if let Some(begun) = begun.filter(|_| bound.outcome == Outcome::Succeeded) {
+            (bound.start, bound.end) = (begun, bound.end.map(|end| end.max(begun)));
+        }
+        bound
+    }));
+    told
 }
 
 fn observed(pod: &Pod) -> Option<Record> {
@@ -312,6 +328,28 @@ mod tests {
                 .filter(|r| r.phase != Phase::ImagesPulled)
                 .all(|r| r.resolution == Resolution::Second)
         );
+    }
+
+    #[test]
+    fn what_our_scheduler_told_of_it_is_told() {
+        let mut pod = pod();
+        let created = micros(pod.metadata.creation_timestamp.as_ref().unwrap());
+        let at = |ms: i64| Micros(created.0 + ms * 1000);
+        let told = |phase, end| made(phase, None, Writer::Agent, at(300), end, "Told");
+        let told = [
+            told(Phase::NodesScored, Some(at(301))),
+            told(Phase::Bound, None),
+            told(Phase::Ready, Some(at(302))),
+        ];
+        let text = String::from_utf8(podway_flow::wire::encode(&told)).unwrap();
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        annotations.insert(crate::annotations::SCHEDULING_ANNOTATION.to_owned(), text);
+        let flow = flow(&pod, &[]);
+        let of = |phase| flow.records.iter().filter(move |r| r.phase == phase).collect::<Vec<_>>();
+        assert_eq!(of(Phase::NodesScored)[0].writer, Writer::Scheduler);
+        let bound = of(Phase::Bound);
+        assert_eq!((bound.len(), bound[0].start, bound[0].outcome), (1, at(300), Outcome::Succeeded));
+        assert_eq!(of(Phase::Ready).len(), 1, "only the scheduler's phases are taken from there");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! own; of many attempts at one part the first and the latest two are kept.
 
 use k8s_openapi::api::core::v1 as api;
-use podway_flow::{Flow, Micros, Outcome, Phase, PodRef, Record, Resolution, Writer, wire};
+use podway_flow::{Flow, Micros, Outcome, Phase, PodRef, Record, Resolution, Writer};
 use std::collections::BTreeMap;
 
 /// How many attempts at one part are kept.
@@ -63,16 +63,10 @@ impl Start {
                 start.flow.records.push(coarse);
             }
         }
-        let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(wire::SCHEDULING_ANNOTATION));
-        // Anybody may write the annotation: what it cannot be is left out, what it claims is the
-        // scheduler's word and nobody else's.
-        let told = annotation.and_then(|text| wire::decode(text.as_bytes()).ok()).unwrap_or_default();
-        let scheduler = [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound];
         // The revision that the scheduler first saw is that of the creation, if it placed the pod at
         // its first attempt and nobody changed the spec (a gate taken away) before.
         let untouched = pod.metadata.generation.is_none_or(|g| g <= 1);
-        for mut told in told.into_iter().filter(|r| scheduler.contains(&r.phase)) {
-            told.writer = Writer::Scheduler;
+        for mut told in podway_api::placement::told(pod) {
             if told.phase == Phase::Queued
                 && told.attempt == 1
                 && untouched
@@ -189,6 +183,7 @@ impl Start {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use podway_flow::wire;
     use serde_json::json;
 
     #[test]
