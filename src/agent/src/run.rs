@@ -90,7 +90,8 @@ pub enum RunError {
     Ended(&'static str),
 }
 
-/// Runs the agent as configured until `shutdown`; the certificate of `rotation` is renewed in time. Pods and their processes live on after it.
+/// Runs the agent as configured until `shutdown`; the certificate of `rotation` is renewed in time. Pods and their
+/// processes live on after it.
 ///
 /// # Errors
 /// [`RunError`] when it cannot begin or cannot go on.
@@ -101,16 +102,17 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let ended = shutdown.clone();
-    let cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root);
     tokio::select! {
-        () = ended.cancelled() => {
-            // One that does not come back has left nothing; one that does makes them again.
-            if let Err(error) = cgroups.leave() {
-                tracing::info!(?error, "the pods' cgroups stay");
-            }
-            Ok(())
-        }
+        () = ended.cancelled() => Ok(()),
         result = work(client, config, rotation, shutdown) => result,
+    }
+}
+
+/// Takes the cgroups of all pods along where there are no pods: an agent that does not come back has left nothing,
+/// and one that does makes them again. To be called once no task of [`run`] is left that could make them.
+pub fn leave(cgroup_root: &str) {
+    if let Err(error) = Cgroups::new(Path::new("/sys/fs/cgroup"), cgroup_root).leave() {
+        tracing::info!(?error, "the pods' cgroups stay");
     }
 }
 

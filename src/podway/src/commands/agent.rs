@@ -109,6 +109,7 @@ async fn rotation(args: &Args, config: &Config) -> anyhow::Result<Option<Swap>> 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config()?;
+    let cgroup_root = config.cgroup_root.clone();
     crate::daemon::run(|shutdown| async move {
         let rotation = rotation(&args, &config).await?;
         let client = match &rotation {
@@ -118,5 +119,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let rotation = rotation.filter(|_| config.rotate_certificates);
         tracing::info!(node = config.node_name, "agent starts");
         podway_agent::run::run(client, config, rotation, shutdown).await.context("the agent ended")
-    })
+    })?;
+    podway_agent::run::leave(&cgroup_root);
+    Ok(())
 }
