@@ -115,6 +115,9 @@ pub async fn of_the_agent_with_many_pods(ns: Ns) -> anyhow::Result<()> {
     let mut before = BTreeMap::new();
     for i in 0..MANY {
         let name = format!("many-{i}");
+        ns.ready(&name).await?;
+        // Where a start was answered after its process was seen, there is one more report.
+        ns.whole_flow(&name).await?;
         let ready = ns.ready(&name).await?;
         before.insert(
             name,

@@ -12,7 +12,7 @@ use crate::status::writer::{Step, Urgency};
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use podway_flow::phase::CONDITION_PREFIX;
-use podway_flow::{Flow, Micros, Phase, Record};
+use podway_flow::{Flow, Micros, Outcome, Phase, Record};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +51,8 @@ impl Worker {
             self.ready_at.get_or_insert(now);
         }
         // A container may be seen to run before its start was answered: the report after the answer seals.
-        let making = self.running.values().any(|r| r.key.makes());
-        let whole = (ready && !making) || self.journal.terminal_reported;
+        let open = self.told.iter().flat_map(|told| &told.records).any(|r| r.outcome == Outcome::Running);
+        let whole = (ready && !open) || self.journal.terminal_reported;
         if let Some(told) = self.told.clone().filter(|_| whole && !self.start.closed()) {
             let now = self.ready_at.unwrap_or(now);
             let offered = self.told_ready.unwrap_or(now);
