@@ -29,8 +29,22 @@ int main(void) { printf("Effective uid: %d\n", (int)geteuid()); return 0; }
 /// # Errors
 /// Where busybox, a C compiler or nginx is not to be had.
 pub async fn all(work: &Path) -> anyhow::Result<Vec<Image>> {
+    let mut images = plain(work).await?;
+    images.extend(served(work).await?);
+    Ok(images)
+}
+
+fn base() -> anyhow::Result<Layer> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|p| p.is_file());
-    let base = busybox_layer(&busybox.context("there is no busybox: apt-get install busybox-static")?)?;
+    Ok(busybox_layer(&busybox.context("there is no busybox: apt-get install busybox-static")?)?)
+}
+
+/// Those without a web server: all that our own suite asks for.
+///
+/// # Errors
+/// Where busybox or a C compiler is not to be had.
+pub async fn plain(work: &Path) -> anyhow::Result<Vec<Image>> {
+    let base = base()?;
     let sh = Run { cmd: &["sh"], ..Run::default() };
     let mut images = vec![image(BUSYBOX, &[base.clone(), tools()?], &sh)?];
     // Different content, so different images: the suite counts them.
@@ -65,7 +79,12 @@ pub async fn all(work: &Path) -> anyhow::Result<Vec<Image>> {
     layer.file("nnp", 0o4755, &std::fs::read(compiled(work, "nnp", NNP).await?)?)?;
     let nnp = Run { entrypoint: &["/nnp"], ..Run::default() };
     images.push(image(NO_NEW_PRIVS, &[base.clone(), layer.finish()?], &nnp)?);
+    Ok(images)
+}
 
+/// Those with nginx.
+async fn served(work: &Path) -> anyhow::Result<Vec<Image>> {
+    let (base, mut images) = (base()?, Vec::new());
     let program = nginx(work).await?;
     let arch = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
     for (name, port) in [(NGINX.to_owned(), 80), (format!("{STAGING}/hostnet-nginx-{arch}:latest"), 12003)] {
