@@ -12,6 +12,7 @@ pub mod request;
 pub mod rotate;
 pub mod store;
 
+use crate::files;
 use client::Swap;
 use kube::config::{AuthInfo, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedContext};
 use request::{Purpose, RequestError};
@@ -109,7 +110,7 @@ fn write(bootstrap: &Path, kubeconfig: &Path, pem: &Path) -> Result<(), Certific
     let failed =
         |e: Box<dyn std::error::Error + Send + Sync>| CertificateError::Made(kubeconfig.to_owned(), e);
     let text = serde_yaml::to_string(&file).map_err(|e| failed(e.into()))?;
-    store::replace(kubeconfig, text.as_bytes()).map_err(|e| failed(e.into()))
+    files::replace_for_good(kubeconfig, 0o700, text.as_bytes()).map_err(|e| failed(e.into()))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod cri;
 pub mod dns;
 pub mod env;
 pub mod eviction;
+mod files;
 pub mod gc;
 pub mod hosts;
 pub mod lease;

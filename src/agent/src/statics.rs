@@ -12,6 +12,7 @@ pub mod file;
 pub mod mirror;
 
 use crate::api::{ApiError, PodApi};
+use crate::files;
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
@@ -20,7 +21,6 @@ use podway_flow::Flow;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -132,7 +132,7 @@ impl Local {
     pub fn new(inner: Arc<dyn PodApi>, mirror: mirror::Handle, pod: &Pod, root: &Path) -> Self {
         let path = root.join("static").join(format!("{}.json", uid(pod)));
         let mut pod = pod.clone();
-        match recalled(&path) {
+        match files::recall(&path) {
             Ok(Some(status)) => pod.status = Some(status),
             Ok(None) => {}
             Err(error) => tracing::warn!(uid = uid(&pod), %error, "a static pod's status cannot be read"),
@@ -149,29 +149,12 @@ impl Local {
     }
 }
 
-fn recalled(path: &Path) -> io::Result<Option<PodStatus>> {
-    match std::fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        read => Ok(Some(serde_json::from_slice(&read?)?)),
-    }
-}
-
-fn keep(path: &Path, status: &PodStatus) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    let next = path.with_extension("next");
-    let file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    serde_json::to_writer(io::BufWriter::new(&file), status)?;
-    std::fs::rename(next, path)
-}
-
 #[async_trait]
 impl PodApi for Local {
     async fn patch_status(&self, _: &str, _: &str, _: Value, whole: &PodStatus) -> Result<Pod, ApiError> {
         let mut pod = (*self.pod()).clone();
         pod.status = Some(whole.clone());
-        if let Err(error) = keep(&self.path, whole) {
+        if let Err(error) = files::keep(&self.path, 0o700, whole) {
             tracing::warn!(uid = uid(&pod), %error, "a static pod's status cannot be written down");
         }
         let new = Arc::new(pod.clone());
@@ -259,9 +242,10 @@ mod tests {
     fn a_status_outlives_the_agent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("static/u.json");
+        let recalled = |path| files::recall::<PodStatus>(path);
         assert_eq!(recalled(&path).unwrap(), None);
         let status = PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() };
-        keep(&path, &status).unwrap();
+        files::keep(&path, 0o700, &status).unwrap();
         assert_eq!(recalled(&path).unwrap(), Some(status));
         std::fs::write(&path, "{").unwrap();
         recalled(&path).unwrap_err();

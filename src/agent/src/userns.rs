@@ -5,13 +5,12 @@
 //! Volumes need no other owner: every mount of such a pod is id-mapped, so that what is root's or a
 //! group's on the disk is so in the pod.
 
-use crate::node;
+use crate::{files, node};
 use k8s_openapi::api::core::v1 as api;
 use podway_cri::v1;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
@@ -90,16 +89,6 @@ fn written(file: &Path) -> Result<Option<u32>, UserNsError> {
     mappings.range().ok_or_else(bad).map(Some)
 }
 
-fn write(file: &Path, range: u32) -> io::Result<()> {
-    if let Some(dir) = file.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
-    }
-    let next = file.with_extension("next");
-    let open = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    serde_json::to_writer(&open, &Mappings::of(range))?;
-    std::fs::rename(next, file)
-}
-
 impl UserNamespaces {
     /// Those of the pods whose directories lie in `pods`, on the node that stands as `node` tells.
     #[must_use]
@@ -132,7 +121,7 @@ impl UserNamespaces {
             let taken: std::collections::BTreeSet<u32> = used.values().copied().collect();
             let range = (1..=LAST).find(|r| !taken.contains(r)).ok_or(UserNsError::Full)?;
             let file = self.pods.join(uid).join(FILE);
-            write(&file, range).map_err(|e| UserNsError::File(file, e))?;
+            files::keep(&file, 0o750, &Mappings::of(range)).map_err(|e| UserNsError::File(file, e))?;
             used.insert(uid.to_owned(), range);
             range
         };

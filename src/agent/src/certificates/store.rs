@@ -1,11 +1,11 @@
 //! Where a certificate and its key lie, and what they are good for.
 
+use crate::files;
 use jiff::Timestamp;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Why a certificate cannot be kept or read.
@@ -82,22 +82,6 @@ pub struct Store {
     pair: &'static str,
 }
 
-/// Writes `text` in the place of `path`, whole or not at all, for the owner alone.
-///
-/// # Errors
-/// As the file system has them.
-pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    let next = path.with_extension("next");
-    let mut file =
-        std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    io::Write::write_all(&mut file, text)?;
-    file.sync_all()?;
-    std::fs::rename(next, path)
-}
-
 impl Store {
     /// The pair named `pair` in `dir`.
     #[must_use]
@@ -136,7 +120,7 @@ impl Store {
             Err(source) => return Err(StoreError::File { verb: "read", path, source }),
         }
         let key = KeyPair::generate().map_err(|e| StoreError::Key(path.clone(), e))?;
-        let written = replace(&path, key.serialize_pem().as_bytes());
+        let written = files::replace_for_good(&path, 0o700, key.serialize_pem().as_bytes());
         written.map_err(|source| StoreError::File { verb: "write", path, source })?;
         Ok(key)
     }
@@ -176,7 +160,7 @@ impl Store {
             let path = path.to_owned();
             move |source| StoreError::File { verb, path, source }
         };
-        replace(&file, &text).map_err(failed("write", &file))?;
+        files::replace_for_good(&file, 0o700, &text).map_err(failed("write", &file))?;
         let (link, next) = (self.path(), self.dir.join(format!("{}-updated.pem", self.pair)));
         match std::fs::remove_file(&next) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &next)(e)),

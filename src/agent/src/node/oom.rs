@@ -7,6 +7,7 @@
 //! the log, so that an agent that starts again does not repeat it, and still tells of what happened
 //! while it was away: it may have been the victim.
 
+use crate::files;
 use crate::node::events::{Happening, Writer};
 use crate::status::budget::Budget;
 use podway_flow::record::bounded;
@@ -131,9 +132,7 @@ impl Watch {
     }
 
     fn tell(&self, seq: u64) -> io::Result<()> {
-        let new = self.seen.with_extension("new");
-        std::fs::write(&new, format!("{} {seq}\n", self.boot))?;
-        std::fs::rename(new, &self.seen)
+        files::replace(&self.seen, 0o700, format!("{} {seq}\n", self.boot).as_bytes())
     }
 
     #[expect(unsafe_code, reason = "tokio wants it promised that the descriptor stays open")]

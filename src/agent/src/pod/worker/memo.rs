@@ -6,6 +6,7 @@
 //! directory. A file that cannot be read is as none: the pod goes on with what the runtime tells.
 
 use super::*;
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -85,26 +86,7 @@ impl Memo {
 }
 
 fn read(path: &Path) -> std::io::Result<Option<Memo>> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let memo: Memo = serde_json::from_slice(&text)?;
-    Ok(Some(memo).filter(|m| m.version == VERSION))
-}
-
-fn write(path: &Path, memo: &Memo) -> std::io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-    if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
-    }
-    let next = path.with_extension("next");
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    serde_json::to_writer(std::io::BufWriter::new(&file), memo)?;
-    // What is renamed outlives the agent; should the machine go, so does what this is about.
-    std::fs::rename(&next, path)
+    Ok(files::recall(path)?.filter(|m: &Memo| m.version == VERSION))
 }
 
 impl Worker {
@@ -137,7 +119,7 @@ impl Worker {
             return;
         }
         let Some(path) = self.memo_path() else { return };
-        match write(&path, &memo) {
+        match files::keep(&path, 0o750, &memo) {
             Ok(()) => self.memo = memo,
             Err(error) => {
                 tracing::warn!(pod = %self.pod.uid, %error, "what is remembered of a pod cannot be written");
@@ -167,7 +149,7 @@ mod tests {
         memory.killed = Some(core::Killed { id: "c-1".into(), grace: None, why: WHY });
         let stopped = HashSet::from(["c-0".to_owned()]);
         let memo = Memo::of(&journal, &stopped);
-        write(&path, &memo).unwrap();
+        files::keep(&path, 0o750, &memo).unwrap();
         let (mut again, mut hooks) = (Journal::default(), HashSet::new());
         read(&path).unwrap().unwrap().recall(&mut again, &mut hooks);
         assert_eq!((&again, &hooks), (&journal, &stopped));
