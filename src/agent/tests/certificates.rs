@@ -5,7 +5,6 @@
 
 mod common;
 
-use futures::FutureExt as _;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
@@ -17,9 +16,8 @@ use podway_agent::certificates::request::{Name, Purpose};
 use podway_agent::certificates::store::Store;
 use podway_agent::certificates::{bootstrap, request, rotate, swapping};
 use podway_cluster::pki::{Authority, Identity};
-use podway_cluster::{Cluster, down, kubeconfig};
+use podway_cluster::{Cluster, kubeconfig};
 use serde_json::json;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,15 +25,7 @@ const NODE: &str = "late";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_gets_and_renews_its_certificates() {
-    let dir = tempfile::Builder::new().prefix("csr-").tempdir().unwrap();
-    let state_dir = dir.path().join("state");
-    let cluster = common::control_plane(&state_dir).await;
-    // Whatever happens, nothing is left running.
-    let result = AssertUnwindSafe(whole(&cluster, dir.path())).catch_unwind().await;
-    assert!(down(&state_dir, |line| eprintln!("{line}")).await.unwrap());
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
+    common::on_control_plane("csr-", whole).await;
 }
 
 /// As kubeadm has them: who may ask for a first certificate and a next one, and gets it.

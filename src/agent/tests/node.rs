@@ -6,14 +6,12 @@
 mod common;
 
 use std::io::Write as _;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{FakePods, FakeRuntime, FakeStreaming, FakeUsage, observation, within};
-use futures::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
@@ -28,7 +26,7 @@ use podway_agent::server::{Parts, Server};
 use podway_agent::source::{ContainerView, PodSource as _, PodView};
 use podway_agent::stats::Stats;
 use podway_agent::{config::Config, lease};
-use podway_cluster::{Cluster, Program, down};
+use podway_cluster::{Cluster, Program};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio_util::sync::CancellationToken;
@@ -73,15 +71,7 @@ fn writes(cluster: &Cluster) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_on_a_real_control_plane() {
-    let dir = tempfile::Builder::new().prefix("node-").tempdir().unwrap();
-    let state_dir = dir.path().join("state");
-    let cluster = common::control_plane(&state_dir).await;
-    // Whatever happens, nothing is left running.
-    let result = AssertUnwindSafe(whole(&cluster, dir.path())).catch_unwind().await;
-    assert!(down(&state_dir, |line| eprintln!("{line}")).await.unwrap());
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
+    common::on_control_plane("node-", whole).await;
 }
 
 async fn whole(cluster: &Cluster, dir: &Path) {

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use podway_agent::config::Config;
@@ -17,17 +18,25 @@ use podway_agent::node::runtime::{Observation, Probe};
 use podway_agent::server::exec::Streaming;
 use podway_agent::source::{PodSource, PodView};
 use podway_cluster::pki::{Authority, Identity};
-use podway_cluster::{Cluster, UpOptions, connect, kubeconfig, up};
+use podway_cluster::{Cluster, UpOptions, connect, down, kubeconfig, up};
 use podway_cri::v1;
 use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-pub async fn control_plane(state_dir: &Path) -> Cluster {
+/// Has `test` look at a control plane of its own in a directory of its own, and takes it down whatever happens.
+pub async fn on_control_plane(prefix: &str, test: impl AsyncFnOnce(&Cluster, &Path)) {
+    let dir = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
+    let state_dir = dir.path().join("state");
     let options =
-        UpOptions { state_dir: state_dir.to_owned(), control_plane_only: true, ..UpOptions::default() };
-    up(options, |line| eprintln!("{line}")).await.unwrap()
+        UpOptions { state_dir: state_dir.clone(), control_plane_only: true, ..UpOptions::default() };
+    let cluster = up(options, |line| eprintln!("{line}")).await.unwrap();
+    let result = AssertUnwindSafe(test(&cluster, dir.path())).catch_unwind().await;
+    assert!(down(&state_dir, |line| eprintln!("{line}")).await.unwrap());
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// Certificates of node `name` at `ip`, its client, and a configuration with both.
