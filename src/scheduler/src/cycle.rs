@@ -173,37 +173,13 @@ pub fn counted<'a>(statuses: impl IntoIterator<Item = &'a Status>) -> String {
     parts.join(", ")
 }
 
-/// Decides. `now` is asked at the ends of the parts and has no say in the choice.
+/// Decides. `now` is asked at the ends of the parts and has no say in the choice. `carried` is what one cycle leaves
+/// to the next: what was said to another pod of the template, and the node at which a profile that looks at a share
+/// of them begins.
 ///
 /// # Errors
 /// [`CycleError`] when no node fits, or when a plugin failed.
 pub fn schedule_one(
-    framework: &Framework,
-    snapshot: &Snapshot,
-    pod: &PodInfo,
-    now: &dyn Fn() -> Micros,
-    trace: &mut Trace,
-) -> Result<Decision, CycleError> {
-    run(None, framework, snapshot, pod, now, trace)
-}
-
-/// The same with what is carried from one cycle to the next: what was said to another pod of the template, and the
-/// node at which a profile that looks at a share of them begins.
-///
-/// # Errors
-/// [`CycleError`] when no node fits, or when a plugin failed.
-pub fn schedule_from(
-    carried: &mut Carried,
-    framework: &Framework,
-    snapshot: &Snapshot,
-    pod: &PodInfo,
-    now: &dyn Fn() -> Micros,
-    trace: &mut Trace,
-) -> Result<Decision, CycleError> {
-    run(Some(carried), framework, snapshot, pod, now, trace)
-}
-
-fn run(
     carried: Option<&mut Carried>,
     framework: &Framework,
     snapshot: &Snapshot,
@@ -430,7 +406,7 @@ mod tests {
         for n in nodes {
             cache.set_node(Arc::new(n));
         }
-        schedule_one(framework, &cache.snapshot(), pod, &|| Micros(1), &mut Trace::default())
+        schedule_one(None, framework, &cache.snapshot(), pod, &|| Micros(1), &mut Trace::default())
     }
 
     fn run(nodes: Vec<NodeInfo>, pod: &PodInfo) -> Result<Decision, Box<FitError>> {
@@ -474,7 +450,8 @@ mod tests {
             cache.set_node(Arc::new(n));
         }
         let mut trace = Trace::default();
-        schedule_one(&default_framework(), &cache.snapshot(), &asking(5), &|| Micros(1), &mut trace).unwrap();
+        schedule_one(None, &default_framework(), &cache.snapshot(), &asking(5), &|| Micros(1), &mut trace)
+            .unwrap();
         let names: Vec<(Point, &str)> = trace.points.iter().map(|(p, s, _)| (*p, *s)).collect();
         let all = [Point::PreFilter, Point::Filter, Point::PreScore, Point::Score];
         assert_eq!(names, all.map(|p| (p, "Success")));
@@ -564,7 +541,7 @@ mod tests {
             let owner = Some(Owner::ReplicaSet("rs".into()));
             let pod = PodInfo { uid: format!("u{i}"), owner, labels, ..asking(20) };
             let run = |snapshot: &Snapshot| {
-                schedule_one(&default_framework(), snapshot, &pod, &|| Micros(1), &mut Trace::default())
+                schedule_one(None, &default_framework(), snapshot, &pod, &|| Micros(1), &mut Trace::default())
             };
             let chosen = run(&cache.snapshot()).unwrap().node;
             *counts.entry(chosen.clone()).or_insert(0) += 1;

@@ -5,7 +5,7 @@
 //! last cycle ended.
 
 use crate::cache::Snapshot;
-use crate::cycle::{Carried, CycleError, Decision, FitError, Nomination, Trace, schedule_from};
+use crate::cycle::{Carried, CycleError, Decision, FitError, Nomination, Trace, schedule_one};
 use crate::framework::Framework;
 use crate::model::PodInfo;
 use podway_flow::Micros;
@@ -59,7 +59,7 @@ impl Decider {
         now: &dyn Fn() -> Micros,
         trace: &mut Trace,
     ) -> Result<Decision, CycleError> {
-        let found = schedule_from(&mut self.carried, framework, snapshot, pod, now, trace);
+        let found = schedule_one(Some(&mut self.carried), framework, snapshot, pod, now, trace);
         // An eviction is for one pod; a refusal is for all that are like it.
         if let Err(CycleError::Unfit(error)) = &found
             && pod.nominated.is_empty()

@@ -265,8 +265,14 @@ mod tests {
     }
 
     fn refused(cache: &mut Cache, pod: &PodInfo) -> FitError {
-        let found =
-            schedule_one(&default_framework(), &cache.snapshot(), pod, &|| Micros(1), &mut Trace::default());
+        let found = schedule_one(
+            None,
+            &default_framework(),
+            &cache.snapshot(),
+            pod,
+            &|| Micros(1),
+            &mut Trace::default(),
+        );
         match found.unwrap_err() {
             CycleError::Unfit(error) => *error,
             CycleError::Failed(failure) => panic!("{failure}"),
@@ -408,7 +414,7 @@ mod tests {
         cache.nominate(Arc::new(pod("high", 10, 800)), "a");
         let run = |cache: &mut Cache, pod: &PodInfo| {
             let mut trace = Trace::default();
-            schedule_one(&default_framework(), &cache.snapshot(), pod, &|| Micros(1), &mut trace)
+            schedule_one(None, &default_framework(), &cache.snapshot(), pod, &|| Micros(1), &mut trace)
                 .map(|d| d.node)
                 .map_err(|e| e.to_string())
         };

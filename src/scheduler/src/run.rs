@@ -3,6 +3,7 @@
 //! It sleeps until something arrives or the next backoff ends; there is no tick. Nothing is
 //! decided before both lists are complete, so that no node looks emptier than it is.
 
+mod listing;
 mod objects;
 mod place;
 mod pods;
@@ -34,9 +35,10 @@ use crate::status::{self, Notice};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
 use kube::runtime::watcher;
+use listing::Listing;
 use podway_api::SchedulerProfile;
 use podway_flow::{Clock, Micros};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -120,7 +122,7 @@ struct Scheduler {
     shadow: Option<Shadow>,
     /// Pods without a node that are another scheduler's, until a profile of their name comes.
     strangers: HashMap<String, Arc<PodInfo>>,
-    listed_profiles: Option<HashSet<String>>,
+    listed_profiles: Listing,
     cache: Cache,
     queue: Queue,
     binder: Binder,
@@ -135,9 +137,9 @@ struct Scheduler {
     cycles: JoinSet<()>,
     inputs: mpsc::UnboundedSender<Input>,
     notices: mpsc::UnboundedSender<Notice>,
-    listed_nodes: Option<HashSet<String>>,
-    listed_pods: Option<HashSet<String>>,
-    listed_namespaces: Option<HashSet<String>>,
+    listed_nodes: Listing,
+    listed_pods: Listing,
+    listed_namespaces: Listing,
     synced: Synced,
 }
 
@@ -246,7 +248,7 @@ pub async fn run_with(
         ring: Ring::default(),
         shadow: config.shadow.then(Shadow::default),
         strangers: HashMap::new(),
-        listed_profiles: None,
+        listed_profiles: Listing::default(),
         binder,
         binding: HashMap::new(),
         assumed: HashMap::new(),
@@ -256,9 +258,9 @@ pub async fn run_with(
         cycles: JoinSet::new(),
         inputs,
         notices,
-        listed_nodes: None,
-        listed_pods: None,
-        listed_namespaces: None,
+        listed_nodes: Listing::default(),
+        listed_pods: Listing::default(),
+        listed_namespaces: Listing::default(),
         synced: Synced::default(),
     };
     let result = scheduler.run(&mut received, &mut probed, &shutdown).await;

@@ -112,7 +112,7 @@ fn names(candidate: &Candidate) -> BTreeSet<String> {
 #[must_use]
 pub fn decide(cache: &mut Cache, pod: &PodInfo) -> Decided {
     let framework = default_framework();
-    let found = schedule_one(&framework, &cache.snapshot(), pod, &|| Micros(0), &mut Trace::default());
+    let found = schedule_one(None, &framework, &cache.snapshot(), pod, &|| Micros(0), &mut Trace::default());
     let mut by = BTreeSet::new();
     let verdict = match found {
         Ok(decision) => {

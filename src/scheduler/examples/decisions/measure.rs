@@ -5,7 +5,7 @@
 use crate::workloads::{Size, Workload};
 use cpu_time::ThreadTime;
 use podway_flow::Micros;
-use podway_scheduler::cycle::{Carried, CycleError, Trace, schedule_from, schedule_one};
+use podway_scheduler::cycle::{Carried, CycleError, Trace, schedule_one};
 use podway_scheduler::explain::ring::{Outcome, Ring};
 use podway_scheduler::framework::{ClusterEvent, Point};
 use podway_scheduler::model::PodInfo;
@@ -42,8 +42,14 @@ pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
     }
     // Who fits nowhere is found out before the clock runs, as in scheduler_perf.
     while let Some(queued) = queue.pop(Micros(0)) {
-        let found =
-            schedule_one(&framework, &cache.snapshot(), &queued.pod, &|| Micros(0), &mut Trace::default());
+        let found = schedule_one(
+            None,
+            &framework,
+            &cache.snapshot(),
+            &queued.pod,
+            &|| Micros(0),
+            &mut Trace::default(),
+        );
         let Err(CycleError::Unfit(error)) = found else { continue };
         queue.unschedulable(queued, error.plugins(), Micros(0));
     }
@@ -60,7 +66,7 @@ pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
         let mut trace = Trace { rows: Some(5), ..Trace::default() };
         let snapshot = cache.snapshot();
         let found =
-            schedule_from(&mut carried, &framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
+            schedule_one(Some(&mut carried), &framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
         let decision = start.elapsed();
         match found {
             Ok(decision) => {

@@ -1,6 +1,6 @@
 //! What a cache has kept up to date through many changes decides like a cache that was filled at once.
 
-use super::{Carried, CycleError, Decision, Trace, schedule_from};
+use super::{Carried, CycleError, Decision, Trace, schedule_one};
 use crate::cache::Cache;
 use crate::model::{LabelSelector, NodeInfo, PodInfo, ReplicaSet, Resources};
 use crate::objects::Object;
@@ -155,7 +155,7 @@ fn with_replica_set() -> Cache {
 /// All that a cycle says, but for what tells snapshots apart.
 fn said(cache: &mut Cache, pod: &PodInfo, carried: &mut Carried) -> Result<Decision, CycleError> {
     let (framework, snapshot, mut trace) = (default_framework(), cache.snapshot(), Trace::default());
-    let found = schedule_from(carried, &framework, &snapshot, pod, &|| Micros(1), &mut trace);
+    let found = schedule_one(Some(carried), &framework, &snapshot, pod, &|| Micros(1), &mut trace);
     found.map(|decision| Decision { generation: 0, ..decision })
 }
 

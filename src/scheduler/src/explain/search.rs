@@ -41,7 +41,7 @@ const SKEW: i64 = 64;
 /// # Errors
 /// As [`schedule_one`].
 pub fn decide(framework: &Framework, snapshot: &Snapshot, pod: &PodInfo) -> Result<Decision, CycleError> {
-    schedule_one(framework, snapshot, pod, &|| Micros(0), &mut Trace::default())
+    schedule_one(None, framework, snapshot, pod, &|| Micros(0), &mut Trace::default())
 }
 
 /// The smallest sets of changes, the smallest first, at most `most`; empty when none was found.

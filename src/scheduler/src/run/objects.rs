@@ -1,35 +1,26 @@
 //! What the watches tell of nodes, namespaces and profiles.
 
 use super::Scheduler;
+use super::listing::{self, Told};
 use crate::framework::ClusterEvent;
 use crate::model::{NodeInfo, PodInfo};
 use crate::status::{Notice, Verdict};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::runtime::watcher;
 use podway_api::SchedulerProfile;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 impl Scheduler {
     pub(super) fn on_node(&mut self, event: watcher::Event<Node>) {
-        match event {
-            watcher::Event::Init => self.listed_nodes = Some(HashSet::new()),
-            watcher::Event::InitApply(node) => {
-                if let (Some(seen), Some(name)) = (&mut self.listed_nodes, &node.metadata.name) {
-                    seen.insert(name.clone());
-                }
-                self.set_node(&node);
-            }
-            watcher::Event::InitDone => {
-                let seen = self.listed_nodes.take().unwrap_or_default();
+        match self.listed_nodes.take(event, listing::name) {
+            None => {}
+            Some(Told::Set(node)) => self.set_node(&node),
+            Some(Told::Gone(name)) => self.remove_node(&name),
+            Some(Told::Listed(seen)) => {
                 let gone: Vec<String> =
                     self.cache.node_names().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
                 gone.iter().for_each(|name| self.remove_node(name));
                 self.synced.nodes = true;
-            }
-            watcher::Event::Apply(node) => self.set_node(&node),
-            watcher::Event::Delete(node) => {
-                self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
             }
         }
     }
@@ -41,24 +32,15 @@ impl Scheduler {
     }
 
     pub(super) fn on_profile(&mut self, event: watcher::Event<SchedulerProfile>) {
-        match event {
-            watcher::Event::Init => self.listed_profiles = Some(HashSet::new()),
-            watcher::Event::InitApply(profile) => {
-                if let (Some(seen), Some(name)) = (&mut self.listed_profiles, &profile.metadata.name) {
-                    seen.insert(name.clone());
-                }
-                self.set_profile(&profile);
-            }
-            watcher::Event::InitDone => {
-                let seen = self.listed_profiles.take().unwrap_or_default();
+        match self.listed_profiles.take(event, listing::name) {
+            None => {}
+            Some(Told::Set(profile)) => self.set_profile(&profile),
+            Some(Told::Gone(name)) => self.unset_profile(&name),
+            Some(Told::Listed(seen)) => {
                 let gone: Vec<String> =
                     self.profiles.of_objects().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
                 gone.iter().for_each(|name| self.unset_profile(name));
                 self.synced.profiles = true;
-            }
-            watcher::Event::Apply(profile) => self.set_profile(&profile),
-            watcher::Event::Delete(profile) => {
-                self.unset_profile(profile.metadata.name.as_deref().unwrap_or_default());
             }
         }
     }
@@ -101,24 +83,15 @@ impl Scheduler {
 
     /// Namespaces are known by their labels, which affinity terms may select by.
     pub(super) fn on_namespace(&mut self, event: watcher::Event<Namespace>) {
-        match event {
-            watcher::Event::Init => self.listed_namespaces = Some(HashSet::new()),
-            watcher::Event::InitApply(namespace) => {
-                if let (Some(seen), Some(name)) = (&mut self.listed_namespaces, &namespace.metadata.name) {
-                    seen.insert(name.clone());
-                }
-                self.set_namespace(namespace);
-            }
-            watcher::Event::InitDone => {
-                let seen = self.listed_namespaces.take().unwrap_or_default();
+        match self.listed_namespaces.take(event, listing::name) {
+            None => {}
+            Some(Told::Set(namespace)) => self.set_namespace(namespace),
+            Some(Told::Gone(name)) => self.cache.remove_namespace(&name),
+            Some(Told::Listed(seen)) => {
                 let gone: Vec<String> =
                     self.cache.namespace_names().filter(|n| !seen.contains(*n)).map(str::to_owned).collect();
                 gone.iter().for_each(|name| self.cache.remove_namespace(name));
                 self.synced.namespaces = true;
-            }
-            watcher::Event::Apply(namespace) => self.set_namespace(namespace),
-            watcher::Event::Delete(namespace) => {
-                self.cache.remove_namespace(namespace.metadata.name.as_deref().unwrap_or_default());
             }
         }
     }

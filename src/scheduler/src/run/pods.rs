@@ -1,13 +1,13 @@
 //! What the watch tells of pods: which wait, which are placed, which are nobody's.
 
 use super::Scheduler;
+use super::listing::{self, Told};
 use crate::framework::ClusterEvent;
 use crate::model::PodInfo;
 use crate::queue::News;
 use crate::shadow::Verdict;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 impl Scheduler {
@@ -39,16 +39,11 @@ impl Scheduler {
     }
 
     pub(super) fn on_pod(&mut self, event: watcher::Event<Pod>) {
-        match event {
-            watcher::Event::Init => self.listed_pods = Some(HashSet::new()),
-            watcher::Event::InitApply(pod) => {
-                if let (Some(seen), Some(uid)) = (&mut self.listed_pods, &pod.metadata.uid) {
-                    seen.insert(uid.clone());
-                }
-                self.set_pod(&pod);
-            }
-            watcher::Event::InitDone => {
-                let seen = self.listed_pods.take().unwrap_or_default();
+        match self.listed_pods.take(event, listing::uid) {
+            None => {}
+            Some(Told::Set(pod)) => self.set_pod(&pod),
+            Some(Told::Gone(uid)) => self.remove_pod(&uid),
+            Some(Told::Listed(seen)) => {
                 let gone: Vec<String> = self
                     .cache
                     .uids()
@@ -60,8 +55,6 @@ impl Scheduler {
                 gone.iter().for_each(|uid| self.remove_pod(uid));
                 self.synced.pods = true;
             }
-            watcher::Event::Apply(pod) => self.set_pod(&pod),
-            watcher::Event::Delete(pod) => self.remove_pod(pod.metadata.uid.as_deref().unwrap_or_default()),
         }
     }
 

@@ -79,7 +79,7 @@ fn pod(claims: &[&str]) -> PodInfo {
 fn outcome(cache: &mut Cache, pod: &PodInfo) -> String {
     let framework = Framework { post_filter: vec![], ..default_framework() };
     let snapshot = cache.snapshot();
-    match schedule_one(&framework, &snapshot, pod, &|| Micros(1), &mut Trace::default()) {
+    match schedule_one(None, &framework, &snapshot, pod, &|| Micros(1), &mut Trace::default()) {
         Ok(decision) => {
             let names = snapshot.nodes.iter().map(|n| &*n.info.name);
             names.filter(|n| decision.rejected.get(n).is_none()).collect::<Vec<_>>().join(" ")
