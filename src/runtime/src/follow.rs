@@ -62,21 +62,47 @@ async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
             }
         }
     };
+    let turn = tokio::runtime::Handle::current();
     let told = move |event| {
         if let Event::Exited { id, exit_code, .. } = event
             && let (Ok(id), Some(state)) = (Id::try_from(id), state.upgrade())
         {
-            settle(&state, &id, Some(exit_code));
+            told_in_turn(&state, id, exit_code, &turn);
         }
     };
     supervisor::watch(&runtime.monitor_socket(sandbox), told, ended).await?;
     Ok(())
 }
 
+/// An exit that its monitor told of. One that came while the start is not answered yet is published after it: who
+/// listens hears of a beginning before the end.
+fn told_in_turn(runtime: &Arc<Runtime>, id: Id, code: i32, tasks: &tokio::runtime::Handle) {
+    let starting = runtime.container(&id).is_some_and(|c| c.stage == Stage::Created);
+    if !starting {
+        return settle(runtime, &id, Some(code));
+    }
+    if note_exit(runtime, &id, Some(code)) {
+        let runtime = Arc::clone(runtime);
+        drop(tasks.spawn(async move {
+            let lock = runtime.locks.of(&id);
+            // The start holds it until it has told of itself.
+            drop(lock.read().await);
+            events::publish(&runtime, &id, ContainerEventType::ContainerStoppedEvent);
+        }));
+    }
+}
+
 /// Takes the durable exit record over; without one the code that is known otherwise, else 255.
 /// Only for a container that has ended. News is told to the listeners, even what could not be
 /// journalled. Blocks.
 pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
+    if note_exit(runtime, id, code) {
+        events::publish(runtime, id, ContainerEventType::ContainerStoppedEvent);
+    }
+}
+
+/// Whether it is news.
+fn note_exit(runtime: &Runtime, id: &Id, code: Option<i32>) -> bool {
     let record = ExitRecord::read(&runtime.container_dir(id).join("exit")).ok();
     end_the_rest(runtime, id);
     let now = runtime.now_ns();
@@ -95,8 +121,8 @@ pub fn settle(runtime: &Runtime, id: &Id, code: Option<i32>) {
     });
     if news {
         points::at(Point::ExitJournalled);
-        events::publish(runtime, id, ContainerEventType::ContainerStoppedEvent);
     }
+    news
 }
 
 /// In a PID namespace of its own whatever it had started has ended with it; in a shared one it has not,

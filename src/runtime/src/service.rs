@@ -215,7 +215,6 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
         let (id, _) = self.cid(request.into_inner().container_id)?;
         let made = container::start(&self.runtime, &id).await?;
-        events::publish(&self.runtime, &id, ContainerStartedEvent);
         Ok(told(v1::StartContainerResponse {}, &made))
     }
 

@@ -229,7 +229,7 @@ pub async fn filters(mut t: T) -> anyhow::Result<()> {
 pub async fn events_in_order(mut t: T) -> anyhow::Result<()> {
     let mut events = t.cri.runtime.get_container_events(v1::GetEventsRequest {}).await?.into_inner();
     let pod = t.pod().await?;
-    let id = t.start(&pod, &t.container("c", "sleep 1")).await?;
+    let id = t.start(&pod, &t.container("c", "true")).await?;
     t.cri.exited(&id).await?;
     t.cri.remove(&id).await?;
     let mut seen = Vec::new();

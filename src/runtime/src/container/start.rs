@@ -11,8 +11,8 @@ use crate::names::Made;
 use crate::points::{self, Point};
 use crate::state::{Container, Runtime, Stage};
 use crate::status::container_config;
-use crate::{follow, supervisor};
-use podway_cri::v1::ContainerConfig;
+use crate::{events, follow, supervisor};
+use podway_cri::v1::{ContainerConfig, ContainerEventType};
 use podway_flow::{Phase, Recorder, Span, Writer};
 use podway_monitor::{Create, Reply, Request};
 use std::path::PathBuf;
@@ -31,6 +31,8 @@ pub async fn start(runtime: &Arc<Runtime>, id: &Id) -> Result<Made, Failure> {
         let _alone = lock.write().await;
         match start_alone(&runtime, &id, &recorder).await {
             Ok(()) => {
+                // Nobody else tells of it meanwhile: its end, if that has come already, waits for this.
+                events::publish(&runtime, &id, ContainerEventType::ContainerStartedEvent);
                 let records = recorder.take();
                 runtime.metrics.observe(&records);
                 Ok(Made { id, records })
