@@ -202,6 +202,7 @@ impl<'a> Containerd<'a> {
         containerd
             .args(["--mount", "--propagation=private", "sh", "-euc", MACHINE, "sh"])
             .args([&self.dir.join("machine"), &self.cni, &self.conf, &self.hosts])
+            .arg(self.cluster.layout.root())
             .args(args);
         let containerd = containerd.spawn().context("starting containerd")?;
         until_connects(&self.dir.join(SOCKET)).await?;
@@ -231,9 +232,11 @@ impl<'a> Containerd<'a> {
 
 /// Makes the places of a machine that has a kubelet, in a mount namespace of the node's own: what a pod
 /// mounts from them is there, and this machine stays as it is. Arguments: a directory for what is written,
-/// the CNI plugins, the network configuration, the mirrors; then what to run.
+/// the CNI plugins, the network configuration, the mirrors, the cluster's state, which may lie in a place that
+/// is made anew and stays in sight; then what to run.
 const MACHINE: &str = r#"
-dir=$1 plugins=$2 network=$3 mirrors=$4; shift 4
+dir=$1 plugins=$2 network=$3 mirrors=$4 state=$5; shift 5
+exec 9<"$state"
 for at in etc opt var; do
     mkdir -p "$dir/$at/upper" "$dir/$at/work"
     mount -t overlay machine -o "lowerdir=/$at,upperdir=$dir/$at/upper,workdir=$dir/$at/work" "/$at"
@@ -247,6 +250,9 @@ for at in /run/podway /var/lib/podway /var/log/podway /var/lib/cni; do
     mount --bind "$dir$at" "$at"
     mount --make-rshared "$at"
 done
+mkdir -p "$state"
+mount --no-canonicalize --bind /proc/self/fd/9 "$state"
+exec 9<&-
 exec "$@"
 "#;
 
