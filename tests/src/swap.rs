@@ -23,6 +23,8 @@ use tokio::process::{Child, Command};
 pub struct Swapped {
     /// In the order of their start.
     daemons: Vec<Child>,
+    /// What a kubelet mounts on itself, where it is not in a mount namespace that ends with it.
+    stays: Option<PathBuf>,
 }
 
 impl Swapped {
@@ -47,22 +49,26 @@ impl Swapped {
     pub async fn stock(cluster: &Cluster, node: &str) -> anyhow::Result<Self> {
         let kubelet = Program::Kubelet.locate(&|line| eprintln!("{line}")).await?;
         let containerd = Containerd::prepare(cluster, node).await?;
-        let dir = cluster.layout.node(node).join("kubelet");
-        std::fs::create_dir_all(&dir)?;
-        let address = cluster.network(node)?.address().to_string();
-        root_cgroup(&cluster.network(node)?.cgroup())?;
-        let config = dir.join("config.json");
-        std::fs::write(&config, kubelet_config(cluster, node, &address, &containerd.endpoint())?)?;
-        let args = [
-            kubelet.display().to_string(),
-            format!("--config={}", config.display()),
-            format!("--kubeconfig={}", cluster.layout.kubeconfig(node).display()),
-            format!("--hostname-override={node}"),
-            format!("--node-ip={address}"),
-            format!("--root-dir={}", dir.display()),
-            format!("--cert-dir={}", dir.join("pki").display()),
-        ];
-        containerd.with("kubelet", args.to_vec()).await
+        let args = kubelet_argv(cluster, node, &kubelet, &containerd.endpoint())?;
+        containerd.with("kubelet", args).await
+    }
+
+    /// A stock kubelet in the agent's place, on our runtime as it is.
+    ///
+    /// # Errors
+    /// When it is not to be had or does not start.
+    pub async fn kubelet_on_runtime(cluster: &Cluster, node: &str) -> anyhow::Result<Self> {
+        let kubelet = Program::Kubelet.locate(&|line| eprintln!("{line}")).await?;
+        let agent = cluster.argv(&format!("{node}-agent"))?;
+        let endpoint = agent.iter().position(|a| a == "--container-runtime-endpoint");
+        let endpoint = endpoint.and_then(|at| agent.get(at + 1)).context("the runtime's endpoint")?;
+        let args = kubelet_argv(cluster, node, &kubelet, endpoint)?;
+        cluster.kill(&format!("{node}-agent"))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        // What it mounts for a pod, the runtime has to see: both are in the machine's mount namespace.
+        let mut command = daemon(cluster, node, &args[0], "kubelet", &path)?;
+        let kubelet = command.args(&args[1..]).spawn().context("starting the kubelet")?;
+        Ok(Swapped { daemons: vec![kubelet], stays: Some(kubelet_dir(cluster, node)) })
     }
 
     /// A process in the node's mount and network namespaces.
@@ -83,7 +89,9 @@ impl Swapped {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)?;
             tokio::time::timeout(LIMIT, child.wait()).await.context("it does not end")??;
         }
-        Ok(())
+        self.stays.map_or(Ok(()), |dir| {
+            nix::mount::umount(&dir).with_context(|| format!("unmounting {}", dir.display()))
+        })
     }
 }
 
@@ -210,24 +218,28 @@ impl<'a> Containerd<'a> {
         let mut other = self.command("nsenter", name, &path)?;
         other.arg(format!("--mount=/proc/{pid}/ns/mnt")).args(&argv);
         let other = other.spawn().with_context(|| format!("starting {argv:?}"))?;
-        Ok(Swapped { daemons: vec![containerd, other] })
+        Ok(Swapped { daemons: vec![containerd, other], stays: None })
     }
 
-    /// `nsenter` into the node's network and on with `program`, marked as the cluster's.
     fn command(&self, program: &str, name: &str, path: &str) -> anyhow::Result<Command> {
-        let log = std::fs::File::create(self.cluster.layout.log(name))?;
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={}", self.cluster.netns(&self.node)?.display()))
-            .arg(program)
-            .env("PATH", path)
-            .env(process::MARK, self.cluster.layout.root())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true);
-        Ok(command)
+        daemon(self.cluster, &self.node, program, name, path)
     }
+}
+
+/// `nsenter` into the node's network and on with `program`, marked as the cluster's.
+fn daemon(cluster: &Cluster, node: &str, program: &str, name: &str, path: &str) -> anyhow::Result<Command> {
+    let log = std::fs::File::create(cluster.layout.log(name))?;
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net={}", cluster.netns(node)?.display()))
+        .arg(program)
+        .env("PATH", path)
+        .env(process::MARK, cluster.layout.root())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true);
+    Ok(command)
 }
 
 /// Makes the places of a machine that has a kubelet, in a mount namespace of the node's own: what a pod
@@ -278,6 +290,35 @@ async fn until_connects(socket: &Path) -> anyhow::Result<()> {
         }
     };
     tokio::time::timeout(LIMIT, connect).await.context("containerd does not listen")
+}
+
+/// A kubelet's `--root-dir`.
+fn kubelet_dir(cluster: &Cluster, node: &str) -> PathBuf {
+    cluster.layout.node(node).join("kubelet")
+}
+
+/// A kubelet's command line, its files below the node's directory.
+fn kubelet_argv(
+    cluster: &Cluster,
+    node: &str,
+    kubelet: &Path,
+    endpoint: &str,
+) -> anyhow::Result<Vec<String>> {
+    let dir = kubelet_dir(cluster, node);
+    std::fs::create_dir_all(&dir)?;
+    let address = cluster.network(node)?.address().to_string();
+    root_cgroup(&cluster.network(node)?.cgroup())?;
+    let config = dir.join("config.json");
+    std::fs::write(&config, kubelet_config(cluster, node, &address, endpoint)?)?;
+    Ok(vec![
+        kubelet.display().to_string(),
+        format!("--config={}", config.display()),
+        format!("--kubeconfig={}", cluster.layout.kubeconfig(node).display()),
+        format!("--hostname-override={node}"),
+        format!("--node-ip={address}"),
+        format!("--root-dir={}", dir.display()),
+        format!("--cert-dir={}", dir.join("pki").display()),
+    ])
 }
 
 /// The kubelet's configuration: the node's certificates, its cgroup, and cgroup v1 where the machine has it.

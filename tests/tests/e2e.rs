@@ -14,6 +14,8 @@ mod failures;
 mod flow;
 #[path = "e2e/kubectl.rs"]
 mod kubectl;
+#[path = "e2e/kubelet.rs"]
+mod kubelet;
 #[path = "e2e/manifests.rs"]
 mod manifests;
 #[path = "e2e/metrics.rs"]
@@ -96,16 +98,10 @@ const CASES: &[Case] = &[
     case!(ALONE, existing::nodes_of_another_are_not_taken_over),
     case!(ALONE, existing::a_node_joins_and_leaves),
     case!(ALONE, containerd::the_agent_on_it),
+    case!(ALONE, kubelet::on_our_runtime),
+    case!(ALONE, stock::installed_by_its_manifests),
 ];
 
-/// Holds by itself, and not yet after the others (it counts cgroups that the kubelet in our agent's place makes): with
-/// `PODWAY_E2E_STOCK=1`.
-const STOCK: &[Case] = &[case!(ALONE, stock::installed_by_its_manifests)];
-
 fn main() -> ExitCode {
-    let mut cases = CASES.to_vec();
-    if std::env::var_os("PODWAY_E2E_STOCK").is_some() {
-        cases.extend_from_slice(STOCK);
-    }
-    suite::main(&cases)
+    suite::main(CASES)
 }

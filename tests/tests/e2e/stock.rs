@@ -44,6 +44,17 @@ pub async fn installed_by_its_manifests(ns: Ns) -> anyhow::Result<()> {
 
 async fn on_stock(ns: &Ns, machine: &Swapped) -> anyhow::Result<()> {
     is_on(&ns.cluster, STOCK, "containerd://2.").await?;
+    // A kubelet is Ready before it has made the cgroups that are its own; after its first pod they are there.
+    let _: Pod = ns
+        .create(pod(
+            "first",
+            STAY,
+            json!({"nodeSelector": {"kubernetes.io/hostname": STOCK}, "schedulerName": "default-scheduler"}),
+        ))
+        .await?;
+    let first = ns.ready("first").await?;
+    ns.kubectl(&["delete", "pod", "first", "--wait=false"]).await?;
+    ns.gone(&first).await?;
     let bare = (Snapshot::take(ns.cluster.layout.root()), mounts(machine)?);
     let used = async {
         install(ns).await?;
