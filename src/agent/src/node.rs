@@ -22,7 +22,7 @@ use crate::config::Config;
 use allocatable::Reservation;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeRuntimeHandlerFeatures, NodeStatus, Taint};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
@@ -84,6 +84,17 @@ pub struct State {
     pub not_ready: Option<String>,
     /// What is short.
     pub pressures: Pressures,
+}
+
+impl State {
+    /// What a handler of the runtime can do (the empty name: its default one), as the Node tells it.
+    #[must_use]
+    pub fn features(&self, handler: &str) -> NodeRuntimeHandlerFeatures {
+        let node = self.node.as_ref().or(self.local.as_ref());
+        let handlers = node.and_then(|n| n.status.as_ref()?.runtime_handlers.as_ref());
+        let named = handlers.into_iter().flatten().find(|h| h.name.as_deref().unwrap_or_default() == handler);
+        named.and_then(|h| h.features.clone()).unwrap_or_default()
+    }
 }
 
 /// What the rest of the agent has of the node.

@@ -19,6 +19,7 @@ use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::node::{enforce, events, oom};
 use crate::pod::admission::Offer;
+use crate::pod::confinement::Modules;
 use crate::pod::context::Context;
 use crate::pod::ledger::Ledger;
 use crate::pod::status;
@@ -221,6 +222,7 @@ async fn work(
         allocatable: context.allocatable.clone(),
         labels: node.metadata.labels.clone().unwrap_or_default(),
         max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
+        modules: context.modules,
     };
     let pods = Pods::new(context, offer, node_handle.state(), client.clone(), config.root_dir.clone());
     let stats = Arc::new(Stats::new(Arc::new(cri.clone()), &config));
@@ -373,7 +375,9 @@ fn context(
         ),
         objects: source,
         ledger: Ledger::new(allocatable.clone()),
-        userns: Arc::new(UserNamespaces::new(&config.root_dir.join("pods"), state)),
+        userns: Arc::new(UserNamespaces::new(&config.root_dir.join("pods"), state.clone())),
+        modules: Modules::of_kernel(),
+        known: state,
         cgroups: Arc::new(cgroups),
         audit: config.audit_log.clone().map(AuditLog::new),
         podflow: config.podflow,

@@ -130,11 +130,7 @@ impl UserNamespaces {
     }
 
     fn supported(&self, handler: &str) -> Result<(), UserNsError> {
-        let state = self.node.borrow();
-        let node = state.node.as_ref().or(state.local.as_ref());
-        let handlers = node.and_then(|n| n.status.as_ref()?.runtime_handlers.as_ref());
-        let ours = handlers.into_iter().flatten().find(|h| h.name.as_deref().unwrap_or_default() == handler);
-        match ours.and_then(|h| h.features.as_ref()?.user_namespaces) {
+        match self.node.borrow().features(handler).user_namespaces {
             Some(true) => Ok(()),
             _ if handler.is_empty() => Err(UserNsError::Unsupported("runtime".to_owned())),
             _ => Err(UserNsError::Unsupported(format!("RuntimeClass handler {handler:?}"))),

@@ -16,7 +16,7 @@ use crate::env::fields::{Addresses, FieldError};
 use crate::env::{ObjectError, Objects};
 use async_trait::async_trait;
 use atomic_writer::WriteError;
-use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Pod, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use payload::Sources;
 use podway_cri::v1;
@@ -113,6 +113,9 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// Read-only in depth.
+    #[error("volume {0:?} requested recursive read-only mode, but {1}")]
+    ReadOnly(String, String),
     /// A kind of volume that this agent does not have.
     #[error("not supported: volume {0}")]
     Unsupported(String),
@@ -157,13 +160,24 @@ pub struct MountedVolume {
     pub read_only: bool,
     /// The image that it is, which the runtime mounts: then there is no path.
     pub image: Option<v1::ImageSpec>,
+    /// Whether it is the pod's own, to be labelled for it where SELinux is on.
+    pub managed: bool,
+}
+
+/// What a mount can be on this node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kernel {
+    /// The runtime makes all below a mount read-only, too.
+    pub recursive_read_only: bool,
+    /// SELinux is on.
+    pub selinux: bool,
 }
 
 impl MountedVolume {
     /// An image that is present.
     #[must_use]
     pub fn of_image(image: v1::ImageSpec) -> Self {
-        MountedVolume { path: PathBuf::new(), read_only: true, image: Some(image) }
+        MountedVolume { path: PathBuf::new(), read_only: true, image: Some(image), managed: true }
     }
 }
 
@@ -318,7 +332,12 @@ fn place(
     group: Option<u32>,
 ) -> Result<MountedVolume, VolumeError> {
     if let Some(source) = &volume.host_path {
-        return host_path(source).map(|path| MountedVolume { path, read_only: false, image: None });
+        return host_path(source).map(|path| MountedVolume {
+            path,
+            read_only: false,
+            image: None,
+            managed: false,
+        });
     }
     let path = dir.join("volumes").join(kind(volume)?).join(component(&volume.name)?);
     make_dir(&path, if volume.empty_dir.is_some() { 0o777 } else { 0o755 })?;
@@ -332,7 +351,7 @@ fn place(
             std::os::unix::fs::chown(&path, None, Some(gid)).map_err(io_at("chown", &path))?;
             set_mode(&path, 0o2777)?;
         }
-        return Ok(MountedVolume { path, read_only: false, image: None });
+        return Ok(MountedVolume { path, read_only: false, image: None, managed: true });
     }
     let Some(files) = files else {
         return Err(VolumeError::Unsupported(volume.name.clone()));
@@ -342,7 +361,7 @@ fn place(
         tmpfs(&path, None)?;
     }
     atomic_writer::write(&path, files, group)?;
-    Ok(MountedVolume { path, read_only: true, image: None })
+    Ok(MountedVolume { path, read_only: true, image: None, managed: true })
 }
 
 fn teardown(dir: &Path) -> Result<(), VolumeError> {
@@ -449,17 +468,20 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
 ///
 /// # Errors
 /// [`VolumeError::Missing`] for a volume that was not set up, [`VolumeError::SubPath`] for a path that
-/// leaves its volume.
+/// leaves its volume, [`VolumeError::ReadOnly`] for a mode that cannot be had.
 pub fn container_mounts(
     container: &Container,
     volumes: &BTreeMap<String, MountedVolume>,
     pod_dir: &Path,
     expand: &dyn Fn(&str) -> String,
+    kernel: Kernel,
 ) -> Result<Vec<v1::Mount>, VolumeError> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = volumes.get(&mount.name).ok_or_else(|| VolumeError::Missing(mount.name.clone()))?;
         let given = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
+        let recursive_read_only = recursive_read_only(mount, kernel)?;
+        let selinux_relabel = kernel.selinux && volume.managed;
         let sub = given(&mount.sub_path).or_else(|| given(&mount.sub_path_expr).map(|e| expand(&e)));
         if let Some(image) = &volume.image {
             out.push(v1::Mount {
@@ -467,6 +489,8 @@ pub fn container_mounts(
                 readonly: true,
                 image: Some(image.clone()),
                 image_sub_path: sub.unwrap_or_default(),
+                recursive_read_only,
+                selinux_relabel,
                 ..v1::Mount::default()
             });
             continue;
@@ -491,10 +515,32 @@ pub fn container_mounts(
             host_path: host_path.to_string_lossy().into_owned(),
             readonly,
             propagation: propagation.into(),
+            recursive_read_only,
+            selinux_relabel,
             ..v1::Mount::default()
         });
     }
     Ok(out)
+}
+
+/// `resolveRecursiveReadOnly` of pkg/kubelet/kubelet_pods.go.
+fn recursive_read_only(mount: &VolumeMount, kernel: Kernel) -> Result<bool, VolumeError> {
+    let wrong = |why: String| Err(VolumeError::ReadOnly(mount.name.clone(), why));
+    let Some(mode) = mount.recursive_read_only.as_deref().filter(|m| *m != "Disabled") else {
+        return Ok(false);
+    };
+    if mount.read_only != Some(true) {
+        return wrong("it is not read-only".to_owned());
+    }
+    if let Some(propagation) = mount.mount_propagation.as_deref().filter(|p| *p != "None") {
+        return wrong(format!("it is not compatible with propagation {propagation:?}"));
+    }
+    match mode {
+        "IfPossible" => Ok(kernel.recursive_read_only),
+        "Enabled" if kernel.recursive_read_only => Ok(true),
+        "Enabled" => wrong("it is not supported by the runtime".to_owned()),
+        other => wrong(format!("unknown recursive read-only mode {other:?}")),
+    }
 }
 
 #[cfg(test)]
@@ -538,13 +584,39 @@ mod tests {
             &made,
             &manager.pod_dir("u-1").unwrap(),
             &str::to_owned,
+            Kernel { recursive_read_only: false, selinux: true },
         )
         .unwrap();
+        assert!(mounts[0].selinux_relabel);
         assert_eq!((mounts[0].container_path.as_str(), mounts[0].readonly), ("/e", false));
         manager.teardown("u-1").await.unwrap();
         manager.teardown("u-1").await.unwrap();
         assert!(!manager.pod_dir("u-1").unwrap().exists());
         assert!(manager.pod_dir("../x").is_err());
+    }
+
+    #[test]
+    fn read_only_in_depth_is_given_or_refused() {
+        let mount = |more: serde_json::Value| {
+            let mut all = json!({"name": "v", "mountPath": "/v", "readOnly": true});
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value::<VolumeMount>(all).unwrap()
+        };
+        let able = Kernel { recursive_read_only: true, selinux: false };
+        let asked = |mode: &str| mount(json!({"recursiveReadOnly": mode}));
+        let of = |mount: &VolumeMount, kernel| recursive_read_only(mount, kernel).map_err(|e| e.to_string());
+        assert_eq!(of(&mount(json!({})), able), Ok(false));
+        assert_eq!(of(&asked("Disabled"), able), Ok(false));
+        assert_eq!(of(&asked("IfPossible"), able), Ok(true));
+        assert_eq!(of(&asked("IfPossible"), Kernel::default()), Ok(false));
+        assert_eq!(of(&asked("Enabled"), able), Ok(true));
+        let refused = of(&asked("Enabled"), Kernel::default()).unwrap_err();
+        let words = "volume \"v\" requested recursive read-only mode, but it is not supported by the runtime";
+        assert_eq!(refused, words);
+        let writes = mount(json!({"recursiveReadOnly": "Enabled", "readOnly": false}));
+        assert!(of(&writes, able).unwrap_err().ends_with("it is not read-only"));
+        let shared = mount(json!({"recursiveReadOnly": "Enabled", "mountPropagation": "Bidirectional"}));
+        assert!(of(&shared, able).unwrap_err().contains("propagation"));
     }
 
     #[tokio::test]

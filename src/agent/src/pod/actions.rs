@@ -90,7 +90,14 @@ pub(crate) fn sandbox_config(
     let dns = dns::of_pod(&pod.object, &context.dns);
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod);
     let cgroup = context.cgroups.pod_path(cri_config::qos(pod), &pod.uid);
-    let input = SandboxInput { hostname: &hostname, dns: &dns, logs: &logs, cgroup: &cgroup, attempt };
+    let input = SandboxInput {
+        hostname: &hostname,
+        dns: &dns,
+        logs: &logs,
+        cgroup: &cgroup,
+        attempt,
+        modules: context.modules,
+    };
     let mut config = cri_config::sandbox(pod, &input).map_err(|e| wrong(&e))?;
     let userns = context.userns.of(&pod.uid, &pod.object).map_err(|e| wrong(&e))?;
     let security = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
@@ -301,12 +308,18 @@ async fn container_config(
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod).join(name);
     let words = |list: &Option<Vec<String>>| env.expand_all(list.as_deref().unwrap_or_default());
     let (command, args) = (words(&given.command), words(&given.args));
+    let handler = pod.object.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
+    let kernel = volumes::Kernel {
+        recursive_read_only: context.known.borrow().features(handler).recursive_read_only_mounts
+            == Some(true),
+        selinux: context.modules.selinux,
+    };
     let (host_network, made) = (pod.host_network, (given.clone(), env.clone(), making.clone()));
     let mounts = volumes::blocking("make the container's files", move || {
         let (given, env, making) = made;
         make_dir(&logs, 0o755)?;
         let expand = |text: &str| env.expand(text);
-        let mut mounts = volumes::container_mounts(&given, &making.volumes, &dir, &expand)?;
+        let mut mounts = volumes::container_mounts(&given, &making.volumes, &dir, &expand, kernel)?;
         let has = |mounts: &[v1::Mount], path: &str| mounts.iter().any(|m| m.container_path == path);
         if !has(&mounts, "/etc/hosts") {
             let text = if host_network {
@@ -316,12 +329,12 @@ async fn container_config(
             } else {
                 hosts::managed(&making.ips, &hostname, &aliases)
             };
-            mounts.push(own_file(&dir.join("etc-hosts"), "/etc/hosts", text.as_bytes(), 0o644)?);
+            mounts.push(own_file(&dir.join("etc-hosts"), "/etc/hosts", text.as_bytes(), 0o644, kernel)?);
         }
         let message = cri_config::message_path(&given);
         if !has(&mounts, message) {
             let file = dir.join("containers").join(&given.name).join(making.restarts.to_string());
-            mounts.push(own_file(&file, message, b"", 0o666)?);
+            mounts.push(own_file(&file, message, b"", 0o666, kernel)?);
         }
         Ok(mounts)
     })
@@ -337,6 +350,7 @@ async fn container_config(
         image: &making.image,
         memory_capacity: context.memory_capacity,
         target: target.as_deref(),
+        modules: context.modules,
     };
     let mut config = cri_config::container(pod, &making.container, &given, input).map_err(|e| wrong(&e))?;
     userns::adopt(&mut config, &sandbox);
@@ -345,7 +359,13 @@ async fn container_config(
 
 /// A file of the agent's below the pod's directory, as a mount. Written in place: a container that has
 /// it mounted sees the new text.
-fn own_file(path: &Path, container_path: &str, text: &[u8], mode: u32) -> Result<v1::Mount, VolumeError> {
+fn own_file(
+    path: &Path,
+    container_path: &str,
+    text: &[u8],
+    mode: u32,
+    kernel: volumes::Kernel,
+) -> Result<v1::Mount, VolumeError> {
     let at = |source| VolumeError::Io { verb: "write", path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(at)?;
@@ -355,6 +375,7 @@ fn own_file(path: &Path, container_path: &str, text: &[u8], mode: u32) -> Result
     Ok(v1::Mount {
         container_path: container_path.to_owned(),
         host_path: path.display().to_string(),
+        selinux_relabel: kernel.selinux,
         ..Default::default()
     })
 }

@@ -3,6 +3,7 @@
 //! again: a restarted agent never refuses what it had taken.
 
 use crate::env::quantity;
+use crate::pod::confinement::{self, Modules};
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ pub struct Offer {
     pub labels: BTreeMap<String, String>,
     /// How many pods it takes.
     pub max_pods: usize,
+    /// What its kernel can confine with.
+    pub modules: Modules,
 }
 
 /// Why a pod is not taken: it is `Failed` with this reason and message.
@@ -97,8 +100,9 @@ pub fn admit(spec: &api::PodSpec, others: &[&Ask], offer: &Offer) -> Result<(), 
             return Err(Refusal { reason: "SysctlForbidden".to_owned(), message });
         }
     }
-    if let Some(refusal) = unsupported(spec) {
-        return Err(refusal);
+    if confinement::needs_apparmor(spec) && !offer.modules.apparmor {
+        let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        return Err(Refusal { reason: "AppArmor".to_owned(), message: message.to_owned() });
     }
     let own = ask(spec);
     let amount = |name: &str| offer.allocatable.get(name).map(|q| q.0.as_str());
@@ -126,22 +130,6 @@ pub fn admit(spec: &api::PodSpec, others: &[&Ask], offer: &Offer) -> Result<(), 
         return Err(predicate("NodeName", "node(s) didn't match the requested node name"));
     }
     Ok(())
-}
-
-/// What would weaken the pod if it were run without: it is refused and not ignored.
-fn unsupported(spec: &api::PodSpec) -> Option<Refusal> {
-    let rejected = |reason: &str, what: &str| {
-        Some(Refusal { reason: reason.to_owned(), message: format!("Pod was rejected: {what}") })
-    };
-    let of_pod = spec.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref());
-    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let of_containers =
-        containers.filter_map(|c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()));
-    if of_pod.into_iter().chain(of_containers).any(|profile| profile.type_ != "Unconfined") {
-        let what = "Cannot enforce AppArmor: not supported: AppArmor profiles; only Unconfined is";
-        return rejected("AppArmor", what);
-    }
-    None
 }
 
 /// A sysctl's name with dots between its parts: where the first separator is a slash, dots and slashes
@@ -190,6 +178,7 @@ mod tests {
             ]),
             labels: BTreeMap::from([("disk".into(), "ssd".into())]),
             max_pods: 2,
+            modules: Modules::default(),
         };
         let busy = Ask { cpu: 900, memory: 0, ports: vec![("0.0.0.0".into(), "TCP".into(), 80)] };
         let one = |extra: serde_json::Value, container: serde_json::Value| {
@@ -223,6 +212,11 @@ mod tests {
         assert_eq!(one(profile("RuntimeDefault"), json!({})), refused("AppArmor"));
         assert_eq!(one(json!({}), profile("RuntimeDefault")), refused("AppArmor"));
         assert_eq!(one(profile("Unconfined"), profile("Unconfined")), Ok(()));
+        let spec =
+            json!({"containers": [], "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}});
+        let confines = Modules { apparmor: true, selinux: false };
+        let able = Offer { modules: confines, ..offer.clone() };
+        assert_eq!(admit(&serde_json::from_value(spec).unwrap(), &[], &able), Ok(()));
         let spec: api::PodSpec = serde_json::from_value(json!({"containers": []})).unwrap();
         let full = admit(&spec, &[&busy, &busy], &offer).unwrap_err();
         assert_eq!(full.reason, "OutOfpods");

@@ -7,6 +7,8 @@ use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::Objects;
 use crate::metrics::Metrics;
+use crate::node;
+use crate::pod::confinement::Modules;
 use crate::pod::ledger::Ledger;
 use crate::pod::model::Pod;
 use crate::pod::status;
@@ -18,6 +20,7 @@ use podway_flow::Clock;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// The node around a worker.
 #[derive(Clone)]
@@ -34,6 +37,10 @@ pub struct Context {
     pub ledger: Arc<Ledger>,
     /// The ids of pods with a user namespace of their own.
     pub userns: Arc<UserNamespaces>,
+    /// What the kernel can confine with.
+    pub modules: Modules,
+    /// How the node stands.
+    pub known: watch::Receiver<node::State>,
     /// Pod cgroups.
     pub cgroups: Arc<Cgroups>,
     /// How often intermediate words of the node's pods go out.

@@ -4,6 +4,7 @@
 
 use crate::dns::PodDns;
 use crate::hosts::Hostname;
+use crate::pod::confinement::{self, Modules};
 use crate::pod::model::{Container, Pod};
 use crate::pod::{admission, observe, resources};
 use k8s_openapi::api::core::v1 as api;
@@ -103,6 +104,8 @@ pub struct SandboxInput<'a> {
     pub cgroup: &'a str,
     /// 0 for the pod's first sandbox.
     pub attempt: u32,
+    /// What the kernel can confine with.
+    pub modules: Modules,
 }
 
 fn spec(pod: &Pod) -> &api::PodSpec {
@@ -181,6 +184,7 @@ pub fn sandbox(pod: &Pod, input: &SandboxInput<'_>) -> Result<v1::PodSandboxConf
     let mut labels = pod_labels(pod);
     labels.extend(pod.object.metadata.labels.clone().unwrap_or_default());
     let sysctls = context.and_then(|c| c.sysctls.as_ref()).into_iter().flatten();
+    let label = context.and_then(|c| c.se_linux_options.as_ref()).filter(|_| input.modules.selinux);
     Ok(v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: pod.name.clone(),
@@ -208,6 +212,7 @@ pub fn sandbox(pod: &Pod, input: &SandboxInput<'_>) -> Result<v1::PodSandboxConf
                 supplemental_groups_policy: policy as i32,
                 privileged,
                 seccomp: Some(seccomp(context.and_then(|c| c.seccomp_profile.as_ref()))?),
+                selinux_options: label.map(confinement::selinux),
                 ..Default::default()
             }),
             sysctls: sysctls.map(|s| (admission::sysctl_name(&s.name), s.value.clone())).collect(),
@@ -260,6 +265,8 @@ pub struct ContainerInput<'a> {
     pub memory_capacity: i64,
     /// The container whose processes it sees, for an ephemeral one that asks for that.
     pub target: Option<&'a str>,
+    /// What the kernel can confine with.
+    pub modules: Modules,
 }
 
 /// The API's container of a name.
@@ -327,7 +334,7 @@ pub fn container(
         tty: given.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::container(given, qos(pod), input.memory_capacity)),
-            security_context: Some(security(pod, given, input.image, input.target)?),
+            security_context: Some(security(pod, given, input.image, input.target, input.modules)?),
         }),
         ..Default::default()
     })
@@ -339,6 +346,7 @@ fn security(
     given: &api::Container,
     image: &v1::Image,
     target: Option<&str>,
+    modules: Modules,
 ) -> Result<v1::LinuxContainerSecurityContext, ContextError> {
     let mut namespaces = namespaces(pod);
     if let Some(id) = target {
@@ -360,6 +368,8 @@ fn security(
         if unmasked { Vec::new() } else { list.iter().map(|p| (*p).to_owned()).collect() }
     };
     let profile = own.seccomp_profile.as_ref().or(pod_context.seccomp_profile.as_ref());
+    let apparmor = own.app_armor_profile.as_ref().or(pod_context.app_armor_profile.as_ref());
+    let label = own.se_linux_options.as_ref().or(pod_context.se_linux_options.as_ref());
     Ok(v1::LinuxContainerSecurityContext {
         capabilities: own.capabilities.as_ref().map(|c| v1::Capability {
             add_capabilities: words(&c.add),
@@ -383,6 +393,8 @@ fn security(
         readonly_paths: paths(&READ_ONLY),
         // A privileged container is never confined.
         seccomp: Some(seccomp(profile.filter(|_| !privileged))?),
+        apparmor: apparmor.map(confinement::apparmor).transpose().map_err(ContextError::Unsupported)?,
+        selinux_options: label.filter(|_| modules.selinux).map(confinement::selinux),
         ..Default::default()
     })
 }
@@ -420,6 +432,7 @@ mod tests {
             image,
             memory_capacity: 1 << 30,
             target: None,
+            modules: Modules { apparmor: true, selinux: true },
         };
         container(&p, &p.apps[0], &given, input)
     }
@@ -450,9 +463,11 @@ mod tests {
     #[test]
     fn the_containers_context_goes_before_the_pods() {
         let config = made(
-            json!({"securityContext": {"runAsUser": 5, "fsGroup": 7, "seccompProfile": {"type": "RuntimeDefault"}},
+            json!({"securityContext": {"runAsUser": 5, "fsGroup": 7, "seccompProfile": {"type": "RuntimeDefault"},
+                    "seLinuxOptions": {"type": "pod_t", "level": "s0"},
+                    "appArmorProfile": {"type": "Localhost", "localhostProfile": "of-pod"}},
                 "containers": [{"name": "c", "image": "i:1", "securityContext": {"runAsUser": 6,
-                    "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}),
+                    "allowPrivilegeEscalation": false, "seLinuxOptions": {"type": "own_t"}, "capabilities": {"drop": ["ALL"]}}}]}),
             &v1::Image::default(),
         );
         let context = config.unwrap().linux.unwrap().security_context.unwrap();
@@ -460,6 +475,8 @@ mod tests {
         assert_eq!(context.supplemental_groups, [7]);
         assert_eq!(context.capabilities.unwrap().drop_capabilities, ["ALL"]);
         assert!(context.no_new_privs);
+        assert_eq!(context.selinux_options.unwrap().r#type, "own_t");
+        assert_eq!(context.apparmor.unwrap().localhost_ref, "of-pod");
         assert_eq!(context.seccomp.unwrap().profile_type, 0);
     }
 
@@ -489,6 +506,7 @@ mod tests {
             logs: &logs,
             cgroup: "/kubepods/podu",
             attempt: 1,
+            modules: Modules::default(),
         };
         let config = sandbox(&p, &input).unwrap();
         assert_eq!(config.log_directory, "/var/log/pods/ns_p_u-1");

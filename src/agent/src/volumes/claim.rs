@@ -37,7 +37,7 @@ pub(super) async fn find(
         if let Some(gid) = group.filter(|_| local && !read_only) {
             give(&path, gid)?;
         }
-        Ok(MountedVolume { path, read_only, image: None })
+        Ok(MountedVolume { path, read_only, image: None, managed: local })
     })
     .await
 }

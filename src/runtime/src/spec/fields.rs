@@ -180,10 +180,7 @@ fn of_containers() -> BTreeMap<&'static str, Case> {
         ("LinuxContainerSecurityContext.namespace_options", By("its own fields, below")),
         (
             "LinuxContainerSecurityContext.selinux_options",
-            Refused(
-                |c| sc(c).selinux_options = Some(SeLinuxOption { level: text("s0"), ..Default::default() }),
-                "selinux_options",
-            ),
+            By("nothing to label without SELinux, and refused with it: spec/refused.rs"),
         ),
         (
             "LinuxContainerSecurityContext.run_as_user",
@@ -419,7 +416,7 @@ fn every_field_of_a_sandbox_has_who_honours_it() {
         ("LinuxPodSandboxConfig.overhead", "kept: it is the agent's to apply to the parent"),
         ("LinuxPodSandboxConfig.resources", "kept: it is the agent's to apply to the parent"),
         ("LinuxSandboxSecurityContext.namespace_options", "sandbox.rs, pin"),
-        ("LinuxSandboxSecurityContext.selinux_options", "refused"),
+        ("LinuxSandboxSecurityContext.selinux_options", "refused where the kernel has SELinux"),
         ("LinuxSandboxSecurityContext.run_as_user", own),
         ("LinuxSandboxSecurityContext.run_as_group", own),
         ("LinuxSandboxSecurityContext.readonly_rootfs", own),
@@ -433,16 +430,20 @@ fn every_field_of_a_sandbox_has_who_honours_it() {
     let mut fields = fields(&["PodSandboxConfig", "LinuxPodSandboxConfig", "LinuxSandboxSecurityContext"]);
     fields.sort();
     assert_eq!(cases.keys().map(|k| (*k).to_owned()).collect::<Vec<_>>(), fields);
-    let refuse = |context: LinuxSandboxSecurityContext| {
+    let refuse = |context: LinuxSandboxSecurityContext, features: &Features| {
         let linux = Some(LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
         let config = PodSandboxConfig { linux, ..Default::default() };
-        refused::sandbox(&config, &Features::default()).unwrap_err().to_string()
+        refused::sandbox(&config, features).map_err(|e| e.to_string())
     };
     let selinux = Some(SeLinuxOption { level: text("s0"), ..Default::default() });
-    let said = refuse(LinuxSandboxSecurityContext { selinux_options: selinux, ..Default::default() });
+    let labelled = LinuxSandboxSecurityContext { selinux_options: selinux, ..Default::default() };
+    // As containerd and CRI-O have it: where there are no labels, one has no meaning.
+    assert_eq!(refuse(labelled.clone(), &Features { selinux: false, ..Default::default() }), Ok(()));
+    let said = refuse(labelled, &Features { selinux: true, ..Default::default() }).unwrap_err();
     assert!(said.contains("selinux_options"), "{said}");
     let apparmor = profile(ProfileType::Localhost, "p");
-    let said = refuse(LinuxSandboxSecurityContext { apparmor, ..Default::default() });
+    let said = refuse(LinuxSandboxSecurityContext { apparmor, ..Default::default() }, &Features::default());
+    let said = said.unwrap_err();
     assert!(said.contains("apparmor"), "{said}");
     let windows = PodSandboxConfig { windows: Some(Default::default()), ..Default::default() };
     let said = refused::sandbox(&windows, &Features::default()).unwrap_err().to_string();

@@ -477,6 +477,8 @@ impl Bench {
                 &dir.path().join("root/pods"),
                 tokio::sync::watch::channel(crate::node::State::default()).1,
             )),
+            modules: crate::pod::confinement::Modules::default(),
+            known: tokio::sync::watch::channel(crate::node::State::default()).1,
             cgroups: Arc::new(Cgroups::new(&tree, "/")),
             metrics,
             pace: Pace::default(),
@@ -508,7 +510,7 @@ impl Bench {
         let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
         let client = kube::Client::try_from(nowhere).unwrap();
         let (node, allocatable, labels) = ("n1".to_owned(), BTreeMap::new(), BTreeMap::new());
-        let offer = Offer { node, allocatable, labels, max_pods: 10 };
+        let offer = Offer { node, allocatable, labels, max_pods: 10, modules: Default::default() };
         let state = watch::channel(crate::node::State::default()).1;
         Pods::new(self.context.clone(), offer, state, client, self.dir.path().join("root"))
     }
