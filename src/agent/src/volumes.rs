@@ -349,7 +349,8 @@ fn place(
         }
         if let Some(gid) = group {
             std::os::unix::fs::chown(&path, None, Some(gid)).map_err(io_at("chown", &path))?;
-            set_mode(&path, 0o2777)?;
+            // As `SetVolumeOwnership` has it: what is made in it is the group's, too; a tmpfs stays sticky.
+            set_mode(&path, mode_of(&path)? | 0o2000)?;
         }
         return Ok(MountedVolume { path, read_only: false, image: None, managed: true });
     }
@@ -414,15 +415,19 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), VolumeError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_at("chmod", path))
 }
 
+fn mode_of(path: &Path) -> Result<u32, VolumeError> {
+    Ok(std::fs::metadata(path).map_err(io_at("stat", path))?.permissions().mode() & 0o7777)
+}
+
+/// With the mode that the kernel gives a tmpfs, 1777: a kubelet's has it, and a subPath takes it over.
 fn tmpfs(path: &Path, limit: Option<&Quantity>) -> Result<(), VolumeError> {
     let table = Path::new("/proc/self/mounts");
     let mounts = std::fs::read_to_string(table).map_err(io_at("read", table))?;
     if mounts.lines().filter_map(|l| l.split(' ').nth(1)).any(|p| Path::new(&unescape(p)) == path) {
         return Ok(());
     }
-    let mode = std::fs::metadata(path).map_err(io_at("stat", path))?.permissions().mode() & 0o7777;
     let size = limit.and_then(|q| crate::env::quantity::value(&q.0)).filter(|v| *v > 0);
-    let options = size.map_or_else(|| format!("mode={mode:o}"), |s| format!("mode={mode:o},size={s}"));
+    let options = size.map_or_else(|| "mode=1777".to_owned(), |s| format!("mode=1777,size={s}"));
     nix::mount::mount(
         Some("tmpfs"),
         path,

@@ -58,7 +58,7 @@ fn unmount(place: &Path) -> Result<(), VolumeError> {
 fn make_below(root: &OwnedFd, relative: &Path) -> io::Result<()> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-    let mode = rustix::fs::fstat(root)?.st_mode & 0o777;
+    let mode = rustix::fs::fstat(root)?.st_mode & 0o7777;
     let mut at = rustix::fs::openat2(root, ".", flags, Mode::empty(), resolve)?;
     let mut above = std::path::PathBuf::new();
     for part in relative.components().filter(|c| matches!(c, Component::Normal(_))) {
@@ -71,7 +71,8 @@ fn make_below(root: &OwnedFd, relative: &Path) -> io::Result<()> {
                     Mode::empty(),
                     resolve,
                 )?;
-                // Not subject to the umask: as open as the volume itself.
+                // Not subject to the umask: as open as the volume itself, its group's and sticky where that
+                // is (`doSafeMakeDir` of pkg/volume/util/subpath).
                 rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))?;
             }
             Err(rustix::io::Errno::EXIST) => {}
@@ -93,6 +94,8 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let volume = tmp.path().join("v");
         std::fs::create_dir_all(volume.join("data")).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o3777);
+        std::fs::set_permissions(&volume, open).unwrap();
         std::fs::write(volume.join("data/f"), "x").unwrap();
         std::os::unix::fs::symlink("data/f", volume.join("inside")).unwrap();
         std::os::unix::fs::symlink("/etc", volume.join("outside")).unwrap();
@@ -111,6 +114,10 @@ mod tests {
         for _ in 0..2 {
             bind(&volume, "made/deep", false, &dir).unwrap();
         }
+        let mode = |path: &str| {
+            std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(volume.join(path)).unwrap()) & 0o7777
+        };
+        assert_eq!((mode("made"), mode("made/deep")), (0o3777, 0o3777));
         std::fs::write(dir.join("g"), "y").unwrap();
         assert_eq!(std::fs::read_to_string(volume.join("made/deep/g")).unwrap(), "y");
         assert!(bind(&volume, "absent", true, &tmp.path().join("p/2")).is_err());

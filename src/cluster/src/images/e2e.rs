@@ -205,6 +205,11 @@ impl Parts {
         layer.file("agnhost", 0o755, &read(&self.agnhost)?)?;
         layer.link("agnhost-2", "agnhost")?;
         layer.dir("uploads", 0o755)?;
+        // What it serves TLS with where a spec asks for that; nobody verifies it.
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+        let own = own.map_err(|e| ImageError::Layer(std::io::Error::other(e)))?;
+        layer.file("localhost.crt", 0o644, own.cert.pem().as_bytes())?;
+        layer.file("localhost.key", 0o644, own.signing_key.serialize_pem().as_bytes())?;
         let passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n\
                       user-defined-in-image:x:1000:1000::/home:/bin/sh\n";
         layer.file("etc/passwd", 0o644, passwd.as_bytes())?;

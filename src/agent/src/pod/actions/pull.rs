@@ -63,6 +63,8 @@ pub async fn pull(
     let now = context.clock.now();
     let records =
         recorded(&mut answer, Phase::ImagesPulled, Some(image), begun, now, ("Pulled", "ErrImagePull"));
+    // Where nothing had to come, Started says it all: each event is a write to the API server.
+    let came = records.iter().any(|r| r.outcome != Outcome::Skipped);
     let result = match answer.result {
         Err(CallError { code: Code::InvalidArgument, message }) => Err(failed("InvalidImageName", message)),
         Err(e) => Err(failed("ErrImagePull", e.message)),
@@ -70,8 +72,10 @@ pub async fn pull(
             Err(e) => Err(e),
             Ok(found) => {
                 let found = found.unwrap_or(v1::Image { id, ..Default::default() });
-                let text = pulled(image, now.since(begun), found.size);
-                context.note(&pod, container, "Pulled", text);
+                if came {
+                    let text = pulled(image, now.since(begun), found.size);
+                    context.note(&pod, container, "Pulled", text);
+                }
                 Ok(found)
             }
         },

@@ -90,7 +90,10 @@ impl Worker {
                 self.start.absorb(records);
                 let init = self.pod.init.iter().any(|c| c.name == container);
                 self.context.metrics.container(init, result.as_ref().err().map(|e| e.reason.as_str()));
-                // No events Created and Started: each is a write to the API server, and a start has room for 7.
+                if result.is_ok() {
+                    // Created goes without saying: each event is a write, and a start has room for 7 of them.
+                    self.context.note(&self.pod, &container, "Started", "Container started".to_owned());
+                }
                 let memory = self.journal.of_mut(&container);
                 match result {
                     Ok(started) => {
