@@ -35,3 +35,6 @@ differential *args:
 # The validation suite of cri-tools against our runtime and against containerd: about 20 minutes.
 critest *ARGS:
     cargo build --release --workspace --bins && target/release/podway-critest --out docs/conformance-cri.md {{ARGS}}
+# Our runtime beside containerd, call by call, memory, restart and pulls: the table of docs/performance.md.
+cribench *ARGS:
+    cargo build --release --workspace --bins && target/release/podway-cribench {{ARGS}}

@@ -7,12 +7,13 @@
 //! server's log who wrote what, [`swap`] puts containerd and a stock kubelet in the place of a node's own.
 //! [`prometheus`] scrapes. [`meter`] and [`figures`] are for the bench driver, [`conformance`] for the one
 //! that runs Kubernetes' own suite. [`differential`] compares our scheduler with a stock one.
-//! [`cri`] is a CRI server without a cluster: ours, or containerd.
+//! [`cri`] is a CRI server without a cluster: ours, or containerd; [`cribench`] measures both.
 
 pub mod audit;
 pub mod cluster;
 pub mod conformance;
 pub mod cri;
+pub mod cribench;
 pub mod differential;
 pub mod dump;
 pub mod figures;

@@ -123,6 +123,13 @@ pub fn memory(pattern: &str) -> Memory {
     sum
 }
 
+/// The memory of one process; `None` where it has ended.
+#[must_use]
+pub fn of(pid: u32) -> Option<Memory> {
+    let (rss, pss) = rollup(&Path::new("/proc").join(pid.to_string()))?;
+    Some(Memory { processes: 1, rss, pss })
+}
+
 /// `Rss` and `Pss` of a process; `None` for one that has ended.
 fn rollup(proc: &Path) -> Option<(u64, u64)> {
     let text = std::fs::read_to_string(proc.join("smaps_rollup")).ok()?;

@@ -40,6 +40,15 @@ impl Cri {
         Ok(self.image.pull_image(request).await?.into_inner().image_ref)
     }
 
+    /// RemoveImage.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn remove_image(&mut self, image: &str) -> Result<(), Status> {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        self.image.remove_image(v1::RemoveImageRequest { image }).await.map(drop)
+    }
+
     /// RunPodSandbox.
     ///
     /// # Errors
@@ -150,11 +159,26 @@ impl Cri {
     /// # Errors
     /// The server's.
     pub async fn remove_pod(&mut self, id: &str) -> Result<(), Status> {
-        let pod_sandbox_id = id.to_owned();
-        self.runtime
-            .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() })
-            .await?;
-        self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.map(drop)
+        self.stop_pod(id).await?;
+        self.remove_stopped_pod(id).await
+    }
+
+    /// StopPodSandbox.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn stop_pod(&mut self, id: &str) -> Result<(), Status> {
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.stop_pod_sandbox(request).await.map(drop)
+    }
+
+    /// RemovePodSandbox.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn remove_stopped_pod(&mut self, id: &str) -> Result<(), Status> {
+        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.remove_pod_sandbox(request).await.map(drop)
     }
 
     /// The sandboxes.

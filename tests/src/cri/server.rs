@@ -45,6 +45,9 @@ pub struct Server {
     pub endpoint: String,
     /// What it writes.
     pub log: PathBuf,
+    /// Everything of it is below this, and its helpers name it in their command lines.
+    pub dir: PathBuf,
+    command: Command,
     child: Child,
     bridge: String,
 }
@@ -91,9 +94,22 @@ impl Server {
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).kill_on_drop(true);
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
         let endpoint = format!("unix://{}", socket.display());
-        let mut server = Server { kind, endpoint, log, child, bridge };
+        let mut server = Server { kind, endpoint, log, dir, command, child, bridge };
         server.answers().await?;
         Ok(server)
+    }
+
+    /// Ends the server (its pods go on) and starts it again; gives the time from the new process' start until
+    /// it is ready.
+    ///
+    /// # Errors
+    /// When it does not end, cannot be started or ends.
+    pub async fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.end().await?;
+        let begun = Instant::now();
+        self.child = self.command.spawn().with_context(|| format!("starting {}", self.kind.name()))?;
+        self.answers().await?;
+        Ok(begun.elapsed())
     }
 
     /// Waits for the two conditions that the CRI knows; containerd has others, of what it deprecates.
@@ -115,7 +131,7 @@ impl Server {
                 let said = std::fs::read_to_string(&self.log).unwrap_or_default();
                 bail!("{} has ended: {status}\n{said}", self.kind.name());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -140,13 +156,18 @@ impl Server {
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let removed = async { Ok::<_, anyhow::Error>(self.client().await?.remove_all().await?) };
         let removed = removed.await.with_context(|| format!("emptying {}", self.kind.name()));
+        self.end().await?;
+        remove_bridge(&self.bridge).await?;
+        removed
+    }
+
+    async fn end(&mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()) {
             kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM)?;
         }
         let ended = tokio::time::timeout(Duration::from_secs(30), self.child.wait()).await;
         ended.with_context(|| format!("{} does not end", self.kind.name()))??;
-        remove_bridge(&self.bridge).await?;
-        removed
+        Ok(())
     }
 }
 
