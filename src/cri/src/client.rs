@@ -1,6 +1,7 @@
 //! The client side: a channel to a CRI endpoint on a unix socket.
 
 use crate::MESSAGE_LIMIT;
+use crate::runtime_v1::pulls_client::PullsClient;
 use crate::v1::image_service_client::ImageServiceClient;
 use crate::v1::runtime_service_client::RuntimeServiceClient;
 use std::path::PathBuf;
@@ -66,6 +67,12 @@ pub fn image(channel: Channel) -> ImageServiceClient<Channel> {
     ImageServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT)
+}
+
+/// A client of podway's own `Pulls`.
+#[must_use]
+pub fn pulls(channel: Channel) -> PullsClient<Channel> {
+    PullsClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! podway-cri: CRI v1, generated, and the few lines around it that client and server share:
+//! podway-cri: CRI v1 and podway's own service beside it, generated, and the few lines that client and server share:
 //! a channel over a unix socket, a private listening socket, and flow records in metadata.
 
 pub mod client;
@@ -15,4 +15,10 @@ pub const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
+}
+
+/// What podway's runtime tells besides CRI (package `podway.runtime.v1`): the progress of pulls.
+#[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
+pub mod runtime_v1 {
+    tonic::include_proto!("podway.runtime.v1");
 }

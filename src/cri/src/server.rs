@@ -1,7 +1,8 @@
-//! The server side: a private unix socket, both services on it with the CRI's message limit.
+//! The server side: a private unix socket, CRI's services and podway's own on it with the CRI's message limit.
 
 use crate::MESSAGE_LIMIT;
 use crate::deadline::Deadline;
+use crate::runtime_v1::pulls_server::{Pulls, PullsServer};
 use crate::v1::image_service_server::{ImageService, ImageServiceServer};
 use crate::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use std::future::Future;
@@ -62,14 +63,15 @@ pub fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves both services on `listener` until `shutdown` completes; calls in flight are finished.
+/// Serves the services on `listener` until `shutdown` completes; calls in flight are finished.
 ///
 /// # Errors
 /// [`ServeError::Transport`] when the server ends otherwise.
-pub async fn serve<R: RuntimeService, I: ImageService>(
+pub async fn serve<R: RuntimeService, I: ImageService, P: Pulls>(
     listener: UnixListener,
     runtime: R,
     image: I,
+    pulls: P,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     tonic::transport::Server::builder()
@@ -84,6 +86,7 @@ pub async fn serve<R: RuntimeService, I: ImageService>(
                 .max_decoding_message_size(MESSAGE_LIMIT)
                 .max_encoding_message_size(MESSAGE_LIMIT),
         )
+        .add_service(PullsServer::new(pulls).max_encoding_message_size(MESSAGE_LIMIT))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await
         .map_err(ServeError::Transport)

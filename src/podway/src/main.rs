@@ -39,7 +39,7 @@ enum Command {
     Runtime(commands::runtime::Args),
     /// Show every step of a pod's creation as a waterfall.
     Flow(commands::flow::Args),
-    /// Tell how an image would be got, or make the image of podway itself.
+    /// Tell how an image would be got, how far pulls have got, or make the image of podway itself.
     Image(commands::image::Args),
     /// Show pods' starts as a web page.
     Ui(commands::ui::Args),

@@ -25,10 +25,20 @@ pub struct Config {
     pub monitor: Monitor,
     /// The cgroup parent of sandboxes that name none.
     pub cgroup_parent: String,
+    /// The annotations of a pod that are heeded; none by default, as in CRI-O.
+    pub allowed_annotations: Vec<Annotation>,
     /// Where exec, attach and port-forward are streamed.
     pub streaming: Streaming,
     /// Metrics and liveness.
     pub metrics: Metrics,
+}
+
+/// An annotation by which a pod gets something else than the default, under CRI-O's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Annotation {
+    /// The size of /dev/shm.
+    #[serde(rename = "io.kubernetes.cri-o.ShmSize")]
+    ShmSize,
 }
 
 /// Where exec, attach and port-forward are streamed: an HTTP server whose URLs are handed out by the CRI
@@ -126,6 +136,7 @@ impl Default for Config {
             runc: Runc::default(),
             monitor: Monitor::default(),
             cgroup_parent: "/podway".to_owned(),
+            allowed_annotations: Vec::new(),
             streaming: Streaming::default(),
             metrics: Metrics::default(),
         }
@@ -189,6 +200,13 @@ mod tests {
         );
         assert!(!config.cni.bin_dirs.is_empty());
         assert!(toml::from_str::<Config>("[cni]\nbin_dir = \"/x\"\n").is_err());
+        let allowed = |name: &str| toml::from_str::<Config>(&format!("allowed_annotations = [\"{name}\"]\n"));
+        let config = allowed("io.kubernetes.cri-o.ShmSize").unwrap();
+        assert_eq!(config.allowed_annotations, [Annotation::ShmSize]);
+        assert!(
+            allowed("io.kubernetes.cri-o.Devices").is_err(),
+            "one that is not known is a typo or not built"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! (hosts.toml), [`registry`] speaks the distribution protocol to one of them, [`unpack`] turns a
 //! blob into a layer directory while it arrives, [`store`] is the memory on disk, [`pull`] drives
 //! them and records the phase, [`service`] is the CRI face. [`keychain`] has the machine's own
-//! credentials, [`verify`] asks whether an image may be used, [`explain`] tells how one would be got.
+//! credentials, [`progress`] tells how far pulls have got, [`verify`] asks whether an image may be used, [`explain`] tells how one would be got.
 //!
 //! Invariants: nothing enters `layers/` before both of its digests were found right; the index
 //! names only layers that are whole and on disk; every byte from a registry is hostile until it
@@ -13,6 +13,7 @@
 pub mod explain;
 pub mod hosts;
 pub mod keychain;
+pub mod progress;
 pub mod pull;
 pub mod reference;
 pub mod registry;

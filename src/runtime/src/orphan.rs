@@ -96,7 +96,7 @@ impl Process {
 }
 
 #[expect(unsafe_code, reason = "tokio cannot know that a foreign type keeps its descriptor; OwnedFd does")]
-fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the OwnedFd goes into the AsyncFd, keeps one descriptor and closes it only when dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

@@ -11,7 +11,7 @@ use crate::spec::Mapping;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -168,31 +168,40 @@ fn start_time(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Process 1 of the pod's PID namespace, held; `None` where it has ended, or where there is none.
+///
+/// # Errors
+/// The kernel's.
+pub fn process_1(pod: &Path) -> io::Result<Option<OwnedFd>> {
+    let Ok(text) = std::fs::read_to_string(pod.join(PROCESS_1)) else { return Ok(None) };
+    let mut numbers = text.split_ascii_whitespace();
+    let pid = numbers.next().and_then(|n| n.parse::<u32>().ok());
+    let start = numbers.next().and_then(|n| n.parse::<u64>().ok());
+    let raw = pid.and_then(|p| i32::try_from(p).ok()).and_then(Pid::from_raw);
+    let (Some(pid), Some(raw)) = (pid, raw) else { return Ok(None) };
+    match pidfd_open(raw, PidfdFlags::empty()) {
+        // Looked at after the descriptor was opened: a pid is given out again.
+        Ok(fd) if start_time(pid) == start => Ok(Some(fd)),
+        Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Kills process 1 of the pod's PID namespace, and with it whatever is in there; none is killed already.
 /// Blocks until it has ended.
 ///
 /// # Errors
 /// The kernel's.
 pub fn end(pod: &Path) -> io::Result<()> {
-    let Ok(text) = std::fs::read_to_string(pod.join(PROCESS_1)) else { return Ok(()) };
-    let mut numbers = text.split_ascii_whitespace();
-    let pid = numbers.next().and_then(|n| n.parse::<u32>().ok());
-    let start = numbers.next().and_then(|n| n.parse::<u64>().ok());
-    let raw = pid.and_then(|p| i32::try_from(p).ok()).and_then(Pid::from_raw);
-    if let (Some(pid), Some(raw)) = (pid, raw) {
-        match pidfd_open(raw, PidfdFlags::empty()) {
-            // Looked at after the descriptor was opened: a pid is given out again.
-            Ok(fd) if start_time(pid) == start => match pidfd_send_signal(&fd, Signal::KILL) {
-                Ok(()) => {
-                    let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-                    if poll(&mut polled, PollTimeout::from(20_000_u16))? == 0 {
-                        return Err(io::Error::other("process 1 of the pod does not end after SIGKILL"));
-                    }
+    if let Some(process) = process_1(pod)? {
+        match pidfd_send_signal(&process, Signal::KILL) {
+            Ok(()) => {
+                let mut polled = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut polled, PollTimeout::from(20_000_u16))? == 0 {
+                    return Err(io::Error::other("process 1 of the pod does not end after SIGKILL"));
                 }
-                Err(rustix::io::Errno::SRCH) => {}
-                Err(e) => return Err(e.into()),
-            },
-            Ok(_) | Err(rustix::io::Errno::SRCH) => {}
+            }
+            Err(rustix::io::Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
     }

@@ -7,8 +7,9 @@
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::state::{Life, Runtime, Sandbox, Stage};
-use crate::{container, follow, sandbox};
+use crate::{container, follow, sandbox, status};
 use futures::stream::StreamExt as _;
+use podway_cri::v1::NamespaceMode;
 use std::sync::Arc;
 
 /// Sandboxes at a time.
@@ -60,5 +61,10 @@ async fn one(runtime: &Arc<Runtime>, id: &Id, entry: &Sandbox) -> Result<(), OpE
             container::remove(runtime, &cid).await?;
         }
     }
-    follow::resume(runtime, id).await
+    follow::resume(runtime, id).await?;
+    let shared = status::options(&status::sandbox_config(entry)?).pid == NamespaceMode::Pod as i32;
+    if shared && !rebooted && entry.life == Life::Ready {
+        sandbox::process1::watch(runtime, id).map_err(|e| OpError::Io("watch process 1", e))?;
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use crate::cgroup::Cgroups;
 use crate::cgroup::home::{Home, HomeError};
 use crate::config::Config;
 use crate::features::Features;
+use crate::image::progress::service::PullsServer;
 use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
 use crate::metrics::Metrics;
@@ -89,11 +90,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     private_dir(&config.root).map_err(|e| RunError::Dir(config.root.clone(), e))?;
     let store = ImageStore::open(&config.root)?;
     let puller = Puller::new(Arc::clone(&store), &config.registry, &config.images);
+    let pulls = PullsServer::new(Arc::clone(&puller.progress), shutdown.clone());
     let server = ImageServer::new(Arc::clone(&store), puller, podway_flow::Clock::new());
     let server = server.pinning(config.images.pinned.clone());
     let watchers = (Arc::new(Metrics::default()), Arc::new(Collector::new(config.root.clone())));
     let server = server.counted(Arc::clone(&watchers.0)).beside(Arc::clone(&watchers.1));
-    serve(config, store, server, watchers, shutdown).await
+    serve(config, store, (server, pulls), watchers, shutdown).await
 }
 
 /// Serves until `shutdown`. Containers and their monitors live on after it.
@@ -103,7 +105,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 pub async fn serve(
     config: Config,
     images: Arc<dyn Images>,
-    image_service: impl ImageService,
+    (image_service, pulls): (impl ImageService, PullsServer),
     watchers: (Arc<Metrics>, Arc<Collector>),
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
@@ -147,8 +149,8 @@ pub async fn serve(
     };
     let listener = podway_cri::server::listen(&socket)?;
     let home = runtime.home.clone();
-    let service = Service::new(runtime, streaming);
-    let grpc = podway_cri::server::serve(listener, service, image_service, shutdown.cancelled_owned());
+    let service = Service::new(runtime, streaming, shutdown.clone());
+    let grpc = podway_cri::server::serve(listener, service, image_service, pulls, shutdown.cancelled_owned());
     let grpc = async { grpc.await.map_err(RunError::from) };
     tokio::try_join!(grpc, http, told)?;
     if let Err(error) = home.leave() {

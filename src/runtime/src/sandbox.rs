@@ -4,6 +4,9 @@
 //! Creation is a chain of structs, each consuming the last; what fails undoes what stands before
 //! it. Stop and Remove may be repeated and work with any part missing, the monitor included.
 
+pub mod process1;
+pub mod shm;
+
 use crate::cni::{Attachment, Network, Runner};
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
@@ -14,7 +17,6 @@ use crate::state::{Attached, Life, Runtime, Sandbox};
 use crate::status::{options, sandbox_config};
 use crate::{cgroup, container, follow, netns, podns, rootfs, spec, supervisor};
 use futures::future::join_all;
-use nix::mount::{MsFlags, mount};
 use podway_cri::Message as _;
 use podway_cri::v1::{LinuxContainerResources, NamespaceMode, PodSandboxConfig, Protocol};
 use podway_flow::{Phase, Recorder, Span, Writer};
@@ -129,6 +131,7 @@ impl Journalled {
             )));
         }
         spec::refuse_in_sandbox(&config, &runtime.features)?;
+        shm::size(&config.annotations, &runtime.config.allowed_annotations)?;
         let userns = spec::mapping(&options(&config))?.is_some();
         if userns && !runtime.features.user_namespaces {
             return Err(spec::SpecError::NotSupported("user namespaces on this machine".to_owned()).into());
@@ -188,7 +191,11 @@ impl Journalled {
             home: self.runtime.home.clone(),
         };
         let made = async {
+            let shared = wanted.pid;
             netns::create(wanted).await?;
+            if shared {
+                process1::watch(&self.runtime, &self.id).map_err(|e| OpError::Io("watch process 1", e))?;
+            }
             blocking(move || {
                 self.files(user)?;
                 use std::os::unix::fs::MetadataExt as _;
@@ -259,14 +266,8 @@ impl Journalled {
             std::fs::write(dir.join("resolv.conf"), text).map_err(io("write resolv.conf"))?;
         }
         if options(&self.config).ipc != NamespaceMode::Node as i32 {
-            let shm = dir.join("shm");
-            private_dir(&shm).map_err(io("make the sandbox' shm"))?;
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-            let root = user.map_or(0, |m| m.host);
-            let options = format!("mode=1777,size=65536k,uid={root},gid={root}");
-            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
-                .map_err(|e| OpError::Io("mount the sandbox' shm", e.into()))?;
-            points::at(Point::ShmMounted);
+            let size = shm::size(&self.config.annotations, &self.runtime.config.allowed_annotations)?;
+            shm::make(&dir, size, user.map_or(0, |m| m.host))?;
         }
         if let Some(mapping) = user {
             self.for_root_of(&dir, mapping)?;

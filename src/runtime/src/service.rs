@@ -19,6 +19,7 @@ use podway_cri::{metadata, v1};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 /// The service over the runtime's state.
@@ -26,6 +27,7 @@ use tonic::{Request, Response, Status};
 pub struct Service {
     runtime: Arc<Runtime>,
     streaming: Arc<Streaming>,
+    shutdown: CancellationToken,
 }
 
 fn not_built<T>(rpc: &str) -> Result<Response<T>, Status> {
@@ -45,10 +47,11 @@ fn told<T>(answer: T, made: &Made) -> Response<T> {
 }
 
 impl Service {
-    /// A service whose URLs for streams come from `streaming`.
+    /// A service whose URLs for streams come from `streaming`. Its event streams end at `shutdown`: the server
+    /// waits for the calls in flight, and these have no end of their own.
     #[must_use]
-    pub fn new(runtime: Arc<Runtime>, streaming: Arc<Streaming>) -> Self {
-        Service { runtime, streaming }
+    pub fn new(runtime: Arc<Runtime>, streaming: Arc<Streaming>, shutdown: CancellationToken) -> Self {
+        Service { runtime, streaming, shutdown }
     }
 
     fn cid(&self, text: String) -> Result<(Id, Container), OpError> {
@@ -298,7 +301,8 @@ impl RuntimeService for Service {
         // A listener that lagged is told, so that it lists anew instead of trusting what it has.
         let stream =
             stream.map(|item| item.map_err(|lag| Status::data_loss(format!("events were lost: {lag}"))));
-        Ok(Response::new(Box::pin(stream)))
+        let end = self.shutdown.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(futures::StreamExt::take_until(stream, end))))
     }
 
     async fn update_container_resources(

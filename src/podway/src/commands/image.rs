@@ -1,17 +1,18 @@
-//! `podway image`: how the runtime would get an image (nobody is asked, nothing is pulled), and the image of
-//! podway itself.
+//! `podway image`: how the runtime would get an image (nobody is asked, nothing is pulled), how far its pulls
+//! have got, and the image of podway itself.
 
 mod build;
+mod pulls;
 
 use super::Output;
 use podway_runtime::config::Config;
 use podway_runtime::image::explain::explain;
 use std::path::{Path, PathBuf};
 
-/// Tell how an image would be got, or make the image of podway.
+/// Tell how an image would be got, how far pulls have got, or make the image of podway.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  podway image explain busybox --config /etc/podway/runtime.toml\n  podway image explain registry.example/team/app:1 -o json"
+    after_help = "Example:\n  podway image explain busybox --config /etc/podway/runtime.toml\n  podway image explain registry.example/team/app:1 -o json\n  podway image pulls -w"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -24,6 +25,8 @@ enum What {
     Build(build::Args),
     /// Print what podway is built from, as CycloneDX JSON. The image has it in /usr/share/podway.
     Sbom,
+    /// How far the pulls of this node's runtime have got.
+    Pulls(pulls::Args),
     /// Which hosts.toml decides, who is asked in which order, whose credentials are used.
     Explain {
         /// The image's name, as a pod has it.
@@ -42,6 +45,7 @@ enum What {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Build(args) => tokio::runtime::Runtime::new()?.block_on(args.run()),
+        What::Pulls(args) => tokio::runtime::Runtime::new()?.block_on(args.run()),
         What::Sbom => build::sbom(),
         What::Explain { image, config, output } => tell(&image, config.as_deref(), output),
     }

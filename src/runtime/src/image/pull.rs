@@ -7,6 +7,7 @@
 
 use super::hosts::{self, Endpoint, HostsError};
 use super::keychain::{Keychain, KeychainError};
+use super::progress::{LayerTrack, Progress, Track};
 use super::reference::{Digest, ImageRef};
 use super::registry::{
     Credentials, LayerDescriptor, Manifest, ManifestError, Platform, Registry, RegistryError, parse_config,
@@ -163,6 +164,8 @@ pub struct Puller {
     keychain: Keychain,
     verifiers: Verifiers,
     limits: Limits,
+    /// How far they have got.
+    pub progress: Arc<Progress>,
     running: Mutex<HashMap<Key, WeakShared<Joint>>>,
 }
 
@@ -183,6 +186,7 @@ impl Puller {
             keychain: Keychain::of(registry),
             verifiers: Verifiers { dir: images.verifiers.clone(), timeout: images.verifier_timeout_seconds },
             limits: Limits::default(),
+            progress: Arc::default(),
             running: Mutex::default(),
         })
     }
@@ -266,10 +270,13 @@ impl Puller {
         running.retain(|_, joint| joint.upgrade().is_some());
         let puller = self.clone();
         let (reference, credentials) = key.clone();
-        let joint =
-            async move { puller.run(&reference, credentials.as_ref()).await.map(Arc::new).map_err(Arc::new) }
-                .boxed()
-                .shared();
+        let joint = async move {
+            let track = puller.progress.begin(&reference, now_ns());
+            let outcome = puller.run(&reference, credentials.as_ref(), &track).await;
+            track.end(outcome.as_ref().err());
+            outcome.map(Arc::new).map_err(Arc::new)
+        };
+        let joint = joint.boxed().shared();
         if let Some(weak) = joint.downgrade() {
             running.insert(key, weak);
         }
@@ -280,6 +287,7 @@ impl Puller {
         &self,
         reference: &ImageRef,
         credentials: Option<&Credentials>,
+        track: &Track,
     ) -> Result<Pulled, PullError> {
         let known = reference.digest().and_then(|d| Some((d, self.store.find(reference)?)));
         if let Some((digest, image)) = known {
@@ -310,7 +318,8 @@ impl Puller {
                     let sources: Vec<&Endpoint> =
                         [endpoint].into_iter().chain(rest).filter(|e| e.pull).collect();
                     let verifiers = self.verifiers.accept(reference, resolved.top).await?;
-                    let pulled = self.fetch(reference, credentials, endpoint, &sources, resolved).await?;
+                    let pulled =
+                        self.fetch(reference, credentials, (endpoint, &sources), resolved, track).await?;
                     return Ok(Pulled { auth, verifiers, ..pulled });
                 }
             }
@@ -345,9 +354,9 @@ impl Puller {
         &self,
         reference: &ImageRef,
         credentials: Option<&Credentials>,
-        resolver: &Endpoint,
-        sources: &[&Endpoint],
+        (resolver, sources): (&Endpoint, &[&Endpoint]),
         resolved: Resolved,
+        track: &Track,
     ) -> Result<Pulled, PullError> {
         if sources.is_empty() {
             return Err(PullError::NoEndpoint(reference.registry().to_owned(), "pull"));
@@ -383,12 +392,20 @@ impl Puller {
             return Err(PullError::Endpoints(errors));
         };
         let _pin = self.store.pin(&diff_ids);
+        track.layers(layers.iter().map(|layer| (layer.digest, layer.size)));
         // Boxed: a closure over borrowed descriptors is not general enough for a 'static joint.
         let mut jobs = Vec::with_capacity(layers.len());
-        for (layer, diff) in layers.iter().zip(&diff_ids) {
-            jobs.push(self.layer(reference, credentials, sources, *layer, *diff).boxed());
+        for (i, (layer, diff)) in layers.iter().zip(&diff_ids).enumerate() {
+            let track = track.layer(i);
+            let job = async move {
+                let report = self.layer(reference, credentials, sources, (*layer, *diff), track).await?;
+                track.done(&report);
+                Ok::<_, PullError>(report)
+            };
+            jobs.push(job.boxed());
         }
         let reports: Vec<LayerReport> = stream::iter(jobs).buffered(PARALLEL_LAYERS).try_collect().await?;
+        track.storing();
         let image = self.put(id, names, config, config_bytes, diff_ids).await?;
         Ok(Pulled::of(image, top, from, reports))
     }
@@ -411,8 +428,8 @@ impl Puller {
         reference: &ImageRef,
         credentials: Option<&Credentials>,
         sources: &[&Endpoint],
-        layer: LayerDescriptor,
-        diff: Digest,
+        (layer, diff): (LayerDescriptor, Digest),
+        track: LayerTrack<'_>,
     ) -> Result<LayerReport, PullError> {
         if self.store.has_layer(diff) {
             let digest = layer.digest;
@@ -421,7 +438,9 @@ impl Puller {
         let mut errors = Vec::new();
         for first in 0..sources.len() {
             let start = Instant::now();
-            match self.layer_from(&sources[first..], reference, credentials, layer, diff).await {
+            track.begins();
+            let from = &sources[first..];
+            match self.layer_from(from, reference, credentials, (layer, diff), track).await {
                 Ok(fed) => {
                     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
                     let endpoint = Some(fed.endpoint);
@@ -437,24 +456,24 @@ impl Puller {
     /// One layer, unpacked while it arrives from the first of `sources`. Where the stream breaks off
     /// it is taken up at the next byte, by the same endpoint or by the next one: what came is hashed
     /// and unpacked already, and both digests are over the whole.
-    async fn layer_from(
+    async fn layer_from<'a>(
         &self,
         sources: &[&Endpoint],
         reference: &ImageRef,
         credentials: Option<&Credentials>,
-        layer: LayerDescriptor,
-        diff: Digest,
-    ) -> Result<Fed, Vec<EndpointError>> {
+        (layer, diff): (LayerDescriptor, Digest),
+        track: LayerTrack<'a>,
+    ) -> Result<Fed<'a>, Vec<EndpointError>> {
         let (sender, receiver) = mpsc::channel(CHUNKS);
         let worker = self.unpacker(layer, diff, receiver);
-        let mut fed = Fed { bytes: 0, resumed: 0, endpoint: String::new() };
+        let mut fed = Fed { bytes: 0, resumed: 0, endpoint: String::new(), track };
         let mut errors: Vec<EndpointError> = Vec::new();
         let mut whole = false;
         for endpoint in sources {
             fed.endpoint = endpoint.to_string();
             loop {
                 let before = fed.bytes;
-                match self.feed(endpoint, reference, credentials, layer, &sender, &mut fed.bytes).await {
+                match self.feed(endpoint, reference, credentials, layer, &sender, &mut fed).await {
                     Ok(()) => {
                         whole = true;
                         break;
@@ -518,7 +537,7 @@ impl Puller {
         })
     }
 
-    /// Passes a blob on from byte `*bytes`, to its end or until the unpacker has ended (its error then
+    /// Passes a blob on from byte `fed.bytes`, to its end or until the unpacker has ended (its error then
     /// says why).
     async fn feed(
         &self,
@@ -527,28 +546,36 @@ impl Puller {
         credentials: Option<&Credentials>,
         layer: LayerDescriptor,
         sender: &mpsc::Sender<bytes::Bytes>,
-        bytes: &mut u64,
+        fed: &mut Fed<'_>,
     ) -> Result<(), RegistryError> {
-        let mut blob = self.registry.blob(endpoint, reference, (layer.digest, *bytes), credentials).await?;
+        let from = (layer.digest, fed.bytes);
+        let mut blob = self.registry.blob(endpoint, reference, from, credentials).await?;
         while let Some(chunk) = blob.chunk().await? {
             let length = chunk.len() as u64;
             if sender.send(chunk).await.is_err() {
                 return Ok(());
             }
-            *bytes += length;
+            fed.bytes += length;
+            fed.track.received(length);
         }
-        if *bytes < layer.size {
-            return Err(RegistryError::Short(endpoint.to_string(), *bytes, layer.size));
+        if fed.bytes < layer.size {
+            return Err(RegistryError::Short(endpoint.to_string(), fed.bytes, layer.size));
         }
         Ok(())
     }
 }
 
 /// What came of a layer.
-struct Fed {
+struct Fed<'a> {
     bytes: u64,
     resumed: u32,
     endpoint: String,
+    track: LayerTrack<'a>,
+}
+
+fn now_ns() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.ok().and_then(|t| i64::try_from(t.as_nanos()).ok()).unwrap_or_default()
 }
 
 struct Resolved {

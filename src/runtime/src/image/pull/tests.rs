@@ -217,6 +217,33 @@ async fn every_kind_of_image_comes(#[case] kind: &str, #[case] pack: fn(&[u8]) -
     assert_eq!(std::fs::metadata(pulled.image.layer_dirs[1].join("b")).unwrap().len(), 5000);
 }
 
+/// The tests of `progress` have each step; here, that a pull says what it does.
+#[tokio::test]
+async fn a_pull_tells_how_far_it_has_got() {
+    use futures::StreamExt as _;
+    use podway_cri::runtime_v1::pulls_server::Pulls as _;
+    use podway_cri::runtime_v1::{LayerPhase, PullPhase, WatchPullsRequest};
+    let fake = Fake::start(state(OCI, gzip)).await;
+    let node = node(Default::default(), Default::default());
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let server =
+        crate::image::progress::service::PullsServer::new(node.puller.progress.clone(), shutdown.clone());
+    let watch = server.watch_pulls(tonic::Request::new(WatchPullsRequest::default()));
+    let mut told = watch.await.unwrap().into_inner();
+    assert!(told.next().await.unwrap().unwrap().pulls.is_empty());
+    let pulled = node.pull(&fake, None).await.unwrap();
+    let last = loop {
+        let pulls = told.next().await.unwrap().unwrap().pulls;
+        if let Some(ended) = pulls.into_iter().find(|p| p.phase() == PullPhase::PullDone) {
+            break ended;
+        }
+    };
+    assert_eq!(last.image, fake.image().to_string());
+    let bytes: u64 = pulled.layers.iter().map(|l| l.bytes).sum();
+    assert_eq!((last.total_bytes, last.received_bytes), (bytes, bytes));
+    assert!(last.layers.iter().all(|l| l.phase() == LayerPhase::LayerDone), "{last:?}");
+}
+
 #[rstest]
 #[case::with_ranges(false)]
 #[case::without(true)]
