@@ -4,16 +4,19 @@
 //! given to the stock scheduler, and decided by ours on what the API server says: [`oracle`] reads what the
 //! former did and, from its log, every node's score by plugin; [`ours`] has the latter; [`driver`] compares
 //! the feasible nodes, each score, the chosen node (one of the best), the message byte by byte, and who
-//! would be evicted. What is not compared is in docs/scheduler-parity.md.
+//! would be evicted. Both ask the same extender ([`judge`]) about some of the pods. What is not compared is in docs/scheduler-parity.md.
 
 pub mod driver;
+pub mod families;
 pub mod generate;
+pub mod judge;
 pub mod oracle;
 pub mod ours;
 pub mod random;
 
 use anyhow::Context as _;
 use driver::{Driver, Report};
+use judge::Judge;
 use oracle::Stock;
 use podway_cluster::{Program, UpOptions, down, process, state::State, up};
 use std::path::Path;
@@ -38,8 +41,14 @@ pub async fn run(dir: &Path, seed: u64, cases: usize) -> anyhow::Result<Report> 
             process::stop(record, Duration::from_secs(5)).await?;
         }
         let log = cluster.layout.log("kube-scheduler");
-        let stock = Stock::start(&program, &cluster.layout.admin_kubeconfig(), &log)?;
-        Driver::new(cluster.client.clone(), &stock).await?.run(seed, cases).await
+        let (kubeconfig, judge) = (cluster.layout.admin_kubeconfig(), Judge::start().await?);
+        let config = dir.join("kube-scheduler.json");
+        std::fs::write(&config, judge.configuration(&kubeconfig).to_string())?;
+        let stock = Stock::start(&program, (&kubeconfig, &config), &log)?;
+        let driver = Driver::new(cluster.client.clone(), &stock, judge.extender()?).await?;
+        let mut report = driver.run(seed, cases).await?;
+        report.metrics = stock.metrics().await?;
+        Ok(report)
     }
     .await;
     down(&state_dir, progress).await?;

@@ -2,9 +2,12 @@
 //! (`staging/src/k8s.io/kube-scheduler/config/v1/types.go`), as `kube-scheduler --config` reads it.
 //!
 //! Its fields are all known. One that asks for what there is not is refused by name, so that nothing is
-//! taken for heeded: extenders, limits of the client, profiling. `parallelism` and
+//! taken for heeded: limits of the client, profiling. `parallelism` and
 //! `delayCacheUntilActive` change no decision and are let pass.
 
+pub(crate) mod extenders;
+
+use extenders::Extender;
 use podway_api::profile::{PluginConfig, Plugins, ProfileSpec};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -37,7 +40,7 @@ pub(crate) struct KubeSchedulerConfiguration {
     #[serde(default)]
     profiles: Vec<KubeSchedulerProfile>,
     #[serde(default)]
-    extenders: Vec<serde_json::Value>,
+    pub(crate) extenders: Vec<Extender>,
     enable_profiling: Option<bool>,
     enable_contention_profiling: Option<bool>,
     #[serde(rename = "delayCacheUntilActive")]
@@ -77,7 +80,6 @@ impl KubeSchedulerConfiguration {
         let client = &self.client_connection;
         let json = |t: &Option<String>| t.as_deref().is_none_or(|t| ["", "application/json"].contains(&t));
         for (field, asked) in [
-            ("extenders", !self.extenders.is_empty()),
             ("clientConnection.qps", client.qps.is_some_and(|qps| qps != 0.0)),
             ("clientConnection.burst", client.burst.is_some_and(|burst| burst != 0)),
             ("clientConnection.contentType other than application/json", !json(&client.content_type)),
@@ -166,7 +168,6 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused_by_name() {
         for (fields, part) in [
-            ("extenders: [{urlPrefix: http://x}]", "not supported: extenders"),
             ("clientConnection: {qps: 50}", "not supported: clientConnection.qps"),
             ("clientConnection: {contentType: application/vnd.kubernetes.protobuf}", "contentType"),
             ("enableProfiling: true", "not supported: enableProfiling"),

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::commands::Hinted;
 use crate::go_duration::GoDuration;
+use crate::kube_scheduler_config::extenders::{self, Extender};
 use crate::kube_scheduler_config::{self as kube, KubeSchedulerConfiguration, KubeSchedulerProfile};
 
 const API_VERSION: &str = "podway.dev/v1alpha1";
@@ -68,6 +69,10 @@ pub(crate) struct Settings {
     #[arg(skip)]
     #[serde(skip)]
     of_kube: Option<Vec<(String, ProfileSpec)>>,
+    /// Of the file alone: who else is asked, as upstream's file has it.
+    #[arg(skip)]
+    #[serde(default)]
+    extenders: Vec<Extender>,
 }
 
 /// Upstream's `leaderElection`, with its flags.
@@ -179,6 +184,7 @@ impl Settings {
             leader_election: self.leader_election.merged(file.leader_election),
             profiles: file.profiles,
             of_kube: file.of_kube,
+            extenders: file.extenders,
         }
     }
 
@@ -243,6 +249,11 @@ impl Settings {
         config.debug_socket.clone_from(&self.debug_socket);
         config.shadow = self.shadow.unwrap_or(false);
         config.leader_election = self.leader_election.config()?;
+        config.extenders = extenders::checked(&self.extenders)?;
+        if config.shadow && !config.extenders.is_empty() {
+            let fix = "not supported: extenders beside shadow: a shadow would ask them about pods that it never binds";
+            return Err(wrong("extenders", fix).into());
+        }
         Ok(config)
     }
 }
@@ -270,6 +281,7 @@ fn read(text: &str) -> anyhow::Result<Settings> {
                 pod_initial_backoff_seconds: file.pod_initial_backoff_seconds,
                 pod_max_backoff_seconds: file.pod_max_backoff_seconds,
                 leader_election: file.leader_election,
+                extenders: file.extenders,
                 ..Settings::default()
             })
         }

@@ -4,6 +4,7 @@ pub mod args;
 pub mod profile;
 pub mod profiles;
 
+use crate::extender::Spec;
 use crate::leader::LeaderElection;
 use crate::queue::Backoff;
 use podway_api::profile::ProfileSpec;
@@ -27,6 +28,8 @@ pub struct Config {
     pub shadow: bool,
     /// How the leader of several replicas is elected; `None`: this one is alone.
     pub leader_election: Option<LeaderElection>,
+    /// Who else is asked, by all profiles.
+    pub extenders: Vec<Spec>,
 }
 
 /// Loopback, since nobody is asked who they are.
@@ -42,6 +45,7 @@ impl Default for Config {
             debug_socket: None,
             shadow: false,
             leader_election: Some(LeaderElection::default()),
+            extenders: vec![],
         }
     }
 }

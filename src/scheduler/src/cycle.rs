@@ -14,13 +14,18 @@ pub(crate) use find::passes;
 pub use template::Carried;
 
 use crate::cache::{NodeState, Snapshot};
+use crate::extender;
 use crate::framework::{
     Code, CycleState, Failure, Framework, Point, PostFilterResult, PreFilterResult, Preemption, Refusals,
     Status, Unfit,
 };
 use crate::model::PodInfo;
 use podway_flow::Micros;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// A plugin's name, or an extender's URL.
+pub type PluginName = Cow<'static, str>;
 
 /// A node's score and what it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +35,7 @@ pub struct NodeScore {
     /// Sum of weight · normalised score.
     pub total: i64,
     /// (plugin, raw, normalised, weight), in run order.
-    pub by_plugin: Vec<(&'static str, i64, i64, i64)>,
+    pub by_plugin: Vec<(PluginName, i64, i64, i64)>,
 }
 
 /// When the parts of a cycle ended.
@@ -126,7 +131,7 @@ pub struct FitError {
     pub post_filter: String,
     /// What PostFilter found.
     pub nomination: Nomination,
-    /// The plugins whose PreFilter narrowed the nodes.
+    /// The plugins whose PreFilter narrowed the nodes, and the extenders, if they left nodes out.
     pub narrowed_by: Vec<&'static str>,
     /// When.
     pub times: Times,
@@ -231,10 +236,12 @@ pub fn schedule_one(
     times.filtered = now();
     let code = filtered.as_ref().err().map(|s| s.code);
     trace.point(Point::Filter, code, times.filtered.since(pre_filtered));
-    let (feasible, rejected) =
+    let find::Filtered { feasible, rejected, extended } =
         filtered.map_err(|status| CycleError::Failed(Failure::of(Point::Filter, &status)))?;
     if feasible.is_empty() {
-        let error = unfit(None, rejected, narrowed.1, times);
+        let by_extenders = extended.then_some(extender::NAME);
+        let narrowed_by = narrowed.1.into_iter().chain(by_extenders).collect();
+        let error = unfit(None, rejected, narrowed_by, times);
         return Err(post_filter(&cluster, &mut state, error, now, trace));
     }
     let mut scored = score::Scored::default();

@@ -117,7 +117,7 @@ mod tests {
         let score = |node: &str, total| NodeScore {
             node: node.into(),
             total,
-            by_plugin: vec![("ImageLocality", 7, 7, 1)],
+            by_plugin: vec![("ImageLocality".into(), 7, 7, 1)],
         };
         let decision = Decision {
             node: "b".into(),

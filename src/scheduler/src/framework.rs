@@ -10,6 +10,7 @@ pub use status::{Code, Failure, Reason, Reasons, Refusals, Status};
 
 use crate::cache::{NodePod, NodeState, Snapshot};
 use crate::cycle::Sample;
+use crate::extender::{self, Extender};
 use crate::model::{NodeInfo, PodInfo};
 use crate::objects::Change;
 use crate::plugins::volume_binding::VolumePlan;
@@ -418,6 +419,8 @@ pub struct Framework {
     pub post_bind: Vec<Arc<dyn PostBind>>,
     /// How many nodes that take a pod are enough.
     pub sample: Sample,
+    /// Who else is asked; those that may fail without harm last.
+    pub extenders: Vec<Arc<dyn Extender>>,
 }
 
 impl Framework {
@@ -450,6 +453,9 @@ impl Framework {
         out.extend(self.post_filter.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
         out.extend(self.reserve.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
         out.extend(self.permit.iter().map(|p| (p.name(), p.as_ref() as &dyn Plugin)));
+        if !self.extenders.is_empty() {
+            out.insert(extender::NAME, &extender::Hints);
+        }
         out
     }
 }

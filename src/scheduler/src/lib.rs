@@ -6,6 +6,7 @@
 //! records; `binding` takes a placed pod through Permit, `PreBind` and Bind, where [`bind`] writes it;
 //! [`leader`] lets one of several replicas do so; [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
 //! shows; [`debug`] shows more, to the machine's administrator alone. [`shadow`] compares with another scheduler.
+//! [`extender`]s are other programs with a say.
 //! When no node fits, [`preemption`] looks for pods that could make room, and `evict` has them go.
 //! `model`, `objects`, `classes`, `framework`, `plugins`, `cycle`, `preemption`, `queue` and `cache` are pure: no
 //! clock, no network.
@@ -21,6 +22,7 @@ pub mod debug;
 mod decide;
 mod evict;
 pub mod explain;
+pub mod extender;
 pub mod framework;
 pub mod leader;
 pub mod metrics;

@@ -6,6 +6,7 @@
 
 use crate::cache::{NodePod, NodeState, Snapshot};
 use crate::cycle::{counted, passes};
+use crate::extender;
 use crate::framework::{
     Candidate, Code, CycleState, Filter, Framework, PostFilterResult, Preemption, Status, Unfit,
 };
@@ -46,8 +47,12 @@ pub fn preempt(candidates: Candidates, state: &CycleState, unfit: &Unfit<'_>) ->
     let nodes = potential(unfit);
     let mut dry = DryRun::new(state.clone(), unfit);
     let (found, statuses) = dry.run(&nodes, candidates.of(nodes.len()));
-    if let Some(best) = pick(found) {
-        return PostFilterResult::Preempt(best);
+    if !found.is_empty() {
+        return match extender::preempt((unfit.framework, unfit.pod, unfit.snapshot), found).map(pick) {
+            Ok(Some(best)) => PostFilterResult::Preempt(best),
+            Ok(None) => PostFilterResult::Refused("preemption: no candidate node for preemption".to_owned()),
+            Err(error) => PostFilterResult::Failed(format!("preemption: {error}")),
+        };
     }
     if let Some(failed) = statuses.iter().find(|s| s.code == Code::Error) {
         return PostFilterResult::Failed(format!("preemption: {}", failed.reasons.join(", ")));

@@ -18,6 +18,8 @@ use crate::config::profiles::Profiles;
 use crate::debug::{self, Question, SocketError};
 use crate::decide::Decider;
 use crate::explain::ring::Ring;
+use crate::extender::http::{HttpExtender, SpecError};
+use crate::extender::{Extender, ExtenderBinder, Spec};
 use crate::framework::{ClusterEvent, Framework, Placement};
 use crate::leader::term::Term;
 use crate::metrics::{Health, Metrics};
@@ -38,7 +40,7 @@ use kube::runtime::watcher;
 use listing::Listing;
 use podway_api::SchedulerProfile;
 use podway_flow::{Clock, Micros};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -69,6 +71,15 @@ pub enum RunError {
         /// What is wrong.
         #[source]
         source: ProfileError,
+    },
+    /// An extender of the configuration is not one.
+    #[error("the extender {url:?} of the configuration is not valid")]
+    Extender {
+        /// Where it is.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: SpecError,
     },
     /// The kernel does not tell who we are.
     #[error("this candidate has no identity")]
@@ -120,6 +131,8 @@ struct Scheduler {
     ring: Ring,
     /// Set: nothing is bound nor written, only compared.
     shadow: Option<Shadow>,
+    /// There are extenders, to which whole pods and nodes are sent.
+    keeps_originals: bool,
     /// Pods without a node that are another scheduler's, until a profile of their name comes.
     strangers: HashMap<String, Arc<PodInfo>>,
     listed_profiles: Listing,
@@ -170,14 +183,26 @@ pub async fn run_with(
     let clients = clients.into();
     let metrics = Arc::new(Metrics::new());
     let (bind, counts) = (clients.bind.clone(), metrics.clone());
+    let (extenders, ignored) = extenders(&config.extenders)?;
+    let keeps_originals = !extenders.is_empty();
     let complete = move |args: &PluginArgs| {
+        let mut args = args.clone();
+        if !ignored.is_empty() {
+            // As upstream: what extenders manage takes the place of what the profile ignores.
+            args.fit.ignored.clone_from(&ignored);
+        }
+        let args = &args;
         let mut framework = all(args);
+        framework.extenders.clone_from(&extenders);
         if framework.pre_bind.is_empty() {
             let binder = VolumeBinder::new(bind.clone(), args.volumes.timeout);
             framework.pre_bind.push(Arc::new(binder));
         }
         if framework.bind.is_empty() {
             framework.bind.push(Arc::new(DefaultBinder::new(bind.clone(), counts.clone())));
+        }
+        if extenders.iter().any(|e| e.binds()) {
+            framework.bind.insert(0, Arc::new(ExtenderBinder(extenders.clone())));
         }
         framework
     };
@@ -247,6 +272,7 @@ pub async fn run_with(
         profiles,
         ring: Ring::default(),
         shadow: config.shadow.then(Shadow::default),
+        keeps_originals,
         strangers: HashMap::new(),
         listed_profiles: Listing::default(),
         binder,
@@ -277,6 +303,21 @@ pub async fn run_with(
         tracing::warn!("some conditions and events were not written: the API server does not answer");
     }
     result
+}
+
+/// The extenders, those that may fail without harm last, and what NodeResourcesFit leaves to them.
+type Extenders = (Vec<Arc<dyn Extender>>, BTreeSet<String>);
+
+fn extenders(specs: &[Spec]) -> Result<Extenders, RunError> {
+    let ignored = specs.iter().flat_map(|spec| spec.ignored.iter().cloned()).collect();
+    let (last, first): (Vec<&Spec>, Vec<&Spec>) = specs.iter().partition(|spec| spec.ignorable);
+    let mut out: Vec<Arc<dyn Extender>> = Vec::new();
+    for spec in first.into_iter().chain(last) {
+        let made = HttpExtender::new(spec.clone());
+        let made = made.map_err(|source| RunError::Extender { url: spec.url.clone(), source })?;
+        out.push(Arc::new(made));
+    }
+    Ok((out, ignored))
 }
 
 /// How long a shutdown waits for what is being written.
@@ -312,7 +353,7 @@ impl Scheduler {
             if self.synced()
                 && let Some(queued) = self.queue.pop(now)
             {
-                self.schedule(queued);
+                self.schedule(queued, probed).await;
                 tokio::task::yield_now().await;
                 continue;
             }

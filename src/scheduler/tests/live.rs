@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test: a panic is its failure")]
 
+#[path = "live/extender.rs"]
+mod extender;
+
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response};
@@ -333,6 +336,7 @@ async fn all(live: &Live) {
     a_lease_given_back_is_taken_at_once(live).await;
     the_successor_of_one_that_was_killed_counts_what_that_one_bound(live).await;
     a_leader_that_lost_its_lease_ends(live).await;
+    extender::filters_and_binds_while_health_is_told(live).await;
     faults_are_survived_without_overcommit(live).await;
 }
 

@@ -12,9 +12,11 @@ use kube::api::{
 };
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
+use podway_scheduler::extender::Extender;
 use podway_scheduler::model::PodInfo;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long either side may take for a pod.
@@ -35,7 +37,9 @@ pub struct Report {
     /// Pods that the API server did not take.
     pub refused: usize,
     /// How often each plugin had a say, and which.
-    pub by: BTreeMap<(&'static str, &'static str), usize>,
+    pub by: BTreeMap<(String, &'static str), usize>,
+    /// What the stock scheduler's /metrics said in the end.
+    pub metrics: String,
     /// The differences, with what made them.
     pub differences: Vec<String>,
 }
@@ -53,6 +57,7 @@ enum Seen {
 pub struct Driver<'a> {
     client: Client,
     stock: &'a Stock,
+    extender: Arc<dyn Extender>,
     report: Report,
 }
 
@@ -61,8 +66,8 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// When the API server refuses.
-    pub async fn new(client: Client, stock: &'a Stock) -> anyhow::Result<Self> {
-        let driver = Driver { client, stock, report: Report::default() };
+    pub async fn new(client: Client, stock: &'a Stock, extender: Arc<dyn Extender>) -> anyhow::Result<Self> {
+        let driver = Driver { client, stock, extender, report: Report::default() };
         for name in NAMESPACES {
             driver.make("Namespace", &json!({"metadata": {"name": name, "labels": {"team": name}}})).await?;
             let account = json!({"metadata": {"name": "default", "namespace": name}});
@@ -207,7 +212,9 @@ impl<'a> Driver<'a> {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let ours = decide(&mut cache, &PodInfo::parse(&made)?);
+            let pod_info = PodInfo::parse(&made)?.keeping(&made);
+            let extender = self.extender.clone();
+            let ours = tokio::task::block_in_place(|| decide(&mut cache, &pod_info, extender));
             let seen = self.seen(&api, &name).await?;
             difference = self.compare(&namespace, &name, &ours, &seen, position).await?;
             self.forget(&api, &name).await?;

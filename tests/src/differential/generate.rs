@@ -15,7 +15,10 @@ const ZONES: [&str; 2] = ["z0", "z1"];
 const APPS: [&str; 3] = ["a", "b", "c"];
 const ZONE: &str = "topology.kubernetes.io/zone";
 const HOST: &str = "kubernetes.io/hostname";
-const GPU: &str = "example.com/gpu";
+/// An extended resource, which the extender has a say about.
+pub const GPU: &str = "example.com/gpu";
+/// Another, which no node has: it is the extender's alone.
+pub const JUDGED: &str = "example.com/judged";
 const IMAGES: [(&str, i64); 4] = [
     ("example.com/small:1", 20 << 20),
     ("example.com/middle:1", 300 << 20),
@@ -190,14 +193,19 @@ fn requests(r: &mut Random) -> Value {
     if r.percent(12) {
         out[GPU] = json!(r.one(&["1", "2"]));
     }
+    if r.percent(20) {
+        out[JUDGED] = json!("1");
+    }
     out
 }
 
 fn container(r: &mut Random, name: &str) -> Value {
     let requests = requests(r);
     let mut limits = json!({});
-    if let Some(gpu) = requests.get(GPU) {
-        limits[GPU] = gpu.clone();
+    for extended in [GPU, JUDGED] {
+        if let Some(amount) = requests.get(extended) {
+            limits[extended] = amount.clone();
+        }
     }
     let (image, _) = r.one(&IMAGES);
     let image = if r.percent(20) { "example.com/untagged" } else { image };

@@ -1,7 +1,9 @@
 //! A stock kube-scheduler, and what it did: from the pods, and from its log.
 
+use super::judge;
 use super::ours::Scores;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use tokio::process::{Child, Command};
 
@@ -9,6 +11,7 @@ use tokio::process::{Child, Command};
 pub struct Stock {
     _child: Child,
     log: PathBuf,
+    port: u16,
 }
 
 impl Stock {
@@ -16,17 +19,22 @@ impl Stock {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(program: &Path, kubeconfig: &Path, log: &Path) -> std::io::Result<Self> {
+    pub fn start(program: &Path, (kubeconfig, config): (&Path, &Path), log: &Path) -> std::io::Result<Self> {
         let mut command = Command::new(program);
-        command.arg("--kubeconfig").arg(kubeconfig).arg("--authentication-kubeconfig").arg(kubeconfig);
+        command.arg("--config").arg(config).arg("--authentication-kubeconfig").arg(kubeconfig);
         command.arg("--authorization-kubeconfig").arg(kubeconfig);
-        command.args(["--leader-elect=false", "--kube-api-qps=5000", "--kube-api-burst=5000"]);
-        command.args(["--bind-address=127.0.0.1", "--secure-port=0"]);
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        command.arg("--bind-address=127.0.0.1").arg(format!("--secure-port={port}"));
+        // Anybody on this machine may see the metrics; its certificate is one of its own making.
+        command
+            .arg("--authorization-always-allow-paths=/metrics")
+            .arg("--cert-dir")
+            .arg(log.with_extension("certs"));
         // The scores by plugin are logged at level 10, and only there. Batching would leave them out for
         // the second of two like pods.
         command.args(["-v=2", "--vmodule=schedule_one=10", "--feature-gates=OpportunisticBatching=false"]);
         let child = command.stderr(std::fs::File::create(log)?).kill_on_drop(true).spawn()?;
-        Ok(Stock { _child: child, log: log.to_owned() })
+        Ok(Stock { _child: child, log: log.to_owned(), port })
     }
 
     /// Where the log is now.
@@ -35,6 +43,17 @@ impl Stock {
     /// When it cannot be read.
     pub fn position(&self) -> std::io::Result<u64> {
         Ok(std::fs::metadata(&self.log)?.len())
+    }
+
+    /// What its /metrics says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let mut config = kube::Config::new(format!("https://127.0.0.1:{}", self.port).parse()?);
+        config.accept_invalid_certs = true;
+        let request = http::Request::get("/metrics").body(Vec::new())?;
+        Ok(kube::Client::try_from(config)?.request_text(request).await?)
     }
 
     /// The weighted scores of a pod's nodes, logged since `position`.
@@ -69,6 +88,15 @@ fn scores(text: &str, pod: &str) -> Scores {
             out.entry(node.to_owned()).or_default().insert(plugin.to_owned(), score);
         }
     }
+    // An extender's score is logged as it came.
+    let lines = text.lines().filter(|l| l.contains("\"Extender scored node for pod\""));
+    for line in lines.filter(|l| field(l, "pod") == Some(pod)) {
+        let score = line.split_once(" score=").and_then(|(_, n)| n.trim().parse::<i64>().ok());
+        if let (Some(node), Some(score)) = (field(line, "node"), score) {
+            let row = out.entry(node.to_owned()).or_default();
+            row.insert(judge::NAME.to_owned(), score * judge::WEIGHT * 10);
+        }
+    }
     out
 }
 
@@ -81,8 +109,11 @@ mod tests {
         let text = "I1128 17:28:10.1 9 schedule_one.go:982] \"Plugin scored node for pod\" pod=\"d/p\" \
                     plugin=\"ImageLocality\" node=\"n1\" score=7\n\
                     I1128 17:28:10.1 9 schedule_one.go:982] \"Plugin scored node for pod\" pod=\"d/q\" \
-                    plugin=\"ImageLocality\" node=\"n1\" score=8\n";
+                    plugin=\"ImageLocality\" node=\"n1\" score=8\n\
+                    I1128 17:28:10.1 9 schedule_one.go:1016] \"Extender scored node for pod\" pod=\"d/p\" \
+                    extender=\"http://x\" node=\"n1\" score=3\n";
         assert_eq!(scores(text, "d/p")["n1"]["ImageLocality"], 7);
+        assert_eq!(scores(text, "d/p")["n1"][judge::NAME], 60);
         assert_eq!(scores(text, "d/none").len(), 0);
     }
 }

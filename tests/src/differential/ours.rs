@@ -1,17 +1,21 @@
 //! Our decision on what the API server says now.
 
+use super::generate::JUDGED;
+use super::judge;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{Api, Client};
 use podway_flow::Micros;
 use podway_scheduler::cache::Cache;
 use podway_scheduler::cycle::{CycleError, Nomination, Trace, schedule_one};
-use podway_scheduler::framework::Candidate;
+use podway_scheduler::extender::Extender;
+use podway_scheduler::framework::{Candidate, Framework};
 use podway_scheduler::model::{Meta, NodeInfo, PodInfo};
 use podway_scheduler::objects::{
     CsiDriver, CsiNode, DisruptionBudget, Kept, Object, PersistentVolume, PersistentVolumeClaim, ReplicaSet,
     ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
 };
-use podway_scheduler::plugins::default_framework;
+use podway_scheduler::plugins::args::FitArgs;
+use podway_scheduler::plugins::{PluginArgs, registry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -43,7 +47,7 @@ pub struct Decided {
     /// The verdict.
     pub verdict: Verdict,
     /// For the table of coverage.
-    pub by: BTreeSet<(&'static str, &'static str)>,
+    pub by: BTreeSet<(String, &'static str)>,
 }
 
 async fn all<T>(client: &Client) -> anyhow::Result<Vec<T>>
@@ -71,14 +75,14 @@ pub async fn cluster(client: &Client) -> anyhow::Result<Cache> {
     let (nodes, namespaces, pods) =
         tokio::try_join!(all::<Node>(client), all::<Namespace>(client), all::<Pod>(client))?;
     for node in nodes {
-        cache.set_node(Arc::new(NodeInfo::parse(&node)?));
+        cache.set_node(Arc::new(NodeInfo::parse(&node)?.keeping(&node)));
     }
     for namespace in namespaces {
         let name = namespace.metadata.name.unwrap_or_default();
         cache.set_namespace(&name, namespace.metadata.labels.unwrap_or_default());
     }
     for pod in pods {
-        let info = Arc::new(PodInfo::parse(&pod)?);
+        let info = Arc::new(PodInfo::parse(&pod)?.keeping(&pod));
         if !info.node_name.is_empty() {
             cache.confirm(info);
         }
@@ -108,15 +112,17 @@ fn names(candidate: &Candidate) -> BTreeSet<String> {
     candidate.victims.iter().map(|v| v.key()).collect()
 }
 
-/// Decides.
+/// Decides. May wait for the extender, so not on a thread of the runtime's own.
 #[must_use]
-pub fn decide(cache: &mut Cache, pod: &PodInfo) -> Decided {
-    let framework = default_framework();
+pub fn decide(cache: &mut Cache, pod: &PodInfo, extender: Arc<dyn Extender>) -> Decided {
+    let fit = FitArgs { ignored: [JUDGED.to_owned()].into(), ..FitArgs::default() };
+    let args = PluginArgs { fit, ..PluginArgs::default() };
+    let framework = Framework { extenders: vec![extender], ..Framework::of(registry(&args)) };
     let found = schedule_one(None, &framework, &cache.snapshot(), pod, &|| Micros(0), &mut Trace::default());
     let mut by = BTreeSet::new();
     let verdict = match found {
         Ok(decision) => {
-            by.extend(decision.rejected.values().map(|s| (s.plugin, "refused")));
+            by.extend(decision.rejected.values().map(|s| (s.plugin.to_owned(), "refused")));
             let top = decision.scores.first().map_or(0, |s| s.total);
             let mut best: BTreeSet<String> =
                 decision.scores.iter().filter(|s| s.total == top).map(|s| s.node.clone()).collect();
@@ -127,8 +133,10 @@ pub fn decide(cache: &mut Cache, pod: &PodInfo) -> Decided {
             for score in &decision.scores {
                 let row = scores.entry(score.node.clone()).or_default();
                 for (plugin, _, normal, weight) in &score.by_plugin {
-                    row.insert((*plugin).to_owned(), normal * weight);
-                    by.insert((*plugin, "scored"));
+                    // The URL's port is another one each time.
+                    let plugin = if plugin.contains("://") { judge::NAME } else { plugin };
+                    row.insert(plugin.to_owned(), normal * weight);
+                    by.insert((plugin.to_owned(), "scored"));
                 }
             }
             Verdict::Place { best, scores }
@@ -137,10 +145,10 @@ pub fn decide(cache: &mut Cache, pod: &PodInfo) -> Decided {
             Verdict::Refuse { unfit: false, message: failure.to_string(), evict: BTreeMap::new() }
         }
         Err(CycleError::Unfit(error)) => {
-            by.extend(error.plugins().into_iter().map(|p| (p, "refused")));
+            by.extend(error.plugins().into_iter().map(|p| (p.to_owned(), "refused")));
             let mut evict = BTreeMap::new();
             if let Nomination::Preempt(preemption) = &error.nomination {
-                by.insert(("DefaultPreemption", "evicted"));
+                by.insert(("DefaultPreemption".to_owned(), "evicted"));
                 let rank = preemption.best.rank();
                 let equals = preemption.others.iter().filter(|c| c.rank() == rank);
                 let all = std::iter::once(&preemption.best).chain(equals);

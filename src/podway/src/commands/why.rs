@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use podway_flow::waterfall::escaped;
 use podway_flow::{Phase, Record, wire};
-use podway_scheduler::cycle::{CycleError, Decision};
+use podway_scheduler::cycle::{CycleError, Decision, PluginName};
 use podway_scheduler::explain::search::{Remedy, decide, remedies};
 use podway_scheduler::explain::world::World;
 use podway_scheduler::model::PodInfo;
@@ -71,7 +71,7 @@ struct Refusal {
 }
 
 /// Plugin, raw score, normalised score, weight.
-type PluginScore = (&'static str, i64, i64, i64);
+type PluginScore = (PluginName, i64, i64, i64);
 
 /// What a decision was made of.
 #[derive(Debug, Serialize)]

@@ -131,6 +131,7 @@ fn arranged(sets: &Plugins, all: Framework) -> Result<Framework, ProfileError> {
         bind: plan.point("bind", &sets.bind, all.bind, |p| p.name())?,
         post_bind: plan.point("postBind", &sets.post_bind, all.post_bind, |p| p.name())?,
         sample: all.sample,
+        extenders: all.extenders,
     };
     if framework.bind.is_empty() {
         return Err(ProfileError::NoBinder);

@@ -7,6 +7,7 @@
 use super::template::Template;
 use super::{Cluster, Narrowed, Trace};
 use crate::cache::{NodePod, NodeState, Snapshot, UNCLASSED};
+use crate::extender;
 use crate::framework::{Code, CycleState, Filter, Framework, GoesBy, Point, Refusals, Status};
 use crate::model::PodInfo;
 use std::sync::Arc;
@@ -82,7 +83,15 @@ fn run(
     refusal.map_or(Ok(()), Err)
 }
 
-type Filtered<'a> = (Vec<&'a NodeState>, Refusals);
+/// What came of filtering.
+pub(super) struct Filtered<'a> {
+    /// The nodes that take the pod.
+    pub(super) feasible: Vec<&'a NodeState>,
+    /// Why others fell.
+    pub(super) rejected: Refusals,
+    /// Extenders left some out.
+    pub(super) extended: bool,
+}
 
 /// The nodes that pass, and why each other fell. A plugin that fails ends the cycle. The node that the
 /// pod is nominated to is looked at first, and if it passes is the only one.
@@ -103,13 +112,16 @@ pub(super) fn filter<'a>(
     if let Some(node) = nominated
         && passes(&plugins, (framework, snapshot), state, pod, node, &mut calls).is_ok()
     {
-        feasible.push(node);
+        // Upstream only logs the error here, and looks at all nodes.
+        feasible =
+            extender::filter((framework, pod, snapshot), vec![node], &mut Vec::new()).unwrap_or_default();
     }
     let nodes = if feasible.is_empty() { snapshot.nodes.as_slice() } else { &[] };
     let first = if *start < nodes.len() { *start } else { 0 };
     let named = |node: &NodeState| only.as_ref().is_none_or(|names| names.contains(&*node.info.name));
     let among = if only.is_some() { nodes.iter().filter(|n| named(n)).count() } else { nodes.len() };
-    let enough = framework.sample.enough(among, !framework.score.is_empty());
+    let asks = framework.extenders.iter().any(|e| e.filters() || e.weight().is_some());
+    let enough = framework.sample.enough(among, asks || !framework.score.is_empty());
     let mut looked_at = 0;
     let (before, after) = nodes.split_at(first);
     for node in after.iter().chain(before) {
@@ -144,13 +156,18 @@ pub(super) fn filter<'a>(
     for (plugin, calls) in plugins.iter().zip(calls) {
         trace.called(plugin.name(), Point::Filter, calls);
     }
+    let passed = feasible.len();
+    if !nodes.is_empty() && !framework.extenders.is_empty() {
+        feasible = extender::filter((framework, pod, snapshot), feasible, &mut rejected)?;
+    }
+    let extended = feasible.len() < passed;
     if let Some(names) = only {
         let reason = format!("node(s) didn't satisfy plugin(s) [{}]", narrowed_by.join(" "));
         let plugin = narrowed_by.first().copied().unwrap_or_default();
         let others = nodes.iter().filter(|n| !names.contains(&*n.info.name));
         rejected.extend(others.map(|n| (n.at, Status::unresolvable(plugin, reason.clone()))));
     }
-    if first != 0 || only.is_some() {
+    if first != 0 || only.is_some() || extended {
         // Whatever was looked at first: what is told, and who wins among equals, goes by name.
         feasible.sort_unstable_by_key(|n| n.at);
         rejected.sort_unstable_by_key(|(at, _)| *at);
@@ -161,7 +178,7 @@ pub(super) fn filter<'a>(
             refusals.push(node.info.name.clone(), status);
         }
     }
-    Ok((feasible, refusals))
+    Ok(Filtered { feasible, rejected: refusals, extended })
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! What each feasible node is worth, and which one is taken.
 
 use super::template::Template;
-use super::{Cluster, NodeScore, Trace};
+use super::{Cluster, NodeScore, PluginName, Trace};
 use crate::cache::NodeState;
+use crate::extender;
 use crate::framework::{CycleState, GoesBy, Point};
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ pub(super) struct Scored {
 
 /// A plugin's scores of all feasible nodes.
 struct Column {
-    plugin: &'static str,
+    plugin: PluginName,
     weight: i64,
     raw: Vec<i64>,
     normal: Vec<i64>,
@@ -48,7 +49,13 @@ pub(super) fn score(
         for (total, normal) in totals.iter_mut().zip(&normal) {
             *total += weight * normal;
         }
-        columns.push(Column { plugin: plugin.name(), weight: *weight, raw, normal });
+        columns.push(Column { plugin: plugin.name().into(), weight: *weight, raw, normal });
+    }
+    for extender::Scores { name, weight, raw, normal } in extender::scores(framework, pod, feasible) {
+        for (total, normal) in totals.iter_mut().zip(&normal) {
+            *total = total.saturating_add(weight.saturating_mul(*normal));
+        }
+        columns.push(Column { plugin: name.into(), weight, raw, normal });
     }
     let best = totals.iter().copied().max().unwrap_or(0);
     let ties: Vec<usize> = (0..totals.len()).filter(|i| totals[*i] == best).collect();
@@ -69,7 +76,7 @@ fn rows(feasible: &[&NodeState], totals: &[i64], columns: &[Column], most: Optio
     let row = |i: usize| NodeScore {
         node: feasible[i].info.name.to_string(),
         total: totals[i],
-        by_plugin: columns.iter().map(|c| (c.plugin, c.raw[i], c.normal[i], c.weight)).collect(),
+        by_plugin: columns.iter().map(|c| (c.plugin.clone(), c.raw[i], c.normal[i], c.weight)).collect(),
     };
     order.into_iter().map(row).collect()
 }

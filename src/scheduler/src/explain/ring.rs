@@ -1,7 +1,7 @@
 //! The last decisions, kept in memory: a bounded ring, the oldest goes first.
 
 use super::TOP;
-use crate::cycle::{Decision, FitError, NodeScore};
+use crate::cycle::{Decision, FitError, NodeScore, PluginName};
 use crate::framework::{Refusals, Status};
 use crate::queue::QueuedPod;
 use podway_flow::Micros;
@@ -87,10 +87,10 @@ pub struct Row {
 }
 
 /// What a plugin gave a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PluginScore {
-    /// The plugin.
-    pub plugin: &'static str,
+    /// The plugin, or the extender.
+    pub plugin: PluginName,
     /// As it came.
     pub raw: i64,
     /// In 0..=100.
@@ -103,11 +103,11 @@ impl Row {
     /// Of a node's scores.
     #[must_use]
     pub fn of(score: &NodeScore) -> Self {
-        let plugins = score.by_plugin.iter().map(|&(plugin, raw, normalized, weight)| PluginScore {
-            plugin,
-            raw,
-            normalized,
-            weighted: normalized * weight,
+        let plugins = score.by_plugin.iter().map(|(plugin, raw, normalized, weight)| PluginScore {
+            plugin: plugin.clone(),
+            raw: *raw,
+            normalized: *normalized,
+            weighted: normalized.saturating_mul(*weight),
         });
         Row { node: score.node.clone(), total: score.total, plugins: plugins.collect() }
     }
@@ -220,7 +220,8 @@ mod tests {
             ring.push(&queued("a"), 0, Micros(2), None, failed(i));
         }
         assert_eq!((ring.of(None).len(), ring.of(Some("d/old")).len()), (KEPT, 1));
-        let score = NodeScore { node: "n".into(), total: 6, by_plugin: vec![("ImageLocality", 7, 2, 3)] };
+        let score =
+            NodeScore { node: "n".into(), total: 6, by_plugin: vec![("ImageLocality".into(), 7, 2, 3)] };
         let placed = Outcome::Placed {
             node: "n".into(),
             nodes: 2,

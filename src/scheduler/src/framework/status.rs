@@ -51,6 +51,8 @@ impl std::fmt::Display for Failure {
     /// Upstream's wording (`framework/runtime/framework.go`); Filter is the odd one there.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.point {
+            // Upstream tells an extender's error as it is.
+            _ if self.plugin == crate::extender::NAME => f.write_str(&self.detail),
             Point::Filter => write!(f, "running {:?} filter plugin: {}", self.plugin, self.detail),
             point => write!(f, "running {} plugin {:?}: {}", point.name(), self.plugin, self.detail),
         }

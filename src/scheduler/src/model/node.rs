@@ -1,6 +1,6 @@
 //! A node: its labels, taints, allocatable resources and images.
 
-use super::{ModelError, Resources, quantity};
+use super::{ModelError, Original, Resources, quantity};
 use k8s_openapi::api::core::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,6 +59,8 @@ pub struct NodeInfo {
     pub features: BTreeSet<String>,
     /// Image name to size in bytes; an image has several names.
     pub images: BTreeMap<String, i64>,
+    /// The node itself, where extenders are to see it.
+    pub original: Original<v1::Node>,
 }
 
 impl NodeInfo {
@@ -104,6 +106,7 @@ impl NodeInfo {
             allocatable_pods,
             features: status.and_then(|s| s.declared_features.clone()).into_iter().flatten().collect(),
             images,
+            original: Original::default(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::node::{Effect, Taint};
 use super::resources::{CPU, MEMORY};
 use super::{
-    ModelError, NodeTerm, Owner, PodAffinity, PodVolume, PreferredTerm, Resources, SpreadConstraint,
+    ModelError, NodeTerm, Original, Owner, PodAffinity, PodVolume, PreferredTerm, Resources, SpreadConstraint,
 };
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeMap;
@@ -138,6 +138,8 @@ pub struct PodInfo {
     pub started: Option<i64>,
     /// It carries DisruptionTarget with reason PreemptionByScheduler: a scheduler chose it as a victim.
     pub preempted: bool,
+    /// The pod itself, where extenders are to see it.
+    pub original: Original<v1::Pod>,
 }
 
 impl PodInfo {
@@ -209,6 +211,7 @@ impl PodInfo {
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
             started: status.and_then(|s| Some(s.start_time.as_ref()?.0.as_second())),
             preempted: preempted(pod),
+            original: Original::default(),
         })
     }
 
@@ -255,6 +258,7 @@ impl PodInfo {
             never_preempts,
             started,
             preempted,
+            original,
         } = self;
         *namespace == other.namespace
             && *labels == other.labels
@@ -281,6 +285,7 @@ impl PodInfo {
             && *never_preempts == other.never_preempts
             && *started == other.started
             && *preempted == other.preempted
+            && original.annotations() == other.original.annotations()
     }
 
     /// `namespace/name`.

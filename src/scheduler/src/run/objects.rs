@@ -104,7 +104,7 @@ impl Scheduler {
 
     pub(super) fn set_node(&mut self, node: &Node) {
         let info = match NodeInfo::parse(node) {
-            Ok(info) => Arc::new(info),
+            Ok(info) => Arc::new(if self.keeps_originals { info.keeping(node) } else { info }),
             Err(error) => {
                 tracing::warn!(%error, node = node.metadata.name, "a node is left out");
                 return self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
@@ -112,7 +112,7 @@ impl Scheduler {
         };
         let event = match self.cache.set_node(info.clone()) {
             None => ClusterEvent::NodeAdd(info),
-            Some(old) if old == info => return,
+            Some(old) if old.schedules_like(&info) => return,
             Some(old) => ClusterEvent::NodeUpdate(old, info),
         };
         self.happened(&event);

@@ -2,31 +2,35 @@
 
 use super::{Bound, Input, Scheduler};
 use crate::binding::{self, Binder, Recall, Unbound};
+use crate::cache::Snapshot;
 use crate::cycle::{CycleError, Decision, Nomination, Trace};
 use crate::decide::Refusal;
 use crate::evict::{Eviction, evict};
 use crate::explain::ring::Outcome as Came;
 use crate::explain::{TOP, annotation_of, records};
-use crate::framework::{Candidate, ClusterEvent, Placement, Preemption};
+use crate::extender;
+use crate::framework::{Candidate, ClusterEvent, Failure, Framework, Placement, Point, Preemption, Status};
 use crate::metrics::AttemptResult;
 use crate::model::PodInfo;
 use crate::plugins::volume_binding::VolumePlan;
 use crate::queue::QueuedPod;
+use crate::server::Probe;
 use crate::status::Notice;
 use podway_api::reasons::{SCHEDULER_ERROR, UNSCHEDULABLE};
 use podway_flow::{Micros, Outcome, Recorder, Writer};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 impl Scheduler {
-    pub(super) fn schedule(&mut self, queued: QueuedPod) {
+    pub(super) async fn schedule(&mut self, queued: QueuedPod, probed: &mut mpsc::Receiver<Probe>) {
         let Some(profile) = self.profiles.of(&queued.pod.scheduler_name).cloned() else {
             // Its profile went while its binding failed.
             self.strangers.insert(queued.pod.uid.clone(), queued.pod);
             return;
         };
         let (clock, metrics) = (self.binder.clock, self.binder.metrics.clone());
-        let (snapshot, mut trace) = (self.cache.snapshot(), Trace { rows: Some(TOP), ..Trace::default() });
+        let snapshot = self.cache.snapshot();
         let started = clock.now();
         let nominated = self.cache.nominated_to(&queued.pod.uid).filter(|n| *n != queued.pod.nominated);
         let decided = match nominated {
@@ -34,11 +38,17 @@ impl Scheduler {
             // Decided here, and not back on the watch yet.
             Some(node) => Arc::new(PodInfo { nominated: node.to_owned(), ..(*queued.pod).clone() }),
         };
-        if let Some(refusal) = self.decider.known(&decided, &snapshot) {
+        let (result, trace) = if extender::asked(&profile.framework, &decided) {
+            let cycle = (profile.framework.clone(), snapshot.clone(), decided);
+            self.decide_apart(cycle, probed).await
+        } else if let Some(refusal) = self.decider.known(&decided, &snapshot) {
             return self.refuse(queued, refusal, started);
-        }
-        let framework = &profile.framework;
-        let result = self.decider.decide(framework, &snapshot, &decided, &|| clock.now(), &mut trace);
+        } else {
+            let mut trace = Trace { rows: Some(TOP), ..Trace::default() };
+            let framework = &profile.framework;
+            let result = self.decider.decide(framework, &snapshot, &decided, &|| clock.now(), &mut trace);
+            (result, trace)
+        };
         metrics.trace(&trace, &queued.pod.scheduler_name);
         let generation = profile.generation;
         let came = match &result {
@@ -77,6 +87,38 @@ impl Scheduler {
             return self.unbound(queued, &unbound, started);
         }
         self.bind(binder, (queued, placement), decision, started);
+    }
+
+    /// A cycle that asks extenders, on a thread that may wait for them. Whoever asks for our health is answered
+    /// meanwhile; everything else waits, as the next cycle does.
+    async fn decide_apart(
+        &mut self,
+        (framework, snapshot, pod): (Arc<Framework>, Snapshot, Arc<PodInfo>),
+        probed: &mut mpsc::Receiver<Probe>,
+    ) -> (Result<Decision, CycleError>, Trace) {
+        let (mut decider, clock) = (std::mem::take(&mut self.decider), self.binder.clock);
+        let mut apart = tokio::task::spawn_blocking(move || {
+            let mut trace = Trace { rows: Some(TOP), ..Trace::default() };
+            let result = decider.decide(&framework, &snapshot, &pod, &|| clock.now(), &mut trace);
+            (decider, result, trace)
+        });
+        let ended = loop {
+            tokio::select! {
+                ended = &mut apart => break ended,
+                Some(probe) = probed.recv() => self.answer(probe),
+            }
+        };
+        match ended {
+            Ok((decider, result, trace)) => {
+                self.decider = decider;
+                (result, trace)
+            }
+            Err(error) => {
+                let status = Status::error(extender::NAME, error.to_string());
+                let failure = Failure::of(Point::Filter, &status);
+                (Err(CycleError::Failed(failure)), Trace::default())
+            }
+        }
     }
 
     /// Starts the binding cycle; its end comes back as an input.

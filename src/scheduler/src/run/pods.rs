@@ -60,7 +60,7 @@ impl Scheduler {
 
     pub(super) fn set_pod(&mut self, pod: &Pod) {
         let info = match PodInfo::parse(pod) {
-            Ok(info) => Arc::new(info),
+            Ok(info) => Arc::new(if self.keeps_originals { info.keeping(pod) } else { info }),
             Err(error) => {
                 tracing::warn!(%error, pod = pod.metadata.name, "a pod is left out");
                 return;
