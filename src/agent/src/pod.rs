@@ -1,6 +1,7 @@
 //! One pod: what it is ([`model`]), what to do next ([`core`]), what to tell of it ([`status`]).
 pub mod actions;
 pub mod admission;
+pub mod classes;
 pub mod confinement;
 pub mod context;
 pub mod core;

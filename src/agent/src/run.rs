@@ -19,6 +19,7 @@ use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::node::{enforce, events, oom};
 use crate::pod::admission::Offer;
+use crate::pod::classes::Classes;
 use crate::pod::confinement::Modules;
 use crate::pod::context::Context;
 use crate::pod::ledger::Ledger;
@@ -33,6 +34,7 @@ use crate::volumes::api::ApiSource;
 use crate::{gc, lease, server, watch};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
 use podway_flow::Clock;
@@ -198,6 +200,18 @@ async fn work(
         }
         "watch of services"
     });
+    let (classes, writer) = reflector::store();
+    let watched = Api::<RuntimeClass>::all(client.clone());
+    tasks.spawn(async move {
+        let stream = watcher(watched, watcher::Config::default()).default_backoff();
+        let mut stream = std::pin::pin!(reflector(writer, stream));
+        while let Some(event) = stream.next().await {
+            if let Err(error) = event {
+                tracing::warn!(%error, "the watch of RuntimeClasses broke off and is begun again");
+            }
+        }
+        "watch of RuntimeClasses"
+    });
     let counts = Arc::clone(&metrics);
     let context = context(
         &client,
@@ -206,7 +220,7 @@ async fn work(
         cri.clone(),
         metrics,
         runtime,
-        services,
+        (services, Classes::new(classes)),
         clock,
         node_handle.state(),
     )?;
@@ -349,7 +363,7 @@ fn context(
     cri: Cri,
     metrics: Arc<Metrics>,
     runtime: String,
-    services: reflector::Store<Service>,
+    (services, classes): (reflector::Store<Service>, Classes),
     clock: Clock,
     state: tokio::sync::watch::Receiver<crate::node::State>,
 ) -> Result<Context, RunError> {
@@ -376,6 +390,7 @@ fn context(
         objects: source,
         ledger: Ledger::new(allocatable.clone()),
         userns: Arc::new(UserNamespaces::new(&config.root_dir.join("pods"), state.clone())),
+        classes,
         modules: Modules::of_kernel(),
         known: state,
         cgroups: Arc::new(cgroups),

@@ -104,11 +104,16 @@ impl UserNamespaces {
         UserNamespaces { pods: pods.to_owned(), used: Mutex::new(used), node }
     }
 
-    /// What `pod` asks for, once it is written down; none when it is in the host's user namespace.
+    /// What `pod`, which the runtime's `handler` runs, asks for, once it is written down; none when it is in the host's user namespace.
     ///
     /// # Errors
     /// [`UserNsError`].
-    pub fn of(&self, uid: &str, pod: &api::Pod) -> Result<Option<v1::UserNamespace>, UserNsError> {
+    pub fn of(
+        &self,
+        uid: &str,
+        pod: &api::Pod,
+        handler: &str,
+    ) -> Result<Option<v1::UserNamespace>, UserNsError> {
         let spec = pod.spec.as_ref();
         if spec.and_then(|s| s.host_users) != Some(false) {
             return Ok(None);
@@ -117,7 +122,7 @@ impl UserNamespaces {
         let range = if let Some(range) = used.get(uid) {
             *range
         } else {
-            self.supported(spec.and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default())?;
+            self.supported(handler)?;
             let taken: std::collections::BTreeSet<u32> = used.values().copied().collect();
             let range = (1..=LAST).find(|r| !taken.contains(r)).ok_or(UserNsError::Full)?;
             let file = self.pods.join(uid).join(FILE);
@@ -187,15 +192,15 @@ mod tests {
     fn each_pod_has_ids_of_its_own_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let all = UserNamespaces::new(dir.path(), node(true));
-        assert_eq!(all.of("x", &pod(None)).unwrap(), None);
-        assert_eq!(all.of("x", &pod(Some(true))).unwrap(), None);
-        assert_eq!(first(all.of("a", &pod(Some(false))).unwrap()), 65536);
-        assert_eq!(first(all.of("b", &pod(Some(false))).unwrap()), 2 * 65536);
-        assert_eq!(first(all.of("a", &pod(Some(false))).unwrap()), 65536, "asked again");
+        assert_eq!(all.of("x", &pod(None), "").unwrap(), None);
+        assert_eq!(all.of("x", &pod(Some(true)), "").unwrap(), None);
+        assert_eq!(first(all.of("a", &pod(Some(false)), "").unwrap()), 65536);
+        assert_eq!(first(all.of("b", &pod(Some(false)), "").unwrap()), 2 * 65536);
+        assert_eq!(first(all.of("a", &pod(Some(false)), "").unwrap()), 65536, "asked again");
         let again = UserNamespaces::new(dir.path(), node(true));
-        assert_eq!(first(again.of("c", &pod(Some(false))).unwrap()), 3 * 65536);
+        assert_eq!(first(again.of("c", &pod(Some(false)), "").unwrap()), 3 * 65536);
         again.release("a");
-        assert_eq!(first(again.of("d", &pod(Some(false))).unwrap()), 65536);
+        assert_eq!(first(again.of("d", &pod(Some(false)), "").unwrap()), 65536);
         let text = std::fs::read_to_string(dir.path().join("b/userns")).unwrap();
         let ids = r#"[{"hostId":131072,"containerId":0,"length":65536}]"#;
         assert_eq!(text, format!(r#"{{"uidMappings":{ids},"gidMappings":{ids}}}"#), "as a kubelet's");
@@ -206,12 +211,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let none = UserNamespaces::new(dir.path(), node(false));
         assert_eq!(
-            none.of("a", &pod(Some(false))).unwrap_err().to_string(),
+            none.of("a", &pod(Some(false)), "").unwrap_err().to_string(),
             "can't set `spec.hostUsers: false`, runtime does not support user namespaces"
         );
-        let mut other = pod(Some(false));
-        other.spec.as_mut().unwrap().runtime_class_name = Some("kata".to_owned());
-        assert!(none.of("a", &other).unwrap_err().to_string().contains("RuntimeClass handler \"kata\""));
+        let other = none.of("a", &pod(Some(false)), "kata");
+        assert!(other.unwrap_err().to_string().contains("RuntimeClass handler \"kata\""));
         std::fs::create_dir_all(dir.path().join("a")).unwrap();
         for bad in ["{", "{}", r#"{"uidMappings":[],"gidMappings":[]}"#] {
             std::fs::write(dir.path().join("a/userns"), bad).unwrap();

@@ -1,6 +1,7 @@
 //! The runtime's configuration file: TOML, an unknown key is an error (a typo must not be a default).
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// All of `podway runtime`'s configuration.
@@ -20,7 +21,9 @@ pub struct Config {
     /// Network plugins.
     pub cni: Cni,
     /// The OCI runtime.
-    pub runc: Runc,
+    pub runc: Oci,
+    /// More of them, by the handler that a RuntimeClass names.
+    pub runtimes: BTreeMap<String, Oci>,
     /// The monitor of a pod.
     pub monitor: Monitor,
     /// The cgroup parent of sandboxes that name none.
@@ -106,10 +109,10 @@ pub struct Cni {
     pub timeout_seconds: u64,
 }
 
-/// The OCI runtime.
+/// An OCI runtime with runc's command line: runc, crun, youki.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Runc {
+#[serde(deny_unknown_fields)]
+pub struct Oci {
     /// The binary; a bare name is looked up in PATH.
     pub path: PathBuf,
 }
@@ -133,7 +136,8 @@ impl Default for Config {
             registry: Registry::default(),
             images: Images::default(),
             cni: Cni::default(),
-            runc: Runc::default(),
+            runc: Oci { path: PathBuf::from("runc") },
+            runtimes: BTreeMap::new(),
             monitor: Monitor::default(),
             cgroup_parent: "/podway".to_owned(),
             allowed_annotations: Vec::new(),
@@ -150,12 +154,6 @@ impl Default for Cni {
             conf_dir: PathBuf::from("/etc/cni/net.d"),
             timeout_seconds: 60,
         }
-    }
-}
-
-impl Default for Runc {
-    fn default() -> Self {
-        Runc { path: PathBuf::from("runc") }
     }
 }
 
@@ -223,5 +221,9 @@ mod tests {
         assert!(config.registry.config_path.is_some() && config.metrics.listen.is_some());
         assert!(config.registry.credential_helpers.is_some() && config.images.verifiers.is_some());
         assert!(config.monitor.cgroup.is_some());
+        let shown = text.replace("# [runtimes.crun]\n# path", "[runtimes.crun]\npath");
+        let config: Config = toml::from_str(&shown).unwrap();
+        assert_eq!(config.runtimes["crun"].path, Path::new("/usr/bin/crun"));
+        assert!(toml::from_str::<Config>("[runtimes.crun]\nroot = \"/x\"\n").is_err());
     }
 }

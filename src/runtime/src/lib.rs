@@ -13,6 +13,7 @@ pub mod error;
 pub mod events;
 pub mod features;
 pub mod follow;
+pub mod handlers;
 pub mod ids;
 pub mod image;
 pub mod journal;

@@ -55,13 +55,31 @@ fn open(pid: u32) -> Option<OwnedFd> {
 /// The container's init, if it lives or was not yet reaped: what runc recorded, checked by start time.
 #[must_use]
 pub fn init(runc_root: &Path, id: &Id) -> Option<Process> {
-    let text = std::fs::read(runc_root.join(id.as_str()).join("state.json")).ok()?;
-    let state: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    let pid = u32::try_from(state["init_process_pid"].as_u64()?).ok()?;
-    let start = state["init_process_start"].as_u64()?;
+    let (pid, start) = recorded(&runc_root.join(id.as_str()))?;
     let fd = open(pid)?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    (field(&stat, 22)? == start).then_some(Process { pid, fd })
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+    let same = match start {
+        Some(start) => field(&read("stat")?, 22)? == start,
+        None => read("cgroup")?.contains(id.as_str()),
+    };
+    same.then_some(Process { pid, fd })
+}
+
+/// The pid and the start time of the init, as the OCI runtime wrote them: runc and youki in `state.json`, crun in
+/// `status`; youki has no start time.
+fn recorded(dir: &Path) -> Option<(u32, Option<u64>)> {
+    let read =
+        |file: &str| serde_json::from_slice::<serde_json::Value>(&std::fs::read(dir.join(file)).ok()?).ok();
+    let number = |state: &serde_json::Value, key: &str| state[key].as_u64();
+    let (pid, start) = match (read("state.json"), read("status")) {
+        (Some(state), _) if state["init_process_pid"].is_u64() => {
+            (number(&state, "init_process_pid")?, Some(number(&state, "init_process_start")?))
+        }
+        (Some(state), _) => (number(&state, "pid")?, None),
+        (None, Some(status)) => (number(&status, "pid")?, Some(number(&status, "process-start-time")?)),
+        (None, None) => return None,
+    };
+    Some((u32::try_from(pid).ok()?, start))
 }
 
 impl Process {
@@ -192,7 +210,7 @@ pub fn remove(
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             // A state that runc does not read (it was killed while it wrote) is nobody's: it goes below.
-            if root.join(id.as_str()).join("state.json").exists() && !text.contains("does not exist") {
+            if recorded(&root.join(id.as_str())).is_some() && !text.contains("does not exist") {
                 return Err(OrphanError::Runc(podway_flow::record::bounded(&text, 512)));
             }
         }
@@ -205,6 +223,22 @@ pub fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_each_oci_runtime_writes_of_an_init_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let wrote = |file: &str, text: &str| {
+            std::fs::write(dir.path().join(file), text).unwrap();
+            recorded(dir.path())
+        };
+        assert_eq!(recorded(dir.path()), None);
+        // crun 1.8 (libcrun/status.c), youki 0.5 (libcontainer's State), runc 1.5.
+        assert_eq!(wrote("status", r#"{"pid": 12, "process-start-time": 345}"#), Some((12, Some(345))));
+        assert_eq!(wrote("state.json", r#"{"pid": 13, "status": "running"}"#), Some((13, None)));
+        let runc = r#"{"init_process_pid": 14, "init_process_start": 678}"#;
+        assert_eq!(wrote("state.json", runc), Some((14, Some(678))));
+        assert_eq!(wrote("state.json", "{"), Some((12, Some(345))), "half written");
+    }
 
     #[test]
     fn a_stat_line_is_read_past_any_command() {

@@ -4,6 +4,7 @@ use crate::cgroup::Cgroups;
 use crate::cgroup::home::{Home, HomeError};
 use crate::config::Config;
 use crate::features::Features;
+use crate::handlers::{HandlerError, Handlers};
 use crate::image::progress::service::PullsServer;
 use crate::image::{Digest, ImageServer, ImageStore, Puller};
 use crate::journal::private_dir;
@@ -27,9 +28,9 @@ pub enum RunError {
     /// A directory cannot be made.
     #[error("cannot make {0}: run as root, or give another --root or --state")]
     Dir(PathBuf, #[source] io::Error),
-    /// runc does not run.
-    #[error("cannot run {0} --version: install runc, or set [runc] path")]
-    Runc(PathBuf, #[source] io::Error),
+    /// An OCI runtime.
+    #[error(transparent)]
+    Handler(#[from] HandlerError),
     /// The image store.
     #[error("cannot open the image store")]
     Store(#[from] crate::image::store::StoreError),
@@ -113,20 +114,15 @@ pub async fn serve(
     for dir in [config.root.clone(), config.state.clone(), config.state.join("m")] {
         private_dir(&dir).map_err(|e| RunError::Dir(dir, e))?;
     }
-    let runc = config.runc.path.clone();
-    let output = tokio::process::Command::new(&runc).arg("--version").output().await;
-    let output = output.map_err(|e| RunError::Runc(runc, e))?;
-    let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let output = tokio::process::Command::new(&config.runc.path).arg("features").output().await;
-    let told = output.map_err(|e| RunError::Runc(config.runc.path.clone(), e))?.stdout;
+    let handlers = Handlers::look(&config).await?;
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
     let home = Home::make(cgroups.clone(), config.monitor.cgroup.as_deref())?;
-    let mut features = Features::look(&cgroups, &told);
+    let mut features = Features::look(&cgroups, handlers.get("").map_or(&[], |runc| &runc.features));
     match podns::probe(&config.monitor.path, &config.root).await {
         Ok(()) => features.user_namespaces = true,
         Err(error) => tracing::info!(%error, "user namespaces are not supported here"),
     }
-    let runtime = Arc::new(Runtime::open(config, images, (cgroups, home), (version, features), watchers)?);
+    let runtime = Arc::new(Runtime::open(config, images, (cgroups, home), (handlers, features), watchers)?);
     recover::recover(&runtime).await;
     let address = runtime.config.streaming.listen;
     let (streaming, streams) =

@@ -15,7 +15,7 @@ use crate::names::{Made, Name};
 use crate::points::{self, Point};
 use crate::state::{Attached, Life, Runtime, Sandbox};
 use crate::status::{options, sandbox_config};
-use crate::{cgroup, container, follow, netns, podns, rootfs, spec, supervisor};
+use crate::{cgroup, container, follow, handlers, netns, podns, rootfs, spec, state, supervisor};
 use futures::future::join_all;
 use podway_cri::Message as _;
 use podway_cri::v1::{LinuxContainerResources, NamespaceMode, PodSandboxConfig, Protocol};
@@ -125,16 +125,18 @@ impl Journalled {
         config: PodSandboxConfig,
         handler: String,
     ) -> Result<Self, OpError> {
-        if !handler.is_empty() && handler != "runc" {
-            return Err(OpError::Invalid(format!(
-                "not supported: runtime handler {handler:?}; give runc or none"
-            )));
+        if runtime.handlers.get(&handler).is_none() {
+            return Err(OpError::Invalid(state::unknown(&handler)));
         }
         spec::refuse_in_sandbox(&config, &runtime.features)?;
         shm::size(&config.annotations, &runtime.config.allowed_annotations)?;
         let userns = spec::mapping(&options(&config))?.is_some();
         if userns && !runtime.features.user_namespaces {
             return Err(spec::SpecError::NotSupported("user namespaces on this machine".to_owned()).into());
+        }
+        if userns && !matches!(handler.as_str(), "" | handlers::DEFAULT) {
+            let what = format!("a user namespace with the runtime handler {handler}");
+            return Err(spec::SpecError::NotSupported(what).into());
         }
         if userns && options(&config).network == NamespaceMode::Node as i32 {
             return Err(

@@ -184,7 +184,7 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
         if input.container.mounts.iter().any(|m| m.propagation == 2) { "rshared" } else { "rslave" };
     let filter = seccomp::filter(context.seccomp.as_ref(), context.privileged, &set)?;
     let mut spec = json!({
-        "ociVersion": "1.2.0",
+        "ociVersion": version(&mounts),
         "process": process,
         "root": {"path": input.rootfs, "readonly": context.readonly_rootfs},
         "mounts": mounts,
@@ -212,6 +212,18 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
     let named = input.container.cdi_devices.iter().map(|d| d.name.clone()).collect::<Vec<_>>();
     cdi::inject(&mut spec, &named, &cdi::DIRS.map(Path::new))?;
     serde_json::from_value(spec).map_err(SpecError::Shape)
+}
+
+/// The version of the OCI runtime specification that has all of what is asked for: older OCI runtimes, which do
+/// not know a newer one, take what they can do.
+fn version(mounts: &[Value]) -> &'static str {
+    let mapped = mounts.iter().any(|m| m.get("uidMappings").is_some());
+    let in_depth = |m: &Value| m["options"].as_array().into_iter().flatten().any(|o| o == "rro");
+    match (mapped, mounts.iter().any(in_depth)) {
+        (true, _) => "1.2.0",
+        (false, true) => "1.1.0",
+        (false, false) => "1.0.2",
+    }
 }
 
 fn args(container: &ContainerConfig, image: &ImageDefaults) -> Result<Vec<String>, SpecError> {

@@ -6,7 +6,9 @@ use crate::cgroup::Cgroups;
 use crate::cgroup::home::Home;
 use crate::cni::Network;
 use crate::config::Config;
+use crate::error::OpError;
 use crate::features::Features;
+use crate::handlers::{Handler, Handlers};
 use crate::ids::Id;
 use crate::journal::{Journal, JournalError};
 use crate::locks::Locks;
@@ -174,8 +176,8 @@ pub struct Runtime {
     pub home: Home,
     /// Container events; a slow listener loses the oldest.
     pub events: broadcast::Sender<ContainerEventResponse>,
-    /// `runc --version`'s first line.
-    pub runc_version: String,
+    /// The OCI runtimes.
+    pub handlers: Handlers,
     /// What the machine can do.
     pub features: Features,
     /// What it counts.
@@ -199,6 +201,12 @@ pub struct Runtime {
     container_journal: Journal<Container>,
 }
 
+/// containerd's word for a handler that is not there.
+#[must_use]
+pub fn unknown(handler: &str) -> String {
+    format!("no runtime for {handler:?} is configured: give it a path in [runtimes.{handler}]")
+}
+
 /// Pods, and records per pod, of which failed attempts are remembered.
 const FAILED_LIMIT: usize = 64;
 
@@ -211,7 +219,7 @@ impl Runtime {
         config: Config,
         images: Arc<dyn Images>,
         (cgroups, home): (Cgroups, Home),
-        (runc_version, features): (String, Features),
+        (handlers, features): (Handlers, Features),
         (metrics, stats): (Arc<Metrics>, Arc<Collector>),
     ) -> Result<Self, JournalError> {
         let sandbox_journal: Journal<Sandbox> = Journal::open(config.root.join("journal/sandboxes"))?;
@@ -230,7 +238,7 @@ impl Runtime {
             cgroups,
             home,
             events: broadcast::channel(1024).0,
-            runc_version,
+            handlers,
             features,
             metrics,
             stats,
@@ -266,6 +274,15 @@ impl Runtime {
     #[must_use]
     pub fn sandbox(&self, id: &Id) -> Option<Sandbox> {
         self.maps().sandboxes.get(id).cloned()
+    }
+
+    /// The OCI runtime of a sandbox.
+    ///
+    /// # Errors
+    /// [`OpError::Precondition`] where it is in the configuration no more.
+    pub fn oci(&self, sandbox: &Id) -> Result<&Handler, OpError> {
+        let name = self.sandbox(sandbox).map(|s| s.handler).unwrap_or_default();
+        self.handlers.get(&name).ok_or_else(|| OpError::Precondition(unknown(&name)))
     }
 
     /// Every sandbox.

@@ -34,25 +34,6 @@ fn processes(command: &str) -> Vec<u32> {
     .collect()
 }
 
-fn monitors(node: &Node) -> Vec<u32> {
-    let root = node.dir.path().display().to_string();
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    all.filter_map(|e| {
-        let pid = e.file_name().to_string_lossy().parse::<u32>().ok()?;
-        let text = String::from_utf8(std::fs::read(e.path().join("cmdline")).ok()?).ok()?;
-        (text.contains("podway-monitor") && text.contains(&root)).then_some(pid)
-    })
-    .collect()
-}
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    rustix::process::pidfd_send_signal(&fd, rustix::process::Signal::KILL).unwrap();
-    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
-    rustix::event::poll(&mut fds, None).unwrap();
-}
-
 /// A pod up to its running container, each call repeated as an agent does after a lost answer.
 async fn bring_up(
     cri: &mut Cri,
@@ -184,8 +165,8 @@ async fn a_created_container_is_started_once_whoever_died_since() {
         let (id, _) = cri.create(&sandbox, app.clone(), pod.clone()).await.unwrap();
         drop(process);
         if monitor_too {
-            let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
-            kill(monitor);
+            let [monitor] = node.monitors()[..] else { unreachable!("one monitor") };
+            node::kill(monitor);
         }
         process = Process::start(&node);
         cri = process.connect(&node).await;
@@ -214,7 +195,7 @@ async fn a_durable_exit_code_outlives_the_monitor_that_nobody_heard() {
         let (sandbox, id) = bring_up(&mut cri, &node, &format!("durable{dead}"), script).await.unwrap();
         let ready = ["sh", "-c", "until test -p /go; do sleep 0.02; done"];
         assert_eq!(cri.exec(&id, &ready).await.unwrap().exit_code, 0);
-        let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
+        let [monitor] = node.monitors()[..] else { unreachable!("one monitor") };
         let runtime = nix::unistd::Pid::from_raw(i32::try_from(process.pid()).unwrap());
         nix::sys::signal::kill(runtime, nix::sys::signal::Signal::SIGSTOP).unwrap();
         // In the container's own mount: the overlay's pipe is not the one that lies in its upper directory.
@@ -227,7 +208,7 @@ async fn a_durable_exit_code_outlives_the_monitor_that_nobody_heard() {
             assert!(Instant::now() < deadline, "no exit record");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        kill(monitor);
+        node::kill(monitor);
         if dead {
             drop(process);
             process = Process::start(&node);
@@ -254,8 +235,8 @@ async fn a_lost_monitor_is_not_a_dead_container() {
         if both {
             drop(process);
         }
-        let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
-        kill(monitor);
+        let [monitor] = node.monitors()[..] else { unreachable!("one monitor") };
+        node::kill(monitor);
         if both {
             process = Process::start(&node);
             cri = process.connect(&node).await;
@@ -265,7 +246,7 @@ async fn a_lost_monitor_is_not_a_dead_container() {
         let pod = node.sandbox(&name, 0);
         let (second, _) = cri.create(&sandbox, node.container("second", "sleep 1000"), pod).await.unwrap();
         cri.start(&second).await.unwrap();
-        assert_eq!(monitors(&node).len(), 1);
+        assert_eq!(node.monitors().len(), 1);
         assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
         cri.stop(&id, 10).await;
         let status = cri.exited(&id).await;
@@ -273,8 +254,8 @@ async fn a_lost_monitor_is_not_a_dead_container() {
         assert!([6, 255].contains(&status.exit_code), "{}", status.exit_code);
         assert_eq!(cri.status(&second).await.state, v1::ContainerState::ContainerRunning as i32);
         // The second's monitor dies as well: it is killed and removed without one.
-        let [monitor] = monitors(&node)[..] else { unreachable!("one monitor") };
-        kill(monitor);
+        let [monitor] = node.monitors()[..] else { unreachable!("one monitor") };
+        node::kill(monitor);
         cri.remove(&second).await;
         cri.remove_pod(&sandbox).await;
         assert_eq!(node.leftovers(), Vec::<String>::new(), "both: {both}");

@@ -228,6 +228,79 @@ async fn a_pod_runs_is_asked_stops_and_leaves_nothing() {
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }
 
+/// Another OCI runtime, by the handler that the sandbox is asked for with: it runs the pod from its start to its
+/// end, also over a restart of ours and the loss of the monitor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_names_another_oci_runtime() {
+    let Some(mut node) = node::node() else { return };
+    // runc under another name: crun refuses the hybrid cgroups of machines like CI's.
+    let other = node.at("fast-runc");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo fast version 1; exit; }}\nexec {} \"$@\"\n",
+        node.config.runc.path.display()
+    );
+    std::fs::write(&other, script).unwrap();
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    node.config.runtimes.insert("fast".to_owned(), podway_runtime::config::Oci { path: other.clone() });
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    let told = cri.runtime.status(v1::StatusRequest::default()).await.unwrap().into_inner().runtime_handlers;
+    assert_eq!(told.iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["", "fast", "runc"]);
+    let pod = node.sandbox("other", 0);
+    let asked = |handler: &str| v1::RunPodSandboxRequest {
+        config: Some(pod.clone()),
+        runtime_handler: handler.to_owned(),
+    };
+    let refused = cri.runtime.run_pod_sandbox(asked("slow")).await.unwrap_err();
+    assert!(refused.message().contains("no runtime for \"slow\" is configured"), "{refused:?}");
+    let sandbox = cri.runtime.run_pod_sandbox(asked("fast")).await.unwrap().into_inner().pod_sandbox_id;
+    let listed = cri.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().items[0].runtime_handler, "fast");
+
+    let script = "echo up; trap 'exit 7' TERM; while :; do sleep 1 & wait $!; done";
+    let (id, _) = cri.create(&sandbox, node.container("app", script), pod.clone()).await.unwrap();
+    let flow = cri.start(&id).await.unwrap();
+    assert_eq!(evidence(&flow, Phase::ContainersCreated, "runcVersion"), "fast version 1");
+    assert!(evidence(&flow, Phase::ContainersCreated, "argv").starts_with(other.to_str().unwrap()));
+    let said = cri.exec(&id, &["sh", "-c", "echo in; exit 3"]).await.unwrap();
+    assert_eq!((said.exit_code, said.stdout.as_slice()), (3, b"in\n".as_slice()));
+    let linux = v1::LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() };
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    cri.runtime.update_container_resources(update).await.unwrap();
+    let mut bad = node.container("bad", "");
+    bad.command = vec!["/no/such/program".to_owned()];
+    let (bad, _) = cri.create(&sandbox, bad, pod.clone()).await.unwrap();
+    let refused = cri.start(&bad).await.unwrap_err();
+    assert!(refused.message().contains("/no/such/program"), "{refused:?}");
+
+    // Another process of ours finds it running, and it ends as it was told to.
+    let (orphan, _) =
+        cri.create(&sandbox, node.container("orphan", "sleep 1000"), pod.clone()).await.unwrap();
+    cri.start(&orphan).await.unwrap();
+    served.end().await;
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    assert_eq!(cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
+    cri.stop(&id, 10).await;
+    assert_eq!(cri.status(&id).await.exit_code, 7);
+    served.end().await;
+
+    // Without its monitor it is known by what the OCI runtime wrote of it.
+    node.monitors().into_iter().for_each(node::kill);
+    let mut served = serve(&node).await;
+    let cri = &mut served.cri;
+    assert_eq!(cri.status(&orphan).await.state, v1::ContainerState::ContainerRunning as i32);
+    cri.stop(&orphan, 0).await;
+    assert_eq!(cri.status(&orphan).await.exit_code, 137);
+    cri.remove_pod(&sandbox).await;
+    served.end().await;
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
 /// A retried call joins or finds; a failed one tells what it did, leaves nothing, and is remembered.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_idempotent_and_failures_tell_their_records() {

@@ -83,6 +83,7 @@ pub(crate) fn sandbox_config(
     context: &Context,
     pod: &Pod,
     attempt: u32,
+    handler: &str,
 ) -> Result<(v1::PodSandboxConfig, Warnings), Failed> {
     let wrong = |e: &dyn Error| failed("FailedCreatePodSandBox", chain(e));
     let hostname = hosts::hostname(&pod.object, &context.dns.cluster_domain, &context.hostname)
@@ -99,7 +100,7 @@ pub(crate) fn sandbox_config(
         modules: context.modules,
     };
     let mut config = cri_config::sandbox(pod, &input).map_err(|e| wrong(&e))?;
-    let userns = context.userns.of(&pod.uid, &pod.object).map_err(|e| wrong(&e))?;
+    let userns = context.userns.of(&pod.uid, &pod.object, handler).map_err(|e| wrong(&e))?;
     let security = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
     if let Some(options) = security.and_then(|s| s.namespace_options.as_mut()) {
         options.userns_options = userns;
@@ -117,7 +118,11 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
 /// `None` where it must be asked for again.
 pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcomes<Option<Sandbox>> {
     let bad = |e: Failed| Outcomes { result: Err(e), records: Vec::new() };
-    let (config, warnings) = match sandbox_config(&context, &pod, attempt) {
+    let handler = match context.classes.handler(&pod.object).await {
+        Ok(handler) => handler,
+        Err(e) => return bad(failed("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"))),
+    };
+    let (config, warnings) = match sandbox_config(&context, &pod, attempt, &handler) {
         Ok(made) => made,
         Err(e) => return bad(e),
     };
@@ -135,7 +140,6 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
     }
     let begun = context.clock.now();
     context.metrics.started_pods.inc();
-    let handler = pod.object.spec.as_ref().and_then(|s| s.runtime_class_name.clone()).unwrap_or_default();
     let mut answer = context.cri.run_sandbox(config, &handler).await;
     let now = context.clock.now();
     let records =
@@ -285,7 +289,9 @@ async fn container_config(
     let given = cri_config::api_container(pod, name)
         .ok_or_else(|| failed("CreateContainerConfigError", format!("container {name} is not in the pod")))?
         .clone();
-    let (sandbox, _) = sandbox_config(context, pod, making.attempt)?;
+    let handler = context.classes.handler(&pod.object).await;
+    let handler = handler.map_err(|e| failed("CreateContainerConfigError", e))?;
+    let (sandbox, _) = sandbox_config(context, pod, making.attempt, &handler)?;
     let pod_ips = if pod.host_network { context.node.ips.clone() } else { making.ips.clone() };
     let addresses = Addresses { host_ips: context.node.ips.clone(), pod_ips };
     let services = context.api.services(&pod.namespace).await;
@@ -308,9 +314,8 @@ async fn container_config(
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod).join(name);
     let words = |list: &Option<Vec<String>>| env.expand_all(list.as_deref().unwrap_or_default());
     let (command, args) = (words(&given.command), words(&given.args));
-    let handler = pod.object.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
     let kernel = volumes::Kernel {
-        recursive_read_only: context.known.borrow().features(handler).recursive_read_only_mounts
+        recursive_read_only: context.known.borrow().features(&handler).recursive_read_only_mounts
             == Some(true),
         selinux: context.modules.selinux,
     };

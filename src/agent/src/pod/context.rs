@@ -8,6 +8,7 @@ use crate::dns::NodeDns;
 use crate::env::Objects;
 use crate::metrics::Metrics;
 use crate::node;
+use crate::pod::classes::Classes;
 use crate::pod::confinement::Modules;
 use crate::pod::ledger::Ledger;
 use crate::pod::model::Pod;
@@ -37,6 +38,8 @@ pub struct Context {
     pub ledger: Arc<Ledger>,
     /// The ids of pods with a user namespace of their own.
     pub userns: Arc<UserNamespaces>,
+    /// Which handler of the runtime a pod is run with.
+    pub classes: Classes,
     /// What the kernel can confine with.
     pub modules: Modules,
     /// How the node stands.

@@ -120,7 +120,8 @@ pub(super) async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), 
     blocking(move || {
         if without_monitor {
             let root = state.config.state.join("runc");
-            orphan::remove(&state.config.runc.path, &root, &id, (&state.cgroups, &entry.cgroup))?;
+            let oci = &state.oci(&entry.sandbox)?.path;
+            orphan::remove(oci, &root, &id, (&state.cgroups, &entry.cgroup))?;
         }
         points::at(Point::RuncDeleted);
         super::volumes::unmount(&state, &id)?;

@@ -15,7 +15,7 @@ use crate::{events, follow, supervisor};
 use podway_cri::v1::{ContainerConfig, ContainerEventType};
 use podway_flow::{Phase, Recorder, Span, Writer};
 use podway_monitor::{Create, Reply, Request};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Starts a created container. One that runs is started already: a retried call has one effect.
@@ -114,14 +114,15 @@ async fn create(
     config: &ContainerConfig,
     mut span: Span,
 ) -> Result<u32, OpError> {
-    span.note("runcVersion", &runtime.runc_version);
+    let oci = runtime.oci(&entry.sandbox)?;
+    span.note("runcVersion", &oci.version);
     let asked = async {
         // A monitor that died since the last container is replaced before it is needed.
         let listed = follow::ensure(runtime, &entry.sandbox).await?;
         if !listed.iter().any(|c| c.id == id.as_str()) && follow::runc_knows(runtime, id) {
             return Err(orphaned(id));
         }
-        let request = Request::Create(Box::new(request(runtime, id, entry, config)));
+        let request = Request::Create(Box::new(request(runtime, &oci.path, id, entry, config)));
         match supervisor::call(&runtime.monitor_socket(&entry.sandbox), request).await {
             Ok(Reply::Created { pid, micros, argv }) => Ok((pid, micros, argv)),
             Err(error) => Err(OpError::of_runc("create", error)),
@@ -160,11 +161,11 @@ async fn create(
     Ok(pid)
 }
 
-fn request(runtime: &Runtime, id: &Id, entry: &Container, config: &ContainerConfig) -> Create {
+fn request(runtime: &Runtime, oci: &Path, id: &Id, entry: &Container, config: &ContainerConfig) -> Create {
     let bundle = runtime.bundle(id);
     Create {
         id: id.to_string(),
-        runc: runtime.config.runc.path.clone(),
+        runc: oci.to_owned(),
         runc_root: runtime.config.state.join("runc"),
         runc_log: bundle.join("runc.log"),
         bundle,

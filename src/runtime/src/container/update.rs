@@ -40,7 +40,7 @@ pub async fn update(runtime: &Arc<Runtime>, id: &Id, wanted: LinuxContainerResou
         if let Some(memory) = limits.get_mut("memory").and_then(|m| m.as_object_mut()) {
             memory.insert("checkBeforeUpdate".to_owned(), serde_json::Value::Bool(true));
         }
-        runc(runtime, id, &serde_json::Value::Object(limits).to_string()).await?;
+        runc(runtime, (id, &entry.sandbox), &serde_json::Value::Object(limits).to_string()).await?;
     } else {
         let (path, new) = (runtime.bundle(id).join("config.json"), limits);
         blocking(move || {
@@ -100,9 +100,9 @@ fn merge(
     Ok(old)
 }
 
-async fn runc(runtime: &Runtime, id: &Id, limits: &str) -> Result<(), OpError> {
+async fn runc(runtime: &Runtime, (id, sandbox): (&Id, &Id), limits: &str) -> Result<(), OpError> {
     let io = |e| OpError::Io("run runc update", e);
-    let mut child = tokio::process::Command::new(&runtime.config.runc.path)
+    let mut child = tokio::process::Command::new(&runtime.oci(sandbox)?.path)
         .arg("--root")
         .arg(runtime.config.state.join("runc"))
         .args(["update", "--resources", "-", id.as_str()])

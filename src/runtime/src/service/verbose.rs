@@ -3,12 +3,14 @@
 
 use crate::cni::Network;
 use crate::error::OpError;
+use crate::features::Features;
+use crate::handlers::{self, Handler};
 use crate::ids::Id;
 use crate::orphan;
 use crate::state::{Container, Runtime, Sandbox};
 use podway_cri::v1;
 use podway_flow::wire;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 
 type Info = HashMap<String, String>;
@@ -21,6 +23,10 @@ fn records(records: &[podway_flow::Record]) -> (String, String) {
 pub(super) fn runtime(runtime: &Runtime) -> Info {
     let config = &runtime.config;
     let network = Network::load(&config.cni.conf_dir);
+    let known = runtime.handlers.all();
+    let runtimes: Value = known
+        .map(|(name, handler)| (name.to_owned(), json!({"path": handler.path, "version": handler.version})))
+        .collect();
     let document = json!({
         // The names that others ask for (the CRI validation suite wants the directory of root file systems).
         "rootDir": config.root,
@@ -28,7 +34,7 @@ pub(super) fn runtime(runtime: &Runtime) -> Info {
         "endpoint": config.listen,
         "cgroupParent": config.cgroup_parent,
         "cgroupVersion": format!("{:?}", runtime.cgroups.version()),
-        "runc": {"path": config.runc.path, "version": runtime.runc_version},
+        "runtimes": runtimes,
         "monitor": config.monitor.path,
         "cni": {
             "binDirs": config.cni.bin_dirs,
@@ -87,10 +93,15 @@ pub(super) fn container(runtime: &Runtime, id: &Id, entry: &Container) -> Info {
 
 /// What the handlers can do on this machine.
 pub(super) fn handlers(runtime: &Runtime) -> Vec<v1::RuntimeHandler> {
-    let features = v1::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: runtime.features.recursive_read_only,
-        user_namespaces: runtime.features.user_namespaces,
+    let features = |name: &str, handler: &Handler| v1::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: Features::look(&runtime.cgroups, &handler.features).recursive_read_only,
+        // Tried with runc alone: sandbox.rs refuses it with others.
+        user_namespaces: name == handlers::DEFAULT && runtime.features.user_namespaces,
     };
-    let handler = |name: &str| v1::RuntimeHandler { name: name.to_owned(), features: Some(features) };
-    vec![handler(""), handler("runc")]
+    let all = runtime.handlers.all().map(|(name, handler)| (name, features(name, handler)));
+    let default =
+        all.clone().find(|(name, _)| *name == handlers::DEFAULT).map(|(_, features)| ("", features));
+    let told = default.into_iter().chain(all);
+    told.map(|(name, features)| v1::RuntimeHandler { name: name.to_owned(), features: Some(features) })
+        .collect()
 }

@@ -61,6 +61,15 @@ fn monitor() -> PathBuf {
     binary
 }
 
+/// Kills a process, and returns when it has ended.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_send_signal(&fd, rustix::process::Signal::KILL).unwrap();
+    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fds, None).unwrap();
+}
+
 /// The node, or `None` with a printed reason where the machine lacks something.
 pub fn node() -> Option<Node> {
     let root = rustix::process::geteuid().is_root();
@@ -191,6 +200,18 @@ impl Node {
     }
 
     /// What of ours is on the machine; empty after everything was removed.
+    /// The monitors of its pods.
+    pub fn monitors(&self) -> Vec<u32> {
+        let root = self.dir.path().display().to_string();
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|e| {
+            let pid = e.file_name().to_string_lossy().parse::<u32>().ok()?;
+            let text = String::from_utf8(std::fs::read(e.path().join("cmdline")).ok()?).ok()?;
+            (text.contains("podway-monitor") && text.contains(&root)).then_some(pid)
+        })
+        .collect()
+    }
+
     pub fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();
         let root = self.dir.path().display().to_string();

@@ -477,6 +477,7 @@ impl Bench {
                 &dir.path().join("root/pods"),
                 tokio::sync::watch::channel(crate::node::State::default()).1,
             )),
+            classes: crate::pod::classes::Classes::new(kube::runtime::reflector::store().0),
             modules: crate::pod::confinement::Modules::default(),
             known: tokio::sync::watch::channel(crate::node::State::default()).1,
             cgroups: Arc::new(Cgroups::new(&tree, "/")),
