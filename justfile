@@ -38,3 +38,6 @@ critest *ARGS:
 # Our runtime beside containerd, call by call, memory, restart and pulls: the table of docs/performance.md.
 cribench *ARGS:
     cargo build --release --workspace --bins && target/release/podway-cribench {{ARGS}}
+# docs/metrics.md and docs/conditions.md, made from the code.
+pages:
+    PODWAY_BLESS=1 cargo test --profile tests -p podway-tests --test ecosystem pages

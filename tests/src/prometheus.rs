@@ -47,11 +47,23 @@ impl Prometheus {
     /// # Errors
     /// When there is no prometheus, or it cannot be started.
     pub async fn start(targets: &[Target]) -> anyhow::Result<Self> {
+        Self::with_rules(targets, &json!({"groups": []})).await
+    }
+
+    /// Starts one on loopback that follows rules as well.
+    ///
+    /// # Errors
+    /// When there is no prometheus, or it cannot be started.
+    pub async fn with_rules(targets: &[Target], rules: &Value) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let config = dir.path().join("prometheus.yml");
         // JSON is YAML.
-        std::fs::write(&config, configuration(targets).to_string())?;
+        let rule_file = dir.path().join("rules.yml");
+        std::fs::write(&rule_file, rules.to_string())?;
+        let mut configured = configuration(targets);
+        configured["rule_files"] = json!([rule_file]);
+        std::fs::write(&config, configured.to_string())?;
         let log = std::fs::File::create(dir.path().join("log"))?;
         let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
         let process = Command::new("prometheus")

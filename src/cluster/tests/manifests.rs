@@ -86,6 +86,36 @@ async fn a_real_api_server_takes_every_manifest() {
     ] {
         assert_eq!(may(verb, what), expected, "{verb} {what}");
     }
+    only_its_own_flows(&program, &cluster.kubeconfig).await;
     drop(guard);
     assert!(!state_dir.exists());
+}
+
+/// A node may write the flows of its own pods, and not another's.
+async fn only_its_own_flows(program: &Path, kubeconfig: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |node: &str| {
+        let file = dir.path().join(node);
+        let flow = format!(
+            "{{\"apiVersion\": \"podway.dev/v1alpha1\", \"kind\": \"PodFlow\", \"metadata\": {{\"name\": \"x\", \"namespace\": \"default\"}}, \
+             \"spec\": {{\"podName\": \"x\", \"podUID\": \"u\", \"nodeName\": \"{node}\"}}}}"
+        );
+        std::fs::write(&file, flow).unwrap();
+        let args = ["create", "--dry-run=server", "--as=system:node:one", "--as-group=system:nodes", "-f"];
+        let output =
+            Command::new(program).arg("--kubeconfig").arg(kubeconfig).args(args).arg(&file).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // The server tells nobody when it has begun to heed a new policy: until then anything goes.
+    let refused = async {
+        loop {
+            match write("two") {
+                (false, why) => return why,
+                (true, _) => tokio::time::sleep(std::time::Duration::from_millis(200)).await,
+            }
+        }
+    };
+    let why = tokio::time::timeout(std::time::Duration::from_secs(60), refused).await.unwrap();
+    assert!(why.contains("is of a pod on node \"two\", and its writer is node \"one\""), "{why}");
+    assert_eq!(write("one"), (true, String::new()));
 }
