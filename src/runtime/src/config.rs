@@ -1,4 +1,5 @@
-//! The runtime's configuration file: TOML, an unknown key is an error (a typo must not be a default).
+//! The runtime's configuration: a TOML file and its drop-ins. An unknown key is an error (a typo must not be a
+//! default).
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -175,13 +176,52 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a configuration file.
+    /// Reads a configuration file, and over it the `.toml` files of the directory of its name with `.d` behind
+    /// it, in the order of their names: a later key goes before an earlier one, a list replaces a list.
     ///
     /// # Errors
-    /// [`ConfigError`] when it cannot be read, is not TOML or has an unknown key.
+    /// [`ConfigError`] when one cannot be read, is not TOML or has an unknown key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
-        toml::from_str(&text).map_err(|e| ConfigError::Parse(path.to_owned(), e))
+        let mut merged = read(path)?;
+        for file in drop_ins(path)? {
+            merge(&mut merged, read(&file)?);
+        }
+        merged.try_into().map_err(|e| ConfigError::Parse(path.to_owned(), e))
+    }
+}
+
+/// One file. It is checked alone, so that an error names its line.
+fn read(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+    let parse = |e| ConfigError::Parse(path.to_owned(), e);
+    toml::from_str::<Config>(&text).map_err(parse)?;
+    toml::from_str(&text).map_err(parse)
+}
+
+fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let mut dir = path.as_os_str().to_owned();
+    dir.push(".d");
+    let dir = PathBuf::from(dir);
+    let failed = |e| ConfigError::Read(dir.clone(), e);
+    let entries = match std::fs::read_dir(&dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let files: Result<Vec<PathBuf>, _> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut files = files.map_err(failed)?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    Ok(files)
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
     }
 }
 
@@ -205,6 +245,26 @@ mod tests {
             allowed("io.kubernetes.cri-o.Devices").is_err(),
             "one that is not known is a typo or not built"
         );
+    }
+
+    #[test]
+    fn drop_ins_go_before_the_file_by_name_and_key_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runtime.toml");
+        std::fs::write(&file, "root = \"/a\"\n[cni]\nconf_dir = \"/c\"\nbin_dirs = [\"/1\", \"/2\"]\n")
+            .unwrap();
+        let drop_ins = dir.path().join("runtime.toml.d");
+        std::fs::create_dir(&drop_ins).unwrap();
+        std::fs::write(drop_ins.join("20-b.toml"), "root = \"/z\"\n").unwrap();
+        std::fs::write(drop_ins.join("10-a.toml"), "root = \"/y\"\n[cni]\nbin_dirs = [\"/3\"]\n").unwrap();
+        std::fs::write(drop_ins.join("README"), "not read").unwrap();
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.root, Path::new("/z"));
+        assert_eq!((config.cni.conf_dir.as_path(), config.cni.bin_dirs.len()), (Path::new("/c"), 1));
+        std::fs::write(drop_ins.join("30-c.toml"), "\nrot = \"/z\"\n").unwrap();
+        let error = Config::load(&file).unwrap_err();
+        let text = crate::image::pull::chain(&error);
+        assert!(text.contains("30-c.toml") && text.contains("line 2") && text.contains("rot"), "{text}");
     }
 
     #[test]

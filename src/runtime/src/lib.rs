@@ -6,6 +6,7 @@
 //! it is made; [`run`] adopts or undoes what it finds there.
 
 pub mod cgroup;
+pub mod check;
 pub mod cni;
 pub mod config;
 pub mod container;

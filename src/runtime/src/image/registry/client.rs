@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// How long a registry may take to answer, and between two chunks of a body.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The most bytes that are read at once, and so the longest chunk of a blob.
+const CHUNK: usize = 64 * 1024;
 const MAX_REDIRECTS: usize = 5;
 const TOKEN_LIMIT: usize = 64 * 1024;
 
@@ -410,6 +412,8 @@ impl Registry {
             .wrap_connector(http);
         let client = Client::builder(hyper_util::rt::TokioExecutor::new())
             .pool_timer(hyper_util::rt::TokioTimer::new())
+            // hyper's own 400 KiB would be a chunk's size on a fast network, and a layer has several in flight.
+            .http1_max_buf_size(CHUNK)
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector);
         clients.insert(key, client.clone());
