@@ -8,6 +8,7 @@ pub(crate) mod explain;
 pub(crate) mod flow;
 pub(crate) mod image;
 pub(crate) mod man;
+pub(crate) mod replay;
 pub(crate) mod runtime;
 pub(crate) mod scheduler;
 pub(crate) mod ui;

@@ -49,6 +49,8 @@ enum Command {
     Why(commands::why::Args),
     /// Say where pods would go, writing nothing.
     Whatif(commands::whatif::Args),
+    /// Make the decisions of a recorded run again.
+    Replay(commands::replay::Args),
     /// Print the CustomResourceDefinitions.
     Crds(commands::crds::Args),
     /// Print the completions of a shell.
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => commands::explain::run(args),
         Command::Why(args) => commands::why::run(args),
         Command::Whatif(args) => commands::whatif::run(args),
+        Command::Replay(args) => commands::replay::run(&args),
         Command::Crds(args) => commands::crds::run(&args),
         Command::Completions(args) => commands::completions::run(&args, Cli::command()),
         Command::Man(args) => commands::man::run(&args, Cli::command()),

@@ -56,6 +56,9 @@ pub(crate) struct Settings {
     /// [default: nowhere].
     #[arg(long, value_name = "PATH")]
     debug_socket: Option<PathBuf>,
+    /// Where the run is recorded, for podway replay: a file that is not there yet [default: nowhere].
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Bind nothing: compare what another scheduler does with what this one would do [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shadow: Option<bool>,
@@ -180,6 +183,7 @@ impl Settings {
             pod_max_backoff_seconds: self.pod_max_backoff_seconds.or(file.pod_max_backoff_seconds),
             bind_lanes: self.bind_lanes.or(file.bind_lanes),
             debug_socket: self.debug_socket.or(file.debug_socket),
+            record: self.record.or(file.record),
             shadow: self.shadow.or(file.shadow),
             leader_election: self.leader_election.merged(file.leader_election),
             profiles: file.profiles,
@@ -247,6 +251,7 @@ impl Settings {
             None => {}
         }
         config.debug_socket.clone_from(&self.debug_socket);
+        config.record.clone_from(&self.record);
         config.shadow = self.shadow.unwrap_or(false);
         config.leader_election = self.leader_election.config()?;
         config.extenders = extenders::checked(&self.extenders)?;

@@ -15,6 +15,7 @@ pub use tally::{Domains, Step, Sums, Tally};
 use crate::classes::{Class, ClassId, Classes};
 use crate::model::{NodeInfo, PodInfo};
 use crate::objects::Objects;
+use crate::record;
 use index::Index;
 use snapshot::{Nominated, position};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -59,11 +60,36 @@ pub struct Cache {
     /// When they were last not the same ones any more, and when they last had other images.
     nodes_generation: u64,
     images_generation: u64,
+    /// What has changed and is not fetched yet, where a run is recorded.
+    tape: Option<Vec<record::Entry>>,
 }
 
 impl Cache {
+    /// From now on each change is kept until it is fetched by [`Cache::recorded`].
+    pub fn record(&mut self) {
+        self.tape = Some(Vec::new());
+    }
+
+    /// Changes are no longer kept.
+    pub fn record_no_more(&mut self) {
+        self.tape = None;
+    }
+
+    /// One more, of what the cache does not know by itself.
+    pub fn note_entry(&mut self, entry: impl FnOnce() -> record::Entry) {
+        if let Some(tape) = &mut self.tape {
+            tape.push(entry());
+        }
+    }
+
+    /// The changes since it was last asked.
+    pub fn recorded(&mut self) -> Vec<record::Entry> {
+        self.tape.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// A node came or changed; returns what it was before.
     pub fn set_node(&mut self, info: Arc<NodeInfo>) -> Option<Arc<NodeInfo>> {
+        self.note_entry(|| record::Entry::Node(info.original.clone()));
         let entry = self.nodes.entry(info.name.to_string()).or_default();
         let before = entry.info.replace(info.clone());
         if before.as_ref() == Some(&info) {
@@ -85,6 +111,7 @@ impl Cache {
 
     /// A node went; returns what it was. Its pods stay counted until they go.
     pub fn remove_node(&mut self, name: &str) -> Option<Arc<NodeInfo>> {
+        self.note_entry(|| record::Entry::NodeGone(name.to_owned()));
         let entry = self.nodes.get_mut(name)?;
         let before = entry.info.take();
         if entry.usage.pods == 0 {
@@ -98,6 +125,7 @@ impl Cache {
 
     /// A namespace came or changed.
     pub fn set_namespace(&mut self, name: &str, labels: BTreeMap<String, String>) {
+        self.note_entry(|| record::Entry::Namespace { name: name.to_owned(), labels: Some(labels.clone()) });
         if self.namespaces.get(name) != Some(&labels) {
             Arc::make_mut(&mut self.namespaces).insert(name.to_owned(), labels);
             self.generation += 1;
@@ -107,6 +135,7 @@ impl Cache {
 
     /// A namespace went.
     pub fn remove_namespace(&mut self, name: &str) {
+        self.note_entry(|| record::Entry::Namespace { name: name.to_owned(), labels: None });
         if self.namespaces.contains_key(name) {
             Arc::make_mut(&mut self.namespaces).remove(name);
             self.generation += 1;
@@ -137,11 +166,22 @@ impl Cache {
 
     /// Takes a pod as placed before its binding stands.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.note_entry(|| record::Entry::Placed {
+            pod: pod.original.clone(),
+            node: node.to_owned(),
+            assumed: true,
+        });
         self.place(pod, node, true);
     }
 
     /// The API says that the pod is bound. Returns what it said before, if it did.
     pub fn confirm(&mut self, pod: Arc<PodInfo>) -> Option<Arc<PodInfo>> {
+        let said = &pod.node_name;
+        self.note_entry(|| record::Entry::Placed {
+            pod: pod.original.clone(),
+            node: said.clone(),
+            assumed: false,
+        });
         let known = self.pods.get(&pod.uid).filter(|p| !p.assumed).map(|p| p.pod.clone());
         let node = pod.node_name.clone();
         self.place(pod, &node, false);
@@ -150,6 +190,11 @@ impl Cache {
 
     /// The pod is gone, or its binding failed. Returns the pod if it was placed.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        self.note_entry(|| record::Entry::PodGone(uid.to_owned()));
+        self.take_pod(uid)
+    }
+
+    fn take_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.pods.remove(uid)?;
         self.generation += 1;
         self.node_changed(&placed.node);
@@ -181,7 +226,7 @@ impl Cache {
     fn place(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         // The new class first, so that one whose only pod is told again keeps its number.
         let (id, class) = self.classes.enter(&pod);
-        self.remove_pod(&pod.uid);
+        self.take_pod(&pod.uid);
         self.generation += 1;
         self.node_changed(node);
         self.note(node, &class, &pod, 1);
@@ -189,19 +234,25 @@ impl Cache {
         entry.generation = self.generation;
         Arc::make_mut(&mut entry.usage).add(&pod, id, &class);
         Arc::make_mut(&mut entry.pods).push(NodePod { pod: pod.clone(), class: id });
-        self.unnominate(&pod.uid);
+        self.take_nomination(&pod.uid);
         self.pods.insert(pod.uid.clone(), Placed { pod, id, class, node: node.to_owned(), assumed });
     }
 
     /// A pod that waits is nominated to a node: for pods of no higher priority it is as good as there.
     pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
-        self.unnominate(&pod.uid);
+        self.note_entry(|| record::Entry::Nominated { pod: pod.original.clone(), node: node.to_owned() });
+        self.take_nomination(&pod.uid);
         Arc::make_mut(&mut self.nominated).entry(node.to_owned()).or_default().push(pod);
         self.generation += 1;
     }
 
     /// It no longer is. Returns the node that it was nominated to.
     pub fn unnominate(&mut self, uid: &str) -> Option<String> {
+        self.note_entry(|| record::Entry::Unnominated(uid.to_owned()));
+        self.take_nomination(uid)
+    }
+
+    fn take_nomination(&mut self, uid: &str) -> Option<String> {
         let node = self.nominated_to(uid)?.to_owned();
         let nominated = Arc::make_mut(&mut self.nominated);
         if let Some(pods) = nominated.get_mut(&node) {

@@ -10,6 +10,7 @@ use crate::queue::Backoff;
 use podway_api::profile::ProfileSpec;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The scheduler's configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,10 @@ pub struct Config {
     pub shadow: bool,
     /// How the leader of several replicas is elected; `None`: this one is alone.
     pub leader_election: Option<LeaderElection>,
+    /// How long it is from one self-audit to the next.
+    pub audit: Duration,
+    /// Where the run is recorded; `None`: nowhere.
+    pub record: Option<PathBuf>,
     /// Who else is asked, by all profiles.
     pub extenders: Vec<Spec>,
 }
@@ -45,6 +50,8 @@ impl Default for Config {
             debug_socket: None,
             shadow: false,
             leader_election: Some(LeaderElection::default()),
+            audit: Duration::from_secs(300),
+            record: None,
             extenders: vec![],
         }
     }

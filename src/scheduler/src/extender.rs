@@ -12,12 +12,13 @@ pub mod spec;
 mod tests;
 mod wire;
 
+use self::http::{HttpExtender, SpecError};
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{Bind, Candidate, ClusterEvent, Framework, Placement, Plugin, Status};
 use crate::model::PodInfo;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use spec::Spec;
@@ -152,6 +153,20 @@ pub trait Extender: Send + Sync {
 
     /// Binds the pod.
     fn bind<'a>(&'a self, placement: &'a Placement) -> BoxFuture<'a, Result<(), ExtenderError>>;
+}
+
+/// The extenders, those that may fail without harm last, and what NodeResourcesFit leaves to them.
+type Made = (Vec<Arc<dyn Extender>>, BTreeSet<String>);
+
+pub(crate) fn made(specs: &[Spec]) -> Result<Made, (String, SpecError)> {
+    let ignored = specs.iter().flat_map(|spec| spec.ignored.iter().cloned()).collect();
+    let (last, first): (Vec<&Spec>, Vec<&Spec>) = specs.iter().partition(|spec| spec.ignorable);
+    let mut out: Vec<Arc<dyn Extender>> = Vec::new();
+    for spec in first.into_iter().chain(last) {
+        let made = HttpExtender::new(spec.clone());
+        out.push(Arc::new(made.map_err(|error| (spec.url.clone(), error))?));
+    }
+    Ok((out, ignored))
 }
 
 /// Whether any of them has a say about the pod.

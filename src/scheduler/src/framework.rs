@@ -171,7 +171,8 @@ impl ClusterEvent {
 }
 
 /// What a plugin's verdict on a node, or its raw score, hangs on, beside the pod. What its PreFilter and PreScore
-/// keep or leave out then hangs on the pod alone.
+/// keep or leave out then hangs on the pod alone, and of the pod on nothing that only says what it is to other pods
+/// ([`PodInfo::same_shape`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoesBy {
     /// Anything.

@@ -6,11 +6,14 @@
 //! records; `binding` takes a placed pod through Permit, `PreBind` and Bind, where [`bind`] writes it;
 //! [`leader`] lets one of several replicas do so; [`status`] tells the pod and its events, on a lane of its own; [`metrics`] counts and [`server`]
 //! shows; [`debug`] shows more, to the machine's administrator alone. [`shadow`] compares with another scheduler.
+//! Now and then the cache is compared with the API server's lists ([`audit`]).
+//! A run can be written to a file ([`record`]), of which [`replay`] comes to the same decisions.
 //! [`extender`]s are other programs with a say.
 //! When no node fits, [`preemption`] looks for pods that could make room, and `evict` has them go.
 //! `model`, `objects`, `classes`, `framework`, `plugins`, `cycle`, `preemption`, `queue` and `cache` are pure: no
 //! clock, no network.
 
+pub mod audit;
 pub mod bind;
 mod binding;
 pub mod cache;
@@ -31,6 +34,8 @@ pub mod objects;
 pub mod plugins;
 pub mod preemption;
 pub mod queue;
+pub mod record;
+pub mod replay;
 pub mod run;
 pub mod server;
 pub mod shadow;

@@ -7,6 +7,7 @@
 
 pub mod text;
 
+use crate::audit::Fault;
 use crate::cycle::Trace;
 use crate::framework::Point;
 use crate::leader::Role;
@@ -111,6 +112,8 @@ pub struct Metrics {
     victims: Histogram,
     leader: Gauges<1>,
     shadow: Counters<1>,
+    audits: Counter,
+    faults: Gauges<1>,
 }
 
 impl Default for Metrics {
@@ -248,6 +251,21 @@ impl Metrics {
             "Bindings of another scheduler, by how they compare with what this one would have decided",
             Family::default(),
         );
+        let audits = put(
+            &mut registry,
+            "podway_scheduler_audits",
+            "How often the cache was compared with what the API server lists",
+            Counter::default(),
+        );
+        let faults: Gauges<1> = put(
+            &mut registry,
+            "podway_scheduler_cache_faults",
+            "What of the cache the last two such comparisons found wrong, by kind; 0 while all is well",
+            Family::default(),
+        );
+        for kind in Fault::KINDS {
+            faults.get_or_create(&[("kind", fixed(kind))]).set(0);
+        }
         let leader = put(
             &mut registry,
             "leader_election_master_status",
@@ -276,6 +294,8 @@ impl Metrics {
             victims,
             leader,
             shadow,
+            audits,
+            faults,
         }
     }
 
@@ -341,6 +361,17 @@ impl Metrics {
     /// The API server refused a binding with 409.
     pub fn bind_conflict(&self) {
         self.bind_conflicts.inc();
+    }
+
+    /// The cache was audited, and these faults were confirmed.
+    pub fn audited<'a>(&self, kinds: impl Iterator<Item = &'a str>) {
+        self.audits.inc();
+        let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
+        kinds.for_each(|kind| *counts.entry(kind).or_insert(0) += 1);
+        for kind in Fault::KINDS {
+            let n = counts.get(kind).copied().unwrap_or(0);
+            self.faults.get_or_create(&[("kind", fixed(kind))]).set(n);
+        }
     }
 
     /// A binding of another scheduler was compared.

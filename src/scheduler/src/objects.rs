@@ -4,6 +4,7 @@
 //! then followed; [`Lists`] knows which lists are complete and what a new list has left out.
 
 use crate::model::Meta;
+use crate::record::{Entry, ObjectStep};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub trait Kept: Sized + Send + Sync + PartialEq + 'static {
     type Api: kube::Resource<DynamicType = ()>
         + Clone
         + std::fmt::Debug
+        + serde::Serialize
         + serde::de::DeserializeOwned
         + Send
         + 'static;
@@ -33,6 +35,11 @@ pub trait Kept: Sized + Send + Sync + PartialEq + 'static {
     fn wrap(object: Arc<Self>) -> Object;
 }
 
+fn read<T: Kept>(value: serde_json::Value) -> Result<Option<Object>, serde_json::Error> {
+    let api: T::Api = serde_json::from_value(value)?;
+    Ok(T::parse(Meta::of(&api), api).map(|o| T::wrap(Arc::new(o))))
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident $field:ident),+ $(,)?) => {
         /// The kinds.
@@ -42,6 +49,14 @@ macro_rules! kinds {
         impl Kind {
             /// All.
             pub const ALL: &'static [Kind] = &[$(Kind::$kind),+];
+
+            /// Reads an object of the kind, with its key; `None` in the place of what is not kept of it.
+            ///
+            /// # Errors
+            /// When it is not an object of the kind.
+            pub fn read(self, value: serde_json::Value) -> Result<Option<Object>, serde_json::Error> {
+                match self { $(Kind::$kind => read::<$kind>(value)),+ }
+            }
 
             /// Its name.
             #[must_use]
@@ -148,6 +163,21 @@ pub enum Step {
     Set(String, Option<Object>),
     /// Went.
     Gone(String),
+}
+
+impl Step {
+    /// The step as it is recorded, with the object that it told of.
+    pub(crate) fn entry(&self, kind: Kind, object: Option<Box<serde_json::Value>>) -> Entry {
+        let (step, key) = match self {
+            Step::Begin => (ObjectStep::Begin, ""),
+            Step::Listed(key, _) => (ObjectStep::Listed, key.as_str()),
+            Step::Done => (ObjectStep::Done, ""),
+            Step::Set(key, _) => (ObjectStep::Set, key.as_str()),
+            Step::Gone(key) => (ObjectStep::Gone, key.as_str()),
+        };
+        let (kind, key) = (kind.name().to_owned(), key.to_owned());
+        Entry::Object { kind, step, key, object: object.map(|o| *o) }
+    }
 }
 
 /// Which lists are complete, and what those under way have had.

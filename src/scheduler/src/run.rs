@@ -3,23 +3,24 @@
 //! It sleeps until something arrives or the next backoff ends; there is no tick. Nothing is
 //! decided before both lists are complete, so that no node looks emptier than it is.
 
+mod error;
+mod listed;
 mod listing;
 mod objects;
 mod place;
 mod pods;
 mod watch;
 
+use crate::audit::{self, Audits, Fault, Listed};
 use crate::binding::{Binder, Recall, Unbound};
 use crate::cache::Cache;
 use crate::clients::Clients;
 use crate::config::Config;
-use crate::config::profile::ProfileError;
 use crate::config::profiles::Profiles;
-use crate::debug::{self, Question, SocketError};
+use crate::debug::{self, Question};
 use crate::decide::Decider;
 use crate::explain::ring::Ring;
-use crate::extender::http::{HttpExtender, SpecError};
-use crate::extender::{Extender, ExtenderBinder, Spec};
+use crate::extender::{self, ExtenderBinder};
 use crate::framework::{ClusterEvent, Framework, Placement};
 use crate::leader::term::Term;
 use crate::metrics::{Health, Metrics};
@@ -31,16 +32,19 @@ use crate::objects::{Kind, Lists, Step};
 use crate::plugins::volume_binding::{Assumed, VolumeBinder};
 use crate::plugins::{PluginArgs, default_binder::DefaultBinder, registry};
 use crate::queue::{Queue, QueuedPod};
-use crate::server::{self, Probe, ServeError};
+use crate::record::Recorder;
+use crate::server::{self, Probe};
 use crate::shadow::Shadow;
 use crate::status::{self, Notice};
+pub use error::RunError;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
 use kube::runtime::watcher;
+use listed::audits;
 use listing::Listing;
 use podway_api::SchedulerProfile;
 use podway_flow::{Clock, Micros};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -48,50 +52,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use watch::{watch, watch_objects, watch_profiles};
 
-/// Why the scheduler ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// A watch ended for good.
-    #[error("the watch of {0} ended: start the scheduler again")]
-    WatchEnded(&'static str),
-    /// Health and metrics cannot be served.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-    /// Nor the debug socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// Another replica leads, or may: what this one knows is no longer to be acted on.
-    #[error("the lease of the leader is lost: start the scheduler again")]
-    LeaseLost,
-    /// A profile of the configuration is not one.
-    #[error("the profile {name:?} of the configuration is not valid")]
-    Profile {
-        /// Whose.
-        name: String,
-        /// What is wrong.
-        #[source]
-        source: ProfileError,
-    },
-    /// An extender of the configuration is not one.
-    #[error("the extender {url:?} of the configuration is not valid")]
-    Extender {
-        /// Where it is.
-        url: String,
-        /// What is wrong.
-        #[source]
-        source: SpecError,
-    },
-    /// The kernel does not tell who we are.
-    #[error("this candidate has no identity")]
-    Identity(#[source] std::io::Error),
-}
-
 enum Input {
     Node(Box<watcher::Event<Node>>),
     Pod(Box<watcher::Event<Pod>>),
     Namespace(Box<watcher::Event<Namespace>>),
-    Object(Kind, Step),
+    /// A step of a kind's watch, with the object where the run is recorded.
+    Object(Kind, Step, Option<Box<serde_json::Value>>),
     Evicted(String, bool),
+    /// What the API server says, for the self-audit.
+    Audit(Box<Listed>),
     Profile(Box<watcher::Event<SchedulerProfile>>),
     /// The cluster has no such objects.
     NoProfiles,
@@ -133,6 +102,8 @@ struct Scheduler {
     shadow: Option<Shadow>,
     /// There are extenders, to which whole pods and nodes are sent.
     keeps_originals: bool,
+    /// Where the run is recorded.
+    recorder: Option<Recorder>,
     /// Pods without a node that are another scheduler's, until a profile of their name comes.
     strangers: HashMap<String, Arc<PodInfo>>,
     listed_profiles: Listing,
@@ -147,6 +118,7 @@ struct Scheduler {
     evictor: kube::Client,
     lists: Lists,
     decider: Decider,
+    audits: Audits,
     cycles: JoinSet<()>,
     inputs: mpsc::UnboundedSender<Input>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -183,8 +155,15 @@ pub async fn run_with(
     let clients = clients.into();
     let metrics = Arc::new(Metrics::new());
     let (bind, counts) = (clients.bind.clone(), metrics.clone());
-    let (extenders, ignored) = extenders(&config.extenders)?;
-    let keeps_originals = !extenders.is_empty();
+    let made = extender::made(&config.extenders);
+    let (extenders, ignored) = made.map_err(|(url, source)| RunError::Extender { url, source })?;
+    let keeps_originals = !extenders.is_empty() || config.record.is_some();
+    let recorder = match &config.record {
+        None => None,
+        // What an extender answers is not on the record.
+        Some(_) if !extenders.is_empty() => return Err(RunError::RecordWithExtenders),
+        Some(path) => Some(Recorder::begin(path, &config.profiles).map_err(RunError::Record)?),
+    };
     let complete = move |args: &PluginArgs| {
         let mut args = args.clone();
         if !ignored.is_empty() {
@@ -249,13 +228,15 @@ pub async fn run_with(
         inputs.clone(),
     ));
     tasks.spawn(watch(Api::<Pod>::all(clients.watch.clone()), live, "pods", Input::Pod, inputs.clone()));
+    let records = recorder.is_some();
     macro_rules! kinds {
-        ($($kind:ty),+) => { $(tasks.spawn(watch_objects::<$kind>(clients.watch.clone(), inputs.clone()));)+ };
+        ($($kind:ty),+) => { $(tasks.spawn(watch_objects::<$kind>(clients.watch.clone(), records, inputs.clone()));)+ };
     }
     kinds!(DisruptionBudget, PersistentVolume, PersistentVolumeClaim, StorageClass);
     kinds!(CsiNode, CsiDriver, StorageCapacity, VolumeAttachment);
     kinds!(Service, ReplicationController, ReplicaSet, StatefulSet);
     tasks.spawn(watch_profiles(clients.watch.clone(), inputs.clone()));
+    tasks.spawn(audits(clients.watch.clone(), config.audit, inputs.clone()));
     let evictor = clients.status.clone();
     let lane = tokio::spawn(status::lane(clients.status, noticed));
     let binder = Binder {
@@ -273,6 +254,7 @@ pub async fn run_with(
         ring: Ring::default(),
         shadow: config.shadow.then(Shadow::default),
         keeps_originals,
+        recorder,
         strangers: HashMap::new(),
         listed_profiles: Listing::default(),
         binder,
@@ -281,6 +263,7 @@ pub async fn run_with(
         evictor,
         lists: Lists::default(),
         decider: Decider::default(),
+        audits: Audits::default(),
         cycles: JoinSet::new(),
         inputs,
         notices,
@@ -289,6 +272,9 @@ pub async fn run_with(
         listed_namespaces: Listing::default(),
         synced: Synced::default(),
     };
+    if records {
+        scheduler.cache.record();
+    }
     let result = scheduler.run(&mut received, &mut probed, &shutdown).await;
     if matches!(result, Err(RunError::LeaseLost)) {
         // What is under way must not be written any more.
@@ -303,21 +289,6 @@ pub async fn run_with(
         tracing::warn!("some conditions and events were not written: the API server does not answer");
     }
     result
-}
-
-/// The extenders, those that may fail without harm last, and what NodeResourcesFit leaves to them.
-type Extenders = (Vec<Arc<dyn Extender>>, BTreeSet<String>);
-
-fn extenders(specs: &[Spec]) -> Result<Extenders, RunError> {
-    let ignored = specs.iter().flat_map(|spec| spec.ignored.iter().cloned()).collect();
-    let (last, first): (Vec<&Spec>, Vec<&Spec>) = specs.iter().partition(|spec| spec.ignorable);
-    let mut out: Vec<Arc<dyn Extender>> = Vec::new();
-    for spec in first.into_iter().chain(last) {
-        let made = HttpExtender::new(spec.clone());
-        let made = made.map_err(|source| RunError::Extender { url: spec.url.clone(), source })?;
-        out.push(Arc::new(made));
-    }
-    Ok((out, ignored))
 }
 
 /// How long a shutdown waits for what is being written.
@@ -421,10 +392,12 @@ impl Scheduler {
             Input::Node(event) => self.on_node(*event),
             Input::Pod(event) => self.on_pod(*event),
             Input::Namespace(event) => self.on_namespace(*event),
-            Input::Object(kind, step) => {
+            Input::Object(kind, step, raw) => {
+                self.cache.note_entry(|| step.entry(kind, raw));
                 let changes = self.lists.take(self.cache.objects_mut(), kind, step);
                 changes.into_iter().for_each(|change| self.happened(&ClusterEvent::Object(change)));
             }
+            Input::Audit(listed) => self.audit(&listed),
             Input::Evicted(uid, evicted) => self.queue.release(&uid, evicted, self.binder.clock.now()),
             Input::Profile(event) => self.on_profile(*event),
             Input::NoProfiles => self.synced.profiles = true,
@@ -432,6 +405,16 @@ impl Scheduler {
             Input::Ended(what) => return Err(RunError::WatchEnded(what)),
         }
         Ok(())
+    }
+
+    /// Compares the cache with what was listed. What the last audit found as well is no lag of the watch.
+    fn audit(&mut self, listed: &Listed) {
+        if !self.synced() {
+            return;
+        }
+        let faults = self.audits.confirm(audit::compare(&mut self.cache, listed));
+        faults.iter().for_each(|fault| tracing::error!(%fault, "the cache is not what the API server says"));
+        self.binder.metrics.audited(faults.iter().map(Fault::kind));
     }
 
     fn happened(&mut self, event: &ClusterEvent) {

@@ -5,6 +5,8 @@
 
 #[path = "live/extender.rs"]
 mod extender;
+#[path = "live/replay.rs"]
+mod replay;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
@@ -337,6 +339,7 @@ async fn all(live: &Live) {
     the_successor_of_one_that_was_killed_counts_what_that_one_bound(live).await;
     a_leader_that_lost_its_lease_ends(live).await;
     extender::filters_and_binds_while_health_is_told(live).await;
+    replay::a_recorded_run_comes_to_the_same_decisions(live).await;
     faults_are_survived_without_overcommit(live).await;
 }
 

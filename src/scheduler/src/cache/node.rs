@@ -45,6 +45,17 @@ impl Usage {
         }
     }
 
+    /// A pod more, without its class.
+    pub(crate) fn count(&mut self, pod: &PodInfo) {
+        self.add(pod, UNCLASSED, &Arc::default());
+    }
+
+    /// The same sums, whatever classes they are of.
+    pub(crate) fn counts_like(&self, other: &Usage) -> bool {
+        let sums = |u: &Usage| (u.requested.clone(), u.non_zero.clone(), u.pods, u.host_ports.clone());
+        sums(self) == sums(other)
+    }
+
     pub(super) fn remove(&mut self, pod: &PodInfo, id: ClassId) {
         if let Some(alike) = self.alike.get_mut(&id) {
             alike.all -= 1;

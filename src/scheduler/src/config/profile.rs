@@ -253,31 +253,12 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::framework::{Bind, ClusterEvent, Placement, Status};
-    use crate::model::PodInfo;
+    use crate::plugins::default_binder::NoBinder;
     use crate::plugins::registry;
-    use futures::future::BoxFuture;
-
-    struct Binder;
-
-    impl Runs for Binder {
-        fn name(&self) -> &'static str {
-            "DefaultBinder"
-        }
-        fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
-            false
-        }
-    }
-
-    impl Bind for Binder {
-        fn bind<'a>(&'a self, _: &'a Placement) -> BoxFuture<'a, Result<bool, Status>> {
-            Box::pin(async { Ok(true) })
-        }
-    }
 
     fn all(args: &PluginArgs) -> Framework {
         let mut framework = Framework::of(registry(args));
-        framework.bind.push(Arc::new(Binder));
+        framework.bind.push(Arc::new(NoBinder));
         framework
     }
 

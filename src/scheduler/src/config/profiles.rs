@@ -90,25 +90,8 @@ impl Profiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::framework::{Bind, ClusterEvent, Placement, Plugin, Status};
-    use crate::model::PodInfo;
+    use crate::plugins::default_binder::NoBinder;
     use crate::plugins::default_framework;
-    use futures::future::BoxFuture;
-
-    struct Binder;
-    impl Plugin for Binder {
-        fn name(&self) -> &'static str {
-            "DefaultBinder"
-        }
-        fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
-            false
-        }
-    }
-    impl Bind for Binder {
-        fn bind<'a>(&'a self, _: &'a Placement) -> BoxFuture<'a, Result<bool, Status>> {
-            Box::pin(async { Ok(true) })
-        }
-    }
 
     fn spec(yaml: &str) -> ProfileSpec {
         serde_yaml::from_str(yaml).unwrap()
@@ -116,7 +99,8 @@ mod tests {
 
     #[test]
     fn the_last_good_one_stays_and_the_configured_one_comes_back() {
-        let all: AllPlugins = Box::new(|_| Framework { bind: vec![Arc::new(Binder)], ..default_framework() });
+        let all: AllPlugins =
+            Box::new(|_| Framework { bind: vec![Arc::new(NoBinder)], ..default_framework() });
         let configured = [("a".to_owned(), ProfileSpec::default())];
         let mut profiles = Profiles::new(&configured, all).unwrap();
         let scores = |p: &Profiles, name: &str| p.of(name).unwrap().framework.score.len();

@@ -104,8 +104,10 @@ pub(super) fn filter<'a>(
 ) -> Result<Filtered<'a>, Status> {
     let Cluster { framework, pod, snapshot } = *cluster;
     let plugins: Vec<_> = framework.filter.iter().filter(|p| !state.skips_filter(p.name())).collect();
-    // Those that stand first and go by the node alone have said it to another of the template.
-    let local = plugins.iter().take_while(|p| p.goes_by() == GoesBy::Node).count();
+    // Those that stand first and go by the node alone have said it to another of the shape. Where they end hangs on
+    // the profile: which of the others have nothing to say differs from pod to pod.
+    let first_ones = framework.filter.iter().take_while(|p| p.goes_by() == GoesBy::Node);
+    let local = first_ones.filter(|p| !state.skips_filter(p.name())).count();
     let mut calls = vec![0; plugins.len()];
     let (mut feasible, mut rejected) = (Vec::new(), Vec::new());
     let nominated = snapshot.node(&pod.nominated).filter(|_| !pod.nominated.is_empty());
@@ -184,11 +186,19 @@ pub(super) fn filter<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Cache;
+    use crate::cycle::{Carried, schedule_one};
+    use crate::model::NodeInfo;
+    use crate::plugins::default_framework;
+    use podway_flow::Micros;
+
+    fn percent(n: usize) -> Sample {
+        Sample::Percent(n)
+    }
 
     // The figures of upstream's Test_numFeasibleNodesToFind.
     #[test]
     fn enough_is_what_upstream_takes_for_enough() {
-        let percent = Sample::Percent;
         for (sample, nodes, want) in [
             (percent(0), 10, 10),
             (percent(40), 10, 10),
@@ -203,5 +213,39 @@ mod tests {
             assert_eq!(sample.enough(nodes, true), want, "{sample:?} of {nodes}");
         }
         assert_eq!((percent(40).enough(1000, false), Sample::All.enough(1000, false)), (1, 1000));
+    }
+
+    // Upstream's nextStartNodeIndex: what was looked at, whether it passed or not, is not looked at first again.
+    #[test]
+    fn the_next_cycle_begins_where_the_last_one_ended() {
+        let mut cache = Cache::default();
+        for i in 0..250 {
+            let info = NodeInfo {
+                name: format!("n{i:03}").into(),
+                unschedulable: i < 10,
+                allocatable_pods: 9,
+                ..NodeInfo::default()
+            };
+            cache.set_node(Arc::new(info));
+        }
+        let framework = Framework { sample: percent(40), ..default_framework() };
+        let (mut carried, snapshot) = (Carried::default(), cache.snapshot());
+        let mut run = |nominated: &str| {
+            let pod = PodInfo { uid: "u".into(), nominated: nominated.into(), ..PodInfo::default() };
+            let mut trace = Trace { rows: None, ..Trace::default() };
+            let found =
+                schedule_one(Some(&mut carried), &framework, &snapshot, &pod, &|| Micros(0), &mut trace)
+                    .unwrap();
+            let mut nodes: Vec<String> = found.scores.iter().map(|s| s.node.clone()).collect();
+            nodes.sort();
+            let ends = nodes.first().cloned().zip(nodes.last().cloned());
+            (found.feasible, found.rejected.len(), ends, carried.start)
+        };
+        let ends = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        assert_eq!(run(""), (100, 10, ends("n010", "n109"), 110));
+        assert_eq!(run("n200"), (1, 0, None, 110), "a nominated node is no search");
+        assert_eq!(run(""), (100, 0, ends("n110", "n209"), 210));
+        // Over the end: 40 there, the cordoned ten again, and 60.
+        assert_eq!(run(""), (100, 10, ends("n010", "n249"), 70));
     }
 }

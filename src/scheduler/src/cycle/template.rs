@@ -1,7 +1,8 @@
-//! What pods of one template share.
+//! What pods of one shape share.
 //!
 //! Some plugins look at nothing but the pod and the node as it is: what one of them says of a node to a pod, it says
-//! to every other pod of the template until the node changes ([`GoesBy::Node`]). So it
+//! to every other pod of the template until the node changes ([`GoesBy::Node`]), and to pods of other templates too
+//! that differ only in what they are to other pods ([`PodInfo::same_shape`]). So it
 //! is kept, with the generation of the cache that the node is of, and said again. The property test in `kept.rs`
 //! compares with asking anew.
 
@@ -45,7 +46,7 @@ struct Column {
 impl Carried {
     /// Where to begin, and the pod's template.
     pub(super) fn of(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> (&mut usize, &mut Template) {
-        let known = self.templates.iter().position(|t| t.pod.same_template(pod));
+        let known = self.templates.iter().position(|t| t.pod.same_shape(pod));
         let mut template = match known {
             Some(at) => self.templates.remove(at),
             None => {

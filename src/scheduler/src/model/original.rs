@@ -1,8 +1,9 @@
 //! An object as the API server has it, beside what is parsed of it: kept where extenders are configured, which are
-//! sent whole pods and nodes.
+//! sent whole pods and nodes, and where a run is recorded.
 
 use super::{NodeInfo, PodInfo};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,6 +29,18 @@ impl<T> PartialEq for Original<T> {
 }
 
 impl<T> Eq for Original<T> {}
+
+impl<T: Serialize> Serialize for Original<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.as_deref().serialize(to)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Original<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Original(Option::<T>::deserialize(from)?.map(Arc::new)))
+    }
+}
 
 impl<T> Original<T> {
     /// The object.

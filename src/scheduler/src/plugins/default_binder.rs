@@ -50,6 +50,25 @@ impl Bind for DefaultBinder {
     }
 }
 
+/// Stands in the place of [`DefaultBinder`] where nothing is bound: a profile needs one.
+pub(crate) struct NoBinder;
+
+impl Plugin for NoBinder {
+    fn name(&self) -> &'static str {
+        "DefaultBinder"
+    }
+
+    fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
+        false
+    }
+}
+
+impl Bind for NoBinder {
+    fn bind<'a>(&'a self, _: &'a Placement) -> BoxFuture<'a, Result<bool, Status>> {
+        async { Ok(false) }.boxed()
+    }
+}
+
 /// The API server's own words, without the client's wrapping.
 fn detail(error: &kube::Error) -> String {
     match error {

@@ -4,6 +4,7 @@ use super::Scheduler;
 use super::listing::{self, Told};
 use crate::framework::ClusterEvent;
 use crate::model::{NodeInfo, PodInfo};
+use crate::record::Entry;
 use crate::status::{Notice, Verdict};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::runtime::watcher;
@@ -54,6 +55,11 @@ impl Scheduler {
             return;
         }
         let (live, error) = self.profiles.set(name, &object.spec, generation);
+        self.cache.note_entry(|| Entry::Profile {
+            name: name.to_owned(),
+            generation,
+            spec: Some(Box::new(object.spec.clone())),
+        });
         let fault = error.map(|e| e.to_string());
         tracing::info!(name, generation, live, fault, "a profile was read");
         self.notify(Notice::Profile(Box::new(Verdict::of(object, live, fault))));
@@ -62,6 +68,7 @@ impl Scheduler {
 
     pub(super) fn unset_profile(&mut self, name: &str) {
         self.profiles.unset(name);
+        self.cache.note_entry(|| Entry::Profile { name: name.to_owned(), generation: 0, spec: None });
         tracing::info!(name, "a profile went");
         self.profile_changed(name);
     }

@@ -14,6 +14,8 @@ use crate::metrics::AttemptResult;
 use crate::model::PodInfo;
 use crate::plugins::volume_binding::VolumePlan;
 use crate::queue::QueuedPod;
+use crate::record::{Decided, Entry};
+use crate::replay;
 use crate::server::Probe;
 use crate::status::Notice;
 use podway_api::reasons::{SCHEDULER_ERROR, UNSCHEDULABLE};
@@ -42,11 +44,13 @@ impl Scheduler {
             let cycle = (profile.framework.clone(), snapshot.clone(), decided);
             self.decide_apart(cycle, probed).await
         } else if let Some(refusal) = self.decider.known(&decided, &snapshot) {
+            self.record(&decided, || replay::known(snapshot.generation, &refusal));
             return self.refuse(queued, refusal, started);
         } else {
             let mut trace = Trace { rows: Some(TOP), ..Trace::default() };
             let framework = &profile.framework;
             let result = self.decider.decide(framework, &snapshot, &decided, &|| clock.now(), &mut trace);
+            self.record(&decided, || replay::came(snapshot.generation, &result));
             (result, trace)
         };
         metrics.trace(&trace, &queued.pod.scheduler_name);
@@ -87,6 +91,22 @@ impl Scheduler {
             return self.unbound(queued, &unbound, started);
         }
         self.bind(binder, (queued, placement), decision, started);
+    }
+
+    /// Writes what has changed since the last decision, and this one. A file that cannot be written ends the
+    /// recording, not the scheduling: it says so, and what it has until then can be replayed.
+    fn record(&mut self, decided: &PodInfo, came: impl FnOnce() -> serde_json::Value) {
+        let Some(recorder) = &mut self.recorder else { return };
+        let decided =
+            Decided { pod: decided.original.clone(), nominated: decided.nominated.clone(), came: came() };
+        let decided = Entry::Decided(Box::new(decided));
+        let all = self.cache.recorded();
+        let written = all.iter().chain([&decided]).try_for_each(|entry| recorder.write(entry));
+        if let Err(error) = written.and_then(|()| recorder.flush()) {
+            tracing::error!(%error, "the run is no longer recorded");
+            self.recorder = None;
+            self.cache.record_no_more();
+        }
     }
 
     /// A cycle that asks extenders, on a thread that may wait for them. Whoever asks for our health is answered
@@ -182,6 +202,7 @@ impl Scheduler {
     /// A pod's claims get nothing after all; other pods may.
     pub(super) fn revert_volumes(&mut self, uid: &str) {
         if let Some(assumed) = self.assumed.remove(uid) {
+            self.cache.note_entry(|| Entry::VolumesReverted(uid.to_owned()));
             let freed = assumed.revert(self.cache.objects_mut());
             freed.into_iter().for_each(|change| self.happened(&ClusterEvent::Object(change)));
         }

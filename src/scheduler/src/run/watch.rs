@@ -37,43 +37,54 @@ pub(super) async fn watch<K>(
 }
 
 /// Follows a kind that is kept whole.
-pub(super) async fn watch_objects<T: Kept>(client: kube::Client, out: mpsc::UnboundedSender<Input>) {
+pub(super) async fn watch_objects<T: Kept>(
+    client: kube::Client,
+    records: bool,
+    out: mpsc::UnboundedSender<Input>,
+) {
     let what = T::KIND.name();
     let api: Api<T::Api> = Api::all(client);
     let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let read = |api: T::Api| {
         let meta = Meta::of(&api);
         let key = meta.key();
+        let raw = records.then(|| raw(&api)).flatten();
         let object = T::parse(meta, api);
         if object.is_none() {
             tracing::warn!(what, key, "an object is left out: it cannot be read");
         }
-        (key, object.map(|o| T::wrap(Arc::new(o))))
+        (key, object.map(|o| T::wrap(Arc::new(o))), raw)
     };
     while let Some(event) = stream.next().await {
-        let step = match event {
-            Ok(watcher::Event::Init) => Step::Begin,
+        let (step, raw) = match event {
+            Ok(watcher::Event::Init) => (Step::Begin, None),
             Ok(watcher::Event::InitApply(api)) => {
-                let (key, object) = read(api);
-                Step::Listed(key, object)
+                let (key, object, raw) = read(api);
+                (Step::Listed(key, object), raw)
             }
-            Ok(watcher::Event::InitDone) => Step::Done,
+            Ok(watcher::Event::InitDone) => (Step::Done, None),
             Ok(watcher::Event::Apply(api)) => {
-                let (key, object) = read(api);
-                Step::Set(key, object)
+                let (key, object, raw) = read(api);
+                (Step::Set(key, object), raw)
             }
-            Ok(watcher::Event::Delete(api)) => Step::Gone(Meta::of(&api).key()),
+            Ok(watcher::Event::Delete(api)) => (Step::Gone(Meta::of(&api).key()), None),
             Err(error) => {
                 tracing::warn!(%error, what, "the watch broke off and is begun again");
                 continue;
             }
         };
-        if out.send(Input::Object(T::KIND, step)).is_err() {
+        if out.send(Input::Object(T::KIND, step, raw)).is_err() {
             return;
         }
     }
     // The receiver gone means that the loop has ended; then nobody needs to know.
     let _ = out.send(Input::Ended(what));
+}
+
+/// The object as it is recorded.
+fn raw(api: &impl serde::Serialize) -> Option<Box<serde_json::Value>> {
+    let value = serde_json::to_value(api);
+    value.inspect_err(|error| tracing::warn!(%error, "an object is not recorded")).map(Box::new).ok()
 }
 
 /// Watches profiles if the cluster has such objects and we may see them; it is asked once.
