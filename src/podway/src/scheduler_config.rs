@@ -382,7 +382,7 @@ mod tests {
         let mut fields: Vec<String> = FILE
             .lines()
             .map(|line| {
-                ["# kube", "# debug"]
+                ["# kube", "# debug", "# record: "]
                     .iter()
                     .find(|c| line.starts_with(**c))
                     .map_or(line, |_| &line[2..])

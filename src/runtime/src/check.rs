@@ -97,13 +97,18 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     for (what, there) in [
         ("recursive read-only mounts", features.recursive_read_only),
         ("AppArmor", features.apparmor),
-        ("SELinux", features.selinux),
         ("limits of swap", features.swap),
         ("limits of huge pages", features.huge_pages),
     ] {
         let said = if there { "yes" } else { "not here: a container that asks for it is refused" };
         found.push(finding(what, if there { State::Ok } else { State::Warning }, said));
     }
+    let labels = if features.selinux {
+        finding("SELinux", State::Warning, "on: not supported, a container that asks for a label is refused")
+    } else {
+        finding("SELinux", State::Ok, "not on: a label has no meaning, and none is given")
+    };
+    found.push(labels);
     for (what, dir) in [("registries", &config.registry.config_path), ("verifiers", &config.images.verifiers)]
     {
         if let Some(dir) = dir {
