@@ -147,17 +147,21 @@ impl Scheduler {
     }
 
     async fn metric(&self, sample: &str) -> f64 {
+        self.counted(sample).await.unwrap_or_else(|| panic!("no {sample} in /metrics"))
+    }
+
+    /// None before the first is counted.
+    async fn counted(&self, sample: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await;
-        let line =
-            text.lines().find_map(|l| l.strip_prefix(sample)).unwrap_or_else(|| panic!("{sample}: {text}"));
-        line.trim().parse().unwrap()
+        let line = text.lines().find_map(|l| l.strip_prefix(sample))?;
+        Some(line.trim().parse().unwrap())
     }
 
     /// Waits until a sample has a value: what a lane has done is counted after the API server shows it.
     async fn metric_is(&self, sample: &str, value: f64) {
         let came = async {
             #[expect(clippy::float_cmp, reason = "counters are whole numbers")]
-            while self.metric(sample).await != value {
+            while self.counted(sample).await.is_none_or(|counted| counted != value) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
