@@ -29,6 +29,14 @@ fn manifests() -> String {
 }
 
 pub async fn installed_by_its_manifests(ns: Ns) -> anyhow::Result<()> {
+    // The manifests' agent has the kubelet's thresholds: below them its node takes no pod, as it should.
+    let disk = rustix::fs::statvfs(ns.cluster.layout.root()).context("the file system of the cluster")?;
+    if disk.f_bavail * 100 < disk.f_blocks * 17 {
+        println!(
+            "skipped: below 15 % of free space a node is under DiskPressure, and this machine has hardly more"
+        );
+        return Ok(());
+    }
     // The scheduler of `up`, of the same name, makes room for the one that the manifests bring.
     ns.cluster.kill(podway_cluster::parts::SCHEDULER)?;
     let machine = Swapped::stock(&ns.cluster, STOCK).await?;
