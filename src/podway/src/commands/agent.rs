@@ -110,7 +110,7 @@ async fn rotation(args: &Args, config: &Config) -> anyhow::Result<Option<Swap>> 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config()?;
     let cgroup_root = config.cgroup_root.clone();
-    crate::daemon::run(|shutdown| async move {
+    let ended = crate::daemon::run(|shutdown| async move {
         let rotation = rotation(&args, &config).await?;
         let client = match &rotation {
             Some(swap) => swap.client(),
@@ -119,7 +119,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let rotation = rotation.filter(|_| config.rotate_certificates);
         tracing::info!(node = config.node_name, "agent starts");
         podway_agent::run::run(client, config, rotation, shutdown).await.context("the agent ended")
-    })?;
+    });
+    // Also after an error: in a pod of its own its runtime may be gone before it is told to end.
     podway_agent::run::leave(&cgroup_root);
-    Ok(())
+    ended
 }
