@@ -289,9 +289,10 @@ async fn container_config(
     let given = cri_config::api_container(pod, name)
         .ok_or_else(|| failed("CreateContainerConfigError", format!("container {name} is not in the pod")))?
         .clone();
-    let handler = context.classes.handler(&pod.object).await;
-    let handler = handler.map_err(|e| failed("CreateContainerConfigError", e))?;
-    let (sandbox, _) = sandbox_config(context, pod, making.attempt, &handler)?;
+    // The sandbox stands. A class that has gone since keeps no container of it from its start: as the kubelet has it
+    // (`runtimeClassSupportsRecursiveReadOnlyMounts`), what the handler can do is then not known, and not used.
+    let handler = context.classes.handler(&pod.object).await.ok();
+    let (sandbox, _) = sandbox_config(context, pod, making.attempt, handler.as_deref().unwrap_or_default())?;
     let pod_ips = if pod.host_network { context.node.ips.clone() } else { making.ips.clone() };
     let addresses = Addresses { host_ips: context.node.ips.clone(), pod_ips };
     let services = context.api.services(&pod.namespace).await;
@@ -314,9 +315,10 @@ async fn container_config(
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod).join(name);
     let words = |list: &Option<Vec<String>>| env.expand_all(list.as_deref().unwrap_or_default());
     let (command, args) = (words(&given.command), words(&given.args));
+    let able =
+        |handler: &String| context.known.borrow().features(handler).recursive_read_only_mounts == Some(true);
     let kernel = volumes::Kernel {
-        recursive_read_only: context.known.borrow().features(&handler).recursive_read_only_mounts
-            == Some(true),
+        recursive_read_only: handler.as_ref().is_some_and(able),
         selinux: context.modules.selinux,
     };
     let (host_network, made) = (pod.host_network, (given.clone(), env.clone(), making.clone()));

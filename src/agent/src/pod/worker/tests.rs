@@ -623,6 +623,30 @@ async fn a_restarted_agent_adopts_what_runs_and_starts_nothing_twice() {
 }
 
 #[tokio::test]
+async fn a_class_that_has_gone_keeps_no_container_from_its_restart() {
+    use kube::runtime::watcher::Event;
+    let pod = json!({"runtimeClassName": "fast", "containers": [{"name": "c", "image": "i:1"}]});
+    let mut bench = Bench::new(pod).await;
+    let (store, mut classes) = kube::runtime::reflector::store();
+    bench.context.classes = crate::pod::classes::Classes::new(store);
+    let fast: k8s_openapi::api::node::v1::RuntimeClass =
+        serde_json::from_value(json!({"metadata": {"name": "fast"}, "handler": "runc"})).unwrap();
+    for event in [Event::Init, Event::InitApply(fast.clone()), Event::InitDone] {
+        classes.apply_watcher_event(&event);
+    }
+    let (mut handle, _ended) = bench.spawn();
+    bench.server.until(|s| s.phase() == "Running").await;
+    classes.apply_watcher_event(&Event::Delete(fast));
+    for c in &mut bench.runtime.lock().containers {
+        (c.3, c.4) = (v1::ContainerState::ContainerExited, 1);
+    }
+    handle.inputs.send(Input::Runtime).unwrap();
+    while !bench.runtime.lock().calls.contains(&"start c-1".to_owned()) {
+        tokio::time::timeout(Duration::from_secs(20), handle.view.changed()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_bad_image_says_so_at_once_and_turns_to_waiting_after_a_second() {
     let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
     bench.runtime.lock().no_image = true;
