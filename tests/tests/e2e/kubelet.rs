@@ -7,9 +7,11 @@
 use super::streams::{into, talker};
 use anyhow::{Context as _, ensure};
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Node, Pod, Secret};
+use kube::api::Api;
 use podway_tests::namespace::{LIMIT, Ns, STAY, container, node, pod, status, waiting};
 use podway_tests::swap::{Swapped, is_on};
+use podway_tests::wait;
 use serde_json::{Value, json};
 use std::panic::AssertUnwindSafe;
 
@@ -31,20 +33,14 @@ async fn used(ns: &Ns) -> anyhow::Result<()> {
     ns.kubectl(&["delete", "pods", "--all"]).await.map(drop)
 }
 
-/// The node is Ready by the kubelet's word: its version, which our agent's is not, on our runtime.
+/// The node is the kubelet's by its version, which our agent's is not, and Ready on our runtime.
 async fn kubelets_own(ns: &Ns) -> anyhow::Result<()> {
-    is_on(&ns.cluster, NODE, "podway://").await?;
-    let told = "jsonpath={.status.nodeInfo.kubeletVersion} {.status.nodeInfo.containerRuntimeVersion}";
-    let kubelet = async {
-        loop {
-            let said = ns.kubectl(&["get", "node", NODE, "-o", told]).await?;
-            if said.starts_with("v1.36.") && !said.contains("podway v") && !said.contains("-podway") {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, kubelet).await.context("the kubelet does not register")?
+    let version = |node: &Node| Some(node.status.as_ref()?.node_info.as_ref()?.kubelet_version.clone());
+    let kubelets =
+        |node: &Node| version(node).is_some_and(|v| v.starts_with("v1.36.") && !v.contains("podway"));
+    let nodes: Api<Node> = Api::all(ns.cluster.client.clone());
+    wait::until(nodes, &format!("metadata.name={NODE}"), "a kubelet's version", LIMIT, kubelets).await?;
+    is_on(&ns.cluster, NODE, "podway://").await
 }
 
 fn here(mut spec: Value) -> Value {
