@@ -8,7 +8,7 @@ use std::time::Duration;
 const HOUR: u64 = 3_600_000_000;
 
 /// Durations, kept to 3 digits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Times(Histogram<u64>);
 
 impl Default for Times {
@@ -23,11 +23,16 @@ impl Times {
         self.0.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
+    /// Milliseconds that the share `of` took at most.
+    #[must_use]
+    pub fn at(&self, of: f64) -> f64 {
+        Duration::from_micros(self.0.value_at_quantile(of)).as_secs_f64() * 1e3
+    }
+
     /// `p50 / p99 ms`.
     #[must_use]
     pub fn cell(&self) -> String {
-        let quantile = |q| Duration::from_micros(self.0.value_at_quantile(q)).as_secs_f64() * 1e3;
-        format!("{:.0} / {:.0} ms", quantile(0.5), quantile(0.99))
+        format!("{:.0} / {:.0} ms", self.at(0.5), self.at(0.99))
     }
 }
 

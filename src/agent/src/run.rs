@@ -38,6 +38,8 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
 use podway_flow::Clock;
+use serde::de::DeserializeOwned;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -188,30 +190,8 @@ async fn work(
         tracing::warn!("no --cluster-dns is given: pods with dnsPolicy ClusterFirst get the node's resolver");
     }
     let clock = Clock::new();
-    let (services, writer) = reflector::store();
-    let watched = Api::<Service>::all(client.clone());
-    tasks.spawn(async move {
-        let stream = watcher(watched, watcher::Config::default()).default_backoff();
-        let mut stream = std::pin::pin!(reflector(writer, stream));
-        while let Some(event) = stream.next().await {
-            if let Err(error) = event {
-                tracing::warn!(%error, "the watch of services broke off and is begun again");
-            }
-        }
-        "watch of services"
-    });
-    let (classes, writer) = reflector::store();
-    let watched = Api::<RuntimeClass>::all(client.clone());
-    tasks.spawn(async move {
-        let stream = watcher(watched, watcher::Config::default()).default_backoff();
-        let mut stream = std::pin::pin!(reflector(writer, stream));
-        while let Some(event) = stream.next().await {
-            if let Err(error) = event {
-                tracing::warn!(%error, "the watch of RuntimeClasses broke off and is begun again");
-            }
-        }
-        "watch of RuntimeClasses"
-    });
+    let services = kept::<Service>(&mut tasks, &client, "watch of services");
+    let classes = kept::<RuntimeClass>(&mut tasks, &client, "watch of RuntimeClasses");
     let counts = Arc::clone(&metrics);
     let context = context(
         &client,
@@ -353,6 +333,26 @@ async fn connect(endpoint: &str) -> Result<Channel, RunError> {
             }
         }
     }
+}
+
+/// All objects of a kind, kept up to date by a watch that is begun again wherever it breaks off; `what` names it.
+fn kept<K>(tasks: &mut JoinSet<&'static str>, client: &Client, what: &'static str) -> reflector::Store<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let watched = Api::<K>::all(client.clone());
+    tasks.spawn(async move {
+        let stream = watcher(watched, watcher::Config::default()).default_backoff();
+        let mut stream = std::pin::pin!(reflector(writer, stream));
+        while let Some(event) = stream.next().await {
+            if let Err(error) = event {
+                tracing::warn!(%error, "the {what} broke off and is begun again");
+            }
+        }
+        what
+    });
+    store
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one struct, each made elsewhere")]

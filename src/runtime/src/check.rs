@@ -9,6 +9,7 @@ use crate::cgroup::{Cgroups, Version};
 use crate::cni::Network;
 use crate::config::Config;
 use crate::features::Features;
+use crate::handlers::{Handler, HandlerError};
 use crate::image::pull::chain;
 use crate::podns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -57,18 +58,14 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     if !rustix::process::geteuid().is_root() {
         found.push(finding("root", State::Missing, "namespaces, mounts and cgroups are root's: run as root"));
     }
-    let runc = &config.runc.path;
-    let version = tokio::process::Command::new(runc).arg("--version").output().await;
-    found.push(match version {
-        Ok(output) => runc::judged(&String::from_utf8_lossy(&output.stdout)),
-        Err(error) => {
-            let said = format!("cannot run {}: {error}; install runc, or set [runc] path", runc.display());
-            finding("runc", State::Missing, said)
-        }
-    });
-    let told = tokio::process::Command::new(runc).arg("features").output().await;
+    let path = &config.runc.path;
+    let runc = Handler::look(path).await;
     let cgroups = Cgroups::at(Path::new("/sys/fs/cgroup"));
-    let features = Features::look(&cgroups, &told.map(|o| o.stdout).unwrap_or_default());
+    let features = Features::look(&cgroups, runc.as_ref().is_ok_and(|runc| runc.recursive_read_only));
+    found.push(match runc {
+        Ok(runc) => runc::judged(&runc.version),
+        Err(error) => finding("runc", State::Missing, chain(&HandlerError::Runc(path.clone(), error))),
+    });
 
     let network = Network::load(&config.cni.conf_dir)
         .and_then(|network| network.installed(&config.cni.bin_dirs).map(|()| network));

@@ -176,6 +176,14 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// What [`Config::load`] reads, or the default where no file is named.
+    ///
+    /// # Errors
+    /// Those of [`Config::load`].
+    pub fn of(path: Option<&Path>) -> Result<Self, ConfigError> {
+        path.map_or_else(|| Ok(Config::default()), Config::load)
+    }
+
     /// Reads a configuration file, and over it the `.toml` files of the directory of its name with `.d` behind
     /// it, in the order of their names: a later key goes before an earlier one, a list replaces a list.
     ///

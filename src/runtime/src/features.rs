@@ -23,15 +23,13 @@ pub struct Features {
 }
 
 impl Features {
-    /// Looks at the kernel, at the cgroups and at what `runc features` printed.
+    /// Looks at the kernel and at the cgroups; what runc can do is known.
     #[must_use]
-    pub fn look(cgroups: &Cgroups, runc_features: &[u8]) -> Self {
-        let runc: serde_json::Value = serde_json::from_slice(runc_features).unwrap_or_default();
-        let options = runc["mountOptions"].as_array().cloned().unwrap_or_default();
+    pub fn look(cgroups: &Cgroups, recursive_read_only: bool) -> Self {
         let yes = |path: &str| std::fs::read_to_string(path).is_ok_and(|t| t.trim_start().starts_with('Y'));
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Features {
-            recursive_read_only: kernel() >= (5, 12) && options.iter().any(|o| o == "rro"),
+            recursive_read_only,
             // Tried by `podns::probe`, once the monitor's program is known.
             user_namespaces: false,
             apparmor: yes("/sys/module/apparmor/parameters/enabled"),
@@ -52,6 +50,14 @@ impl Features {
             cgroup_v2: cgroups.version() == Version::V2,
         }
     }
+}
+
+/// Whether an OCI runtime whose `features` printed this can make a mount read-only in depth on this kernel.
+#[must_use]
+pub fn recursive_read_only(features: &[u8]) -> bool {
+    let said: serde_json::Value = serde_json::from_slice(features).unwrap_or_default();
+    let mut options = said["mountOptions"].as_array().into_iter().flatten();
+    kernel() >= (5, 12) && options.any(|o| o == "rro")
 }
 
 /// The kernel's version, major and minor.

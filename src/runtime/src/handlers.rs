@@ -3,6 +3,7 @@
 //! that is missing is told before a pod asks for it.
 
 use crate::config::Config;
+use crate::features;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,8 +32,25 @@ pub struct Handler {
     pub path: PathBuf,
     /// The first line of its `--version`.
     pub version: String,
-    /// What it says by its `features`; nothing from one that has no such word.
-    pub features: Vec<u8>,
+    /// Makes a mount read-only in depth, by what it says by its `features` and by the kernel.
+    pub recursive_read_only: bool,
+}
+
+impl Handler {
+    /// Runs the program and asks what it is.
+    ///
+    /// # Errors
+    /// When it does not run, or ends with an error.
+    pub async fn look(path: &Path) -> io::Result<Self> {
+        let told = async |argument: &str| tokio::process::Command::new(path).arg(argument).output().await;
+        let version = told("--version").await?;
+        if !version.status.success() {
+            return Err(io::Error::other(format!("it ended with {}", version.status)));
+        }
+        let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
+        let recursive_read_only = features::recursive_read_only(&told("features").await?.stdout);
+        Ok(Handler { path: path.to_owned(), version, recursive_read_only })
+    }
 }
 
 /// All of them.
@@ -46,13 +64,13 @@ impl Handlers {
     /// [`HandlerError`].
     pub async fn look(config: &Config) -> Result<Self, HandlerError> {
         let path = &config.runc.path;
-        let runc = look(path).await.map_err(|e| HandlerError::Runc(path.clone(), e))?;
+        let runc = Handler::look(path).await.map_err(|e| HandlerError::Runc(path.clone(), e))?;
         let mut all = BTreeMap::from([(DEFAULT.to_owned(), runc)]);
         for (name, other) in &config.runtimes {
             if name == DEFAULT || !is_name(name) {
                 return Err(HandlerError::Name(name.clone()));
             }
-            let found = look(&other.path).await;
+            let found = Handler::look(&other.path).await;
             let found = found.map_err(|e| HandlerError::Other(name.clone(), other.path.clone(), e))?;
             all.insert(name.clone(), found);
         }
@@ -76,16 +94,6 @@ fn is_name(name: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
     let ends = !name.starts_with('-') && !name.ends_with('-');
     !name.is_empty() && name.len() <= 63 && ends && name.bytes().all(inner)
-}
-
-async fn look(path: &Path) -> io::Result<Handler> {
-    let told = async |argument: &str| tokio::process::Command::new(path).arg(argument).output().await;
-    let version = told("--version").await?;
-    if !version.status.success() {
-        return Err(io::Error::other(format!("it ended with {}", version.status)));
-    }
-    let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-    Ok(Handler { path: path.to_owned(), version, features: told("features").await?.stdout })
 }
 
 #[cfg(test)]

@@ -117,7 +117,8 @@ pub async fn serve(
     let handlers = Handlers::look(&config).await?;
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
     let home = Home::make(cgroups.clone(), config.monitor.cgroup.as_deref())?;
-    let mut features = Features::look(&cgroups, handlers.get("").map_or(&[], |runc| &runc.features));
+    let mut features =
+        Features::look(&cgroups, handlers.get("").is_some_and(|runc| runc.recursive_read_only));
     match podns::probe(&config.monitor.path, &config.root).await {
         Ok(()) => features.user_namespaces = true,
         Err(error) => tracing::info!(%error, "user namespaces are not supported here"),

@@ -7,38 +7,19 @@ mod cri;
 mod node;
 #[path = "support/registry.rs"]
 mod registry;
+#[path = "support/served.rs"]
+mod served;
 
 use cri::Cri;
 use futures::{SinkExt as _, StreamExt as _};
 
-use node::{IMAGE, Node};
+use node::IMAGE;
 use podway_cri::v1;
 use podway_flow::{Outcome, Phase, Record};
+use served::serve;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-use tokio_util::sync::CancellationToken;
-
-struct Served {
-    cri: Cri,
-    shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), podway_runtime::run::RunError>>,
-}
-
-async fn serve(node: &Node) -> Served {
-    let shutdown = CancellationToken::new();
-    let task = tokio::spawn(podway_runtime::run::run(node.config.clone(), shutdown.clone()));
-    let cri = cri::connect(&node.config.listen, || !task.is_finished()).await;
-    Served { cri, shutdown, task }
-}
-
-impl Served {
-    async fn end(self) {
-        drop(self.cri);
-        self.shutdown.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-}
 
 async fn get(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();

@@ -6,33 +6,14 @@
 mod cri;
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/served.rs"]
+mod served;
 
 use cri::Cri;
 use node::Node;
 use podway_cri::v1;
 use podway_runtime::sandbox::shm;
-use tokio_util::sync::CancellationToken;
-
-struct Served {
-    cri: Cri,
-    shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), podway_runtime::run::RunError>>,
-}
-
-async fn serve(node: &Node) -> Served {
-    let shutdown = CancellationToken::new();
-    let task = tokio::spawn(podway_runtime::run::run(node.config.clone(), shutdown.clone()));
-    let cri = cri::connect(&node.config.listen, || !task.is_finished()).await;
-    Served { cri, shutdown, task }
-}
-
-impl Served {
-    async fn end(self) {
-        drop(self.cri);
-        self.shutdown.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-}
+use served::serve;
 
 async fn is_ready(cri: &mut Cri, id: &str) -> bool {
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };

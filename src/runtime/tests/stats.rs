@@ -5,12 +5,13 @@
 mod cri;
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/served.rs"]
+mod served;
 
 use podway_cri::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_stream::StreamExt as _;
-use tokio_util::sync::CancellationToken;
 
 fn now() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
@@ -28,9 +29,8 @@ async fn all<T, I>(stream: tonic::Streaming<T>, items: impl Fn(T) -> Vec<I>) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_pod_uses_is_told_in_every_way_that_cri_has() {
     let Some(node) = node::node() else { return };
-    let shutdown = CancellationToken::new();
-    let task = tokio::spawn(podway_runtime::run::run(node.config.clone(), shutdown.clone()));
-    let mut cri = cri::connect(&node.config.listen, || !task.is_finished()).await;
+    let mut served = served::serve(&node).await;
+    let cri = &mut served.cri;
     let began = now();
     let mut pod = node.sandbox("used", 0);
     pod.annotations.insert("note".to_owned(), "kept".to_owned());
@@ -153,8 +153,6 @@ async fn what_a_pod_uses_is_told_in_every_way_that_cri_has() {
     cri.remove_pod(&sandbox).await;
     let list = v1::ListPodSandboxStatsRequest { filter: None };
     assert!(cri.runtime.list_pod_sandbox_stats(list).await.unwrap().into_inner().stats.is_empty());
-    drop(cri);
-    shutdown.cancel();
-    task.await.unwrap().unwrap();
+    served.end().await;
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }

@@ -5,11 +5,12 @@
 mod cri;
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/served.rs"]
+mod served;
 #[path = "support/streams.rs"]
 mod streams;
 
 use bytes::Bytes;
-use cri::Cri;
 use futures::{SinkExt as _, StreamExt as _};
 use node::Node;
 use podway_cri::v1;
@@ -17,27 +18,23 @@ use std::time::Duration;
 use streams::{Command, all, open, until, upgrade};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_util::sync::CancellationToken;
 
 struct Served {
-    cri: Cri,
-    shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), podway_runtime::run::RunError>>,
+    runtime: served::Served,
     sandbox: String,
 }
 
 /// A runtime with a pod whose one container is `script`, changed by `change`.
 async fn serve(node: &Node, script: &str, change: impl FnOnce(&mut v1::ContainerConfig)) -> (Served, String) {
-    let shutdown = CancellationToken::new();
-    let task = tokio::spawn(podway_runtime::run::run(node.config.clone(), shutdown.clone()));
-    let mut cri = cri::connect(&node.config.listen, || !task.is_finished()).await;
+    let mut runtime = served::serve(node).await;
+    let cri = &mut runtime.cri;
     let pod = node.sandbox("stream", 0);
     let (sandbox, _) = cri.run_sandbox(pod.clone()).await.unwrap();
     let mut config = node.container("app", script);
     change(&mut config);
     let (id, _) = cri.create(&sandbox, config, pod).await.unwrap();
     cri.start(&id).await.unwrap();
-    (Served { cri, shutdown, task, sandbox }, id)
+    (Served { runtime, sandbox }, id)
 }
 
 impl Served {
@@ -50,26 +47,24 @@ impl Served {
             stdout: true,
             stderr: !tty,
         };
-        self.cri.runtime.exec(request).await.unwrap().into_inner().url
+        self.runtime.cri.runtime.exec(request).await.unwrap().into_inner().url
     }
 
     async fn attach(&mut self, id: &str, stdin: bool, tty: bool) -> String {
         let container_id = id.to_owned();
         let request = v1::AttachRequest { container_id, stdin, tty, stdout: true, stderr: !tty };
-        self.cri.runtime.attach(request).await.unwrap().into_inner().url
+        self.runtime.cri.runtime.attach(request).await.unwrap().into_inner().url
     }
 
     async fn forward(&mut self, port: Vec<i32>) -> String {
         let request = v1::PortForwardRequest { pod_sandbox_id: self.sandbox.clone(), port };
-        self.cri.runtime.port_forward(request).await.unwrap().into_inner().url
+        self.runtime.cri.runtime.port_forward(request).await.unwrap().into_inner().url
     }
 
     async fn end(mut self, node: &Node) {
         let sandbox = std::mem::take(&mut self.sandbox);
-        self.cri.remove_pod(&sandbox).await;
-        drop(self.cri);
-        self.shutdown.cancel();
-        self.task.await.unwrap().unwrap();
+        self.runtime.cri.remove_pod(&sandbox).await;
+        self.runtime.end().await;
         assert_eq!(node.leftovers(), Vec::<String>::new());
     }
 }
@@ -148,9 +143,12 @@ async fn attach_joins_what_runs_and_stdin_once_ends_with_the_client() {
     let (out, err, status) = looking.end().await;
     assert_eq!((out.as_str(), err.as_str()), ("and that", "bye\n"));
     assert!(status.contains("Success"), "{status}");
-    assert_eq!(served.cri.exited(&id).await.exit_code, 3);
+    assert_eq!(served.runtime.cri.exited(&id).await.exit_code, 3);
     let request = v1::AttachRequest { container_id: id, stdout: true, ..Default::default() };
-    assert_eq!(served.cri.runtime.attach(request).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    assert_eq!(
+        served.runtime.cri.runtime.attach(request).await.unwrap_err().code(),
+        tonic::Code::FailedPrecondition
+    );
     served.end(&node).await;
 }
 
@@ -169,7 +167,7 @@ async fn without_stdin_once_the_input_outlives_the_client() {
         let (_, _, status) = command.end().await;
         assert!(status.contains("Success"), "{status}");
     }
-    assert_eq!(served.cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
+    assert_eq!(served.runtime.cri.status(&id).await.state, v1::ContainerState::ContainerRunning as i32);
     served.end(&node).await;
 }
 
@@ -188,7 +186,7 @@ async fn a_container_on_a_terminal() {
     let (out, _, status) = command.end().await;
     assert!(out.ends_with("34 92\r\nxterm\r\n"), "{out:?}");
     assert!(status.contains("Success"), "{status}");
-    let ended = served.cri.exited(&id).await;
+    let ended = served.runtime.cri.exited(&id).await;
     assert_eq!(ended.exit_code, 4);
     let log = std::fs::read_to_string(ended.log_path).unwrap();
     assert!(log.lines().any(|l| l.contains(" stdout F 34 92")), "{log}");
@@ -204,7 +202,7 @@ const SERVER: &str =
 async fn listens(served: &mut Served, id: &str) {
     // 127.0.0.1:8080, in the state LISTEN.
     let wait = ["sh", "-c", "until busybox grep -q '0100007F:1F90 .* 0A ' /proc/net/tcp; do :; done"];
-    assert_eq!(served.cri.exec(id, &wait).await.unwrap().exit_code, 0);
+    assert_eq!(served.runtime.cri.exec(id, &wait).await.unwrap().exit_code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -296,7 +294,7 @@ async fn ports_in_the_channels_of_a_web_socket() {
     let refused = String::from_utf8_lossy(&channels[3]);
     assert!(refused.starts_with("Q\0error forwarding port 81"), "{refused}");
     let many = v1::PortForwardRequest { pod_sandbox_id: served.sandbox.clone(), port: vec![1; 6] };
-    let refusal = served.cri.runtime.port_forward(many).await.unwrap_err();
+    let refusal = served.runtime.cri.runtime.port_forward(many).await.unwrap_err();
     assert!(refusal.message().contains("not supported: more than 5 ports"), "{refusal:?}");
     served.end(&node).await;
 }

@@ -7,7 +7,7 @@
 //! scheduler that finds itself wrong is to be looked at, and started again.
 
 use crate::cache::{Cache, Usage};
-use crate::model::{NodeInfo, Original, PodInfo};
+use crate::model::{NodeInfo, PodInfo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -86,7 +86,7 @@ pub fn compare(cache: &mut Cache, listed: &Listed) -> BTreeSet<Fault> {
     for (name, node) in &nodes {
         match snapshot.node(name) {
             None => out.insert(Fault::NodeMissing((*name).to_owned())),
-            Some(known) if bare(&known.info) != **node => out.insert(Fault::NodeDiffers((*name).to_owned())),
+            Some(known) if known.info.bare() != **node => out.insert(Fault::NodeDiffers((*name).to_owned())),
             Some(_) => false,
         };
     }
@@ -115,11 +115,6 @@ pub fn compare(cache: &mut Cache, listed: &Listed) -> BTreeSet<Fault> {
         out.insert(Fault::PodGone(uid.to_owned(), node.to_owned()));
     }
     out
-}
-
-/// What is parsed of it.
-fn bare(node: &NodeInfo) -> NodeInfo {
-    NodeInfo { original: Original::default(), ..node.clone() }
 }
 
 /// The last audit, of which the next one confirms what it found.

@@ -1,34 +1,7 @@
 //! What was measured on each server, side by side.
 
-use hdrhistogram::Histogram;
+pub use crate::figures::Times;
 use std::fmt::Write as _;
-use std::time::Duration;
-
-/// The longest that is told apart, in µs.
-const HOUR: u64 = 3_600_000_000;
-
-/// Durations, kept to 3 digits.
-#[derive(Clone, Debug)]
-pub struct Times(Histogram<u64>);
-
-impl Default for Times {
-    fn default() -> Self {
-        Times(Histogram::new_with_bounds(1, HOUR, 3).expect("the bounds and 3 digits are what it takes"))
-    }
-}
-
-impl Times {
-    /// Adds one.
-    pub fn add(&mut self, time: Duration) {
-        self.0.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-    }
-
-    /// Milliseconds that the share `of` took at most.
-    #[must_use]
-    pub fn at(&self, of: f64) -> f64 {
-        Duration::from_micros(self.0.value_at_quantile(of)).as_secs_f64() * 1e3
-    }
-}
 
 /// One figure: how it is shown, and the number that is compared, less being better.
 #[derive(Clone, Debug)]
@@ -90,6 +63,7 @@ pub fn table(ours: &Figures, theirs: &Figures) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn rows_are_matched_by_name_and_a_ratio_needs_both() {

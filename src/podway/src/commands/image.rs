@@ -52,10 +52,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn tell(image: &str, config: Option<&Path>, output: Output) -> anyhow::Result<()> {
-    let config = match config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
+    let config = Config::of(config)?;
     let told = explain(&config, image)?;
     output.print(&told, ToString::to_string)
 }

@@ -44,10 +44,7 @@ enum What {
 }
 
 fn load(path: Option<&Path>) -> anyhow::Result<Config> {
-    let mut config = match path {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
+    let mut config = Config::of(path)?;
     if config.monitor.path == Config::default().monitor.path {
         // Installed together: the monitor is beside this binary, unless another was named.
         let beside = std::env::current_exe().context("finding this binary")?;

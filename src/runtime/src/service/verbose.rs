@@ -3,7 +3,6 @@
 
 use crate::cni::Network;
 use crate::error::OpError;
-use crate::features::Features;
 use crate::handlers::{self, Handler};
 use crate::ids::Id;
 use crate::orphan;
@@ -94,7 +93,7 @@ pub(super) fn container(runtime: &Runtime, id: &Id, entry: &Container) -> Info {
 /// What the handlers can do on this machine.
 pub(super) fn handlers(runtime: &Runtime) -> Vec<v1::RuntimeHandler> {
     let features = |name: &str, handler: &Handler| v1::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: Features::look(&runtime.cgroups, &handler.features).recursive_read_only,
+        recursive_read_only_mounts: handler.recursive_read_only,
         // Tried with runc alone: sandbox.rs refuses it with others.
         user_namespaces: name == handlers::DEFAULT && runtime.features.user_namespaces,
     };

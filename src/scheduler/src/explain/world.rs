@@ -8,15 +8,14 @@ use super::search::decide;
 use crate::cache::{Cache, Snapshot};
 use crate::config::profiles::Profiles;
 use crate::cycle::{CycleError, Decision};
-use crate::framework::{Bind, ClusterEvent, Framework, Placement, Plugin, Status};
+use crate::framework::Framework;
 use crate::model::{LabelSelector, Meta, ModelError, NodeInfo, Owner, PodInfo};
 use crate::objects::{
     CsiDriver, CsiNode, DisruptionBudget, Kept, Object, PersistentVolume, PersistentVolumeClaim, ReplicaSet,
     ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
 };
+use crate::plugins::default_binder::NoBinder;
 use crate::plugins::{PluginArgs, registry};
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, ListParams};
 use podway_api::SchedulerProfile;
@@ -52,25 +51,6 @@ fn fixed(pod: &Pod) -> bool {
     let mirror = |a: &BTreeMap<String, String>| a.contains_key("kubernetes.io/config.mirror");
     meta.annotations.as_ref().is_some_and(mirror)
         || meta.owner_references.iter().flatten().any(|o| o.kind == "DaemonSet" && o.controller == Some(true))
-}
-
-/// Stands for the binder, which is not asked.
-struct NoBinder;
-
-impl Plugin for NoBinder {
-    fn name(&self) -> &'static str {
-        "DefaultBinder"
-    }
-
-    fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
-        false
-    }
-}
-
-impl Bind for NoBinder {
-    fn bind<'a>(&'a self, _: &'a Placement) -> BoxFuture<'a, Result<bool, Status>> {
-        async { Ok(false) }.boxed()
-    }
 }
 
 fn every_plugin(args: &PluginArgs) -> Framework {

@@ -2,7 +2,9 @@
 //! sent whole pods and nodes, and where a run is recorded.
 
 use super::{NodeInfo, PodInfo};
+use k8s_openapi::Metadata;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,14 +52,26 @@ impl<T> Original<T> {
     }
 }
 
+impl<T: Metadata<Ty = ObjectMeta> + Clone> Original<T> {
+    /// Keeps `object`, but not who manages which field: that is nothing that an extender needs, and upstream leaves
+    /// it out of its informers too.
+    fn of(object: &T) -> Self {
+        let mut object = object.clone();
+        object.metadata_mut().managed_fields = None;
+        Original(Some(Arc::new(object)))
+    }
+
+    /// What others wrote onto it, which an extender may go by.
+    pub(super) fn annotations(&self) -> Option<&BTreeMap<String, String>> {
+        self.get()?.metadata().annotations.as_ref()
+    }
+}
+
 impl PodInfo {
-    /// With the pod that it was parsed of; who manages which field is nothing that an extender needs, as upstream
-    /// leaves it out of its informers too.
+    /// With the pod that it was parsed of.
     #[must_use]
     pub fn keeping(mut self, pod: &Pod) -> Self {
-        let mut pod = pod.clone();
-        pod.metadata.managed_fields = None;
-        self.original = Original(Some(Arc::new(pod)));
+        self.original = Original::of(pod);
         self
     }
 }
@@ -66,36 +80,28 @@ impl NodeInfo {
     /// With the node that it was parsed of.
     #[must_use]
     pub fn keeping(mut self, node: &Node) -> Self {
-        let mut node = node.clone();
-        node.metadata.managed_fields = None;
-        self.original = Original(Some(Arc::new(node)));
+        self.original = Original::of(node);
         self
+    }
+
+    /// What was parsed of it, alone.
+    #[must_use]
+    pub(crate) fn bare(&self) -> Self {
+        NodeInfo { original: Original::default(), ..self.clone() }
     }
 
     /// True when nothing differs that upstream would tell its queue of (`eventhandlers.go`
     /// nodeSchedulingPropertiesChange): a heartbeat alone wakes nobody.
     #[must_use]
     pub fn schedules_like(&self, other: &NodeInfo) -> bool {
-        let bare = |node: &NodeInfo| NodeInfo { original: Original::default(), ..node.clone() };
         self.original == other.original && self == other
             || (self.original.annotations() == other.original.annotations()
                 && self.original.conditions() == other.original.conditions()
-                && bare(self) == bare(other))
-    }
-}
-
-impl Original<Pod> {
-    /// What others wrote onto it, which an extender may go by.
-    pub(super) fn annotations(&self) -> Option<&BTreeMap<String, String>> {
-        self.get()?.metadata.annotations.as_ref()
+                && self.bare() == other.bare())
     }
 }
 
 impl Original<Node> {
-    fn annotations(&self) -> Option<&BTreeMap<String, String>> {
-        self.get()?.metadata.annotations.as_ref()
-    }
-
     fn conditions(&self) -> BTreeMap<&str, &str> {
         let status = self.get().and_then(|node| node.status.as_ref());
         let all = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();

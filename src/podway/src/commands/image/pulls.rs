@@ -36,10 +36,7 @@ pub(super) struct Args {
 impl Args {
     /// Asks, and prints what is told.
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::default(),
-        };
+        let config = Config::of(self.config.as_deref())?;
         let endpoint = self.listen.unwrap_or(config.listen);
         let channel = podway_cri::client::connect(&endpoint).await?;
         let image = self.image.clone().unwrap_or_default();
