@@ -11,14 +11,19 @@ pub enum Set {
     Node,
     /// The rest of Conformance, but for services and DNS, which want a proxy and a DNS server.
     Cluster,
+    /// What both leave out: specs that take minutes, that want the cluster for themselves, that disturb it.
+    Serial,
+    /// What a scheduler must do, on two nodes.
+    Scheduling,
 }
 
-/// What no set has: specs that take minutes, disturb others, or are known to fail now and then.
+/// What the sets that run side by side have not: specs that take minutes, disturb others, or are known to fail
+/// now and then.
 const ALWAYS: &str = "!Serial && !Slow && !Disruptive && !Flaky";
 
 impl Set {
     /// Every set, in the page's order.
-    pub const ALL: [Set; 2] = [Set::Node, Set::Cluster];
+    pub const ALL: [Set; 4] = [Set::Node, Set::Cluster, Set::Serial, Set::Scheduling];
 
     /// Its name, on the command line and in the page.
     #[must_use]
@@ -26,6 +31,8 @@ impl Set {
         match self {
             Set::Node => "node",
             Set::Cluster => "cluster",
+            Set::Serial => "serial",
+            Set::Scheduling => "scheduling",
         }
     }
 
@@ -35,6 +42,10 @@ impl Set {
         match self {
             Set::Node => format!("NodeConformance && {ALWAYS}"),
             Set::Cluster => format!("Conformance && !NodeConformance && {ALWAYS}"),
+            Set::Serial => "(NodeConformance || Conformance) && (Serial || Slow || Disruptive) && !Flaky \
+                            && !sig-scheduling && !sig-network"
+                .to_owned(),
+            Set::Scheduling => "sig-scheduling && !Flaky && !(Feature: containsAny OffByDefault)".to_owned(),
         }
     }
 
@@ -42,14 +53,26 @@ impl Set {
     #[must_use]
     pub fn skip(self) -> Option<&'static str> {
         match self {
-            Set::Node => None,
             Set::Cluster => Some(r"\[sig-network\]"),
+            Set::Node | Set::Serial | Set::Scheduling => None,
         }
+    }
+
+    /// Whether a stock node has been measured with it.
+    #[must_use]
+    pub fn stock_ran(self) -> bool {
+        matches!(self, Set::Node | Set::Cluster)
+    }
+
+    /// How many nodes it wants.
+    #[must_use]
+    pub fn nodes(self) -> u8 {
+        if self == Set::Scheduling { 2 } else { 1 }
     }
 }
 
 /// What a stock kubelet 1.36.3 with containerd 2.4.2 and kube-scheduler does not pass on a machine like
-/// CI's, and why: a part of the spec's name each. It passes every other spec of the sets.
+/// CI's, and why: a part of the spec's name each. It passes every other spec of the sets that it was measured with.
 const STOCK_FAILS: [(&str, &str); 5] = [
     (
         "PrivilegedPod [NodeConformance] should enable privileged commands",

@@ -52,7 +52,7 @@ pub fn runc_knows(runtime: &Runtime, id: &Id) -> bool {
 /// # Errors
 /// [`OpError`] when it cannot be reached.
 async fn watch(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<(), OpError> {
-    // Weak: the thread outlives a runtime that shuts down, and must then not write its journal.
+    // Weak: the task outlives a runtime that shuts down, and must then not write its journal.
     let (state, id, handle) = (Arc::downgrade(runtime), sandbox.clone(), tokio::runtime::Handle::current());
     let ended = {
         let state = state.clone();

@@ -43,12 +43,13 @@ impl Handler {
     /// When it does not run, or ends with an error.
     pub async fn look(path: &Path) -> io::Result<Self> {
         let told = async |argument: &str| tokio::process::Command::new(path).arg(argument).output().await;
-        let version = told("--version").await?;
+        // Side by side: a restarted runtime waits for them.
+        let (version, features) = tokio::try_join!(told("--version"), told("features"))?;
         if !version.status.success() {
             return Err(io::Error::other(format!("it ended with {}", version.status)));
         }
         let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-        let recursive_read_only = features::recursive_read_only(&told("features").await?.stdout);
+        let recursive_read_only = features::recursive_read_only(&features.stdout);
         Ok(Handler { path: path.to_owned(), version, recursive_read_only })
     }
 }

@@ -114,12 +114,14 @@ pub async fn serve(
     for dir in [config.root.clone(), config.state.clone(), config.state.join("m")] {
         private_dir(&dir).map_err(|e| RunError::Dir(dir, e))?;
     }
-    let handlers = Handlers::look(&config).await?;
+    let (handlers, user_namespaces) =
+        tokio::join!(Handlers::look(&config), podns::probe(&config.monitor.path, &config.root));
+    let handlers = handlers?;
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
     let home = Home::make(cgroups.clone(), config.monitor.cgroup.as_deref())?;
     let mut features =
         Features::look(&cgroups, handlers.get("").is_some_and(|runc| runc.recursive_read_only));
-    match podns::probe(&config.monitor.path, &config.root).await {
+    match user_namespaces {
         Ok(()) => features.user_namespaces = true,
         Err(error) => tracing::info!(%error, "user namespaces are not supported here"),
     }

@@ -2,7 +2,10 @@
 //! that a slow `runc` of one container never holds up another's answer.
 
 use podway_monitor::{Client, ClientError, Event, Message, Reply, Request};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::io::unix::AsyncFd;
 
 /// Why the monitor did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -59,40 +62,65 @@ pub fn knows_not(error: &SupervisorError) -> bool {
     is_gone(error) || matches!(error, SupervisorError::Client(e) if refused(e))
 }
 
-/// Tells `on_event` of every event until the monitor ends, then calls `ended` once. The first
-/// connection is made before this returns, so no exit after it is missed.
+/// Tells `on_event` of every event, one after the other, until the monitor ends, then calls `ended` once. The
+/// first connection is made before this returns, so no exit after it is missed. `on_event` may block.
+///
+/// A task, not a thread: a hundred pods would have a hundred stacks, each with a receive buffer of 64 KiB on it.
 ///
 /// # Errors
 /// [`SupervisorError`] when the monitor cannot be reached; `ended` is not called then.
 pub async fn watch(
     socket: &Path,
-    on_event: impl Fn(Event) + Send + 'static,
+    on_event: impl Fn(Event) + Send + Sync + 'static,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<(), SupervisorError> {
     let socket = socket.to_owned();
-    let client = tokio::task::spawn_blocking(move || Client::connect(&socket))
+    let mut client = tokio::task::spawn_blocking(move || Client::connect(&socket))
         .await
         .map_err(SupervisorError::Join)??;
-    std::thread::Builder::new()
-        .name("monitor".to_owned())
-        .stack_size(256 * 1024)
-        .spawn(move || {
-            loop {
-                match client.recv() {
-                    Ok(received) => {
-                        if let Message::Event(event) = received.message {
-                            on_event(event);
-                        }
-                    }
-                    Err(ClientError::Closed) => break,
-                    Err(error) => {
-                        tracing::warn!(%error, "a monitor's events are lost");
-                        break;
-                    }
+    // What came while the greeting was waited for.
+    let early: Vec<Event> = std::iter::from_fn(|| client.take_event()).collect();
+    let socket = client.as_fd().try_clone_to_owned().and_then(crate::orphan::watch);
+    let socket = socket.map_err(|e| SupervisorError::Client(ClientError::Socket(e)))?;
+    drop(tokio::spawn(async move {
+        let on_event = Arc::new(on_event);
+        for event in early {
+            tell(&on_event, event).await;
+        }
+        if let Err(error) = follow(&client, &socket, &on_event).await {
+            tracing::warn!(%error, "a monitor's events are lost");
+        }
+        ended();
+    }));
+    Ok(())
+}
+
+/// Until the monitor closes the connection.
+async fn follow<F>(client: &Client, socket: &AsyncFd<OwnedFd>, on_event: &Arc<F>) -> Result<(), ClientError>
+where
+    F: Fn(Event) + Send + Sync + 'static,
+{
+    loop {
+        let mut ready = socket.readable().await.map_err(ClientError::Socket)?;
+        match client.try_recv() {
+            Ok(Some(received)) => {
+                if let Message::Event(event) = received.message {
+                    tell(on_event, event).await;
                 }
             }
-            ended();
-        })
-        .map_err(|e| SupervisorError::Client(ClientError::Socket(e)))?;
-    Ok(())
+            Ok(None) => ready.clear_ready(),
+            Err(ClientError::Closed) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn tell<F>(on_event: &Arc<F>, event: Event)
+where
+    F: Fn(Event) + Send + Sync + 'static,
+{
+    let on_event = Arc::clone(on_event);
+    if let Err(error) = tokio::task::spawn_blocking(move || on_event(event)).await {
+        tracing::error!(%error, "an event of a monitor was not dealt with");
+    }
 }
