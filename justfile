@@ -38,6 +38,11 @@ critest *ARGS:
 # Our runtime beside containerd, call by call, memory, restart and pulls: the table of docs/performance.md.
 cribench *ARGS:
     cargo build --release --workspace --bins && target/release/podway-cribench {{ARGS}}
+# A pod's trace in a real OpenTelemetry Collector (built from the Go module proxy: minutes).
+otel:
+    cd tests/go/collector && go build -trimpath -o "${TMPDIR:-/tmp}/podway-otelcol" .
+    cargo build --profile tests --workspace --bins
+    PODWAY_E2E_TRACES=1 PODWAY_OTELCOL="${TMPDIR:-/tmp}/podway-otelcol" cargo test --profile tests -p podway-tests --test e2e -- traces
 # docs/metrics.md and docs/conditions.md, made from the code.
 pages:
     PODWAY_BLESS=1 cargo test --profile tests -p podway-tests --test ecosystem pages

@@ -16,6 +16,9 @@ const COMMAND: Duration = Duration::from_secs(120);
 /// `podway up` on a bare machine builds the control plane.
 const UP: Duration = Duration::from_secs(900);
 
+/// Where in the state directory the agents look for a receiver of traces.
+pub const TRACES: &str = "otlp.sock";
+
 /// A cluster that is up.
 pub struct Cluster {
     /// Its files.
@@ -223,6 +226,11 @@ impl Cluster {
 
 async fn podway_up(state_dir: &Path, nodes: u8) -> anyhow::Result<Answer> {
     let mut command = Command::new(built("podway")?);
+    if std::env::var_os("PODWAY_E2E_TRACES").is_some() {
+        // A Unix socket is reached from the nodes' network namespaces, too.
+        let traces = format!("unix://{}", std::path::absolute(state_dir)?.join(TRACES).display());
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", traces);
+    }
     command.args(["up", "--no-demo", "--nodes", &nodes.to_string(), "--state-dir"]).arg(state_dir);
     run(&mut command, "", UP).await
 }

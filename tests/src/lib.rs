@@ -20,6 +20,7 @@ pub mod figures;
 pub mod leaks;
 pub mod meter;
 pub mod namespace;
+pub mod otlp;
 pub mod prometheus;
 pub mod suite;
 pub mod swap;

@@ -30,6 +30,8 @@ mod schedule;
 mod stock;
 #[path = "e2e/streams.rs"]
 mod streams;
+#[path = "e2e/traces.rs"]
+mod traces;
 
 use podway_tests::suite::{self, Case};
 use std::process::ExitCode;
@@ -105,10 +107,16 @@ const CASES: &[Case] = &[
 /// was too full for a node by default settings. With `PODWAY_E2E_STOCK=1`.
 const STOCK: &[Case] = &[case!(ALONE, stock::installed_by_its_manifests)];
 
+/// With `PODWAY_E2E_TRACES=1`, which has the agents send traces; `just otel` receives them by a real Collector.
+const TRACES: &[Case] = &[case!(TOGETHER, traces::one_over_all_daemons_below_the_pods_own)];
+
 fn main() -> ExitCode {
     let mut cases = CASES.to_vec();
     if std::env::var_os("PODWAY_E2E_STOCK").is_some() {
         cases.extend_from_slice(STOCK);
+    }
+    if std::env::var_os("PODWAY_E2E_TRACES").is_some() {
+        cases.extend_from_slice(TRACES);
     }
     suite::main(&cases)
 }

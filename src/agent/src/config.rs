@@ -4,6 +4,7 @@ use crate::gc::collect::ImagePolicy;
 use crate::gc::logs;
 use crate::node::allocatable::Reservation;
 use crate::node::pressure::Thresholds;
+use crate::traces::Tracing;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -57,6 +58,8 @@ pub struct Config {
     pub audit_log: Option<PathBuf>,
     /// Whether `PodFlow` objects are written.
     pub podflow: bool,
+    /// `tracing`: where traces of starts go; none: nowhere.
+    pub tracing: Option<Tracing>,
     /// `staticPodPath`: the directory whose files are pods.
     pub static_pod_path: Option<PathBuf>,
     /// `evictionHard`, `evictionSoft` and their kin: below what a resource of the node is short.
@@ -109,6 +112,10 @@ impl Config {
             "maxPods": self.max_pods,
             "podLogsDir": self.pod_logs_dir,
             "staticPodPath": self.static_pod_path,
+            "tracing": self.tracing.as_ref().map(|t| json!({
+                "endpoint": t.endpoint,
+                "samplingRatePerMillion": t.rate,
+            })),
             "containerRuntimeEndpoint": self.container_runtime_endpoint,
             "kubeReserved": self.reservation.kube.shown(),
             "systemReserved": self.reservation.system.shown(),
@@ -154,6 +161,7 @@ impl Default for Config {
             server_tls_bootstrap: false,
             audit_log: None,
             podflow: true,
+            tracing: None,
             static_pod_path: None,
             thresholds: Thresholds::default(),
             reservation: Reservation::default(),

@@ -27,6 +27,7 @@ pub mod source;
 pub mod statics;
 pub mod stats;
 pub mod status;
+pub mod traces;
 pub mod userns;
 pub mod volumes;
 pub mod watch;

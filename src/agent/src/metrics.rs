@@ -3,6 +3,7 @@
 
 pub mod probes;
 
+use crate::traces::Counts;
 use podway_flow::stuck::Limits;
 use podway_flow::{Flow, Outcome, Phase};
 use probes::Probes;
@@ -65,6 +66,8 @@ pub struct Metrics {
     pub orphans: Counter,
     admission_rejections: Family<Labels, Counter>,
     evictions: Family<Labels, Counter>,
+    /// `podway_traces_exported` and `podway_traces_dropped`.
+    pub traces: Counts,
     /// `/metrics/probes`.
     pub probes: Probes,
     /// `podway_events_discarded`: events beyond the budget.
@@ -97,6 +100,7 @@ impl Metrics {
             orphans: Counter::default(),
             admission_rejections: Family::default(),
             evictions: Family::default(),
+            traces: Counts::default(),
             probes: Probes::default(),
             events_discarded: Counter::default(),
             registry: Registry::default(),
@@ -172,6 +176,16 @@ impl Metrics {
             "podway_events_discarded",
             "Events that were not written for the budget's sake",
             m.events_discarded.clone(),
+        );
+        registry.register(
+            "podway_traces_exported",
+            "Traces of pods' starts that the collector has",
+            m.traces.exported.clone(),
+        );
+        registry.register(
+            "podway_traces_dropped",
+            "Traces that were not sent, since too many waited or the collector did not take them",
+            m.traces.dropped.clone(),
         );
         registry.register("kubelet_desired_pods", "Pods that should run", m.desired_pods.clone());
         registry.register("kubelet_running_pods", "Pods with a ready sandbox", m.running_pods.clone());

@@ -28,6 +28,8 @@ use crate::pods::Pods;
 use crate::statics::dir::Dir;
 use crate::stats::Stats;
 use crate::status::pace::Pace;
+use crate::traces::config::TracingError;
+use crate::traces::send;
 use crate::userns::UserNamespaces;
 use crate::volumes::VolumeManager;
 use crate::volumes::api::ApiSource;
@@ -87,6 +89,9 @@ pub enum RunError {
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Where traces go.
+    #[error("tracing")]
+    Tracing(#[from] TracingError),
     /// The kubelet API.
     #[error(transparent)]
     Server(#[from] server::ServerError),
@@ -193,6 +198,15 @@ async fn work(
     let services = kept::<Service>(&mut tasks, &client, "watch of services");
     let classes = kept::<RuntimeClass>(&mut tasks, &client, "watch of RuntimeClasses");
     let counts = Arc::clone(&metrics);
+    let mut traces = None;
+    if let Some(tracing) = &config.tracing {
+        let (to, sending) = send::start(tracing, metrics.traces.clone())?;
+        traces = Some(to);
+        tasks.spawn(async move {
+            sending.await;
+            "export of traces"
+        });
+    }
     let context = context(
         &client,
         &config,
@@ -204,6 +218,7 @@ async fn work(
         clock,
         node_handle.state(),
     )?;
+    let context = Context { traces, ..context };
     context.cgroups.prepare(limits.milli_cpu)?;
     let (cgroups, told) =
         (Arc::clone(&context.cgroups), events::Writer::new(client.clone(), &config.node_name));
@@ -396,6 +411,7 @@ fn context(
         cgroups: Arc::new(cgroups),
         audit: config.audit_log.clone().map(AuditLog::new),
         podflow: config.podflow,
+        traces: None,
         node: status::Node { runtime, ips },
         hostname: hostnames.into_iter().next().unwrap_or_else(|| config.node_name.clone()),
         dns: NodeDns {

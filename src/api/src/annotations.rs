@@ -2,8 +2,6 @@
 
 /// The scheduler's records, on the Binding and so on the Pod.
 pub use podway_flow::wire::SCHEDULING_ANNOTATION;
-/// The W3C trace context of the pod's flow.
-pub use podway_flow::wire::TRACE_ANNOTATION;
 
 /// The API group of our resources, and the prefix of annotations and of condition types.
 pub const GROUP: &str = "podway.dev";

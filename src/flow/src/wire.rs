@@ -4,8 +4,6 @@ use crate::Record;
 
 /// The annotation on the Binding (and so on the Pod) that carries the scheduler's records.
 pub const SCHEDULING_ANNOTATION: &str = "podway.dev/scheduling";
-/// The annotation that carries the W3C trace context of the pod's flow.
-pub const TRACE_ANNOTATION: &str = "podway.dev/traceparent";
 /// The gRPC response metadata key that carries the runtime's records (binary: `-bin`).
 pub const METADATA_KEY: &str = "podway-flow-bin";
 /// The key in the `info` map of verbose CRI status calls.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use podway_agent::config::Config;
 use podway_agent::node::allocatable::Reserved;
+use podway_agent::traces::Tracing;
 use serde::Deserialize;
 
 use crate::commands::Hinted;
@@ -64,6 +65,15 @@ struct KubeletConfiguration {
     image_min_age: Option<String>,
     #[serde(rename = "imageMaximumGCAge")]
     image_max_age: Option<String>,
+    tracing: Option<TracingConfiguration>,
+}
+
+/// Where traces go; component-base's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TracingConfiguration {
+    endpoint: Option<String>,
+    sampling_rate_per_million: Option<u32>,
 }
 
 /// A taint that a node can have from the start.
@@ -189,6 +199,10 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     let transition = transition.map(|t| duration("evictionPressureTransitionPeriod", &t)).transpose()?;
     // Nothing means the default, as upstream has it.
     set(&mut config.thresholds.transition, transition.filter(|t| !t.is_zero()));
+    if let Some(TracingConfiguration { endpoint, sampling_rate_per_million }) = file.tracing {
+        let tracing = Tracing::of(endpoint, sampling_rate_per_million, |name| std::env::var(name).ok());
+        config.tracing = Some(tracing.context("tracing")?);
+    }
     config.client_ca_file = file.authentication.x509.client_ca_file.or(config.client_ca_file.take());
     Ok(())
 }
@@ -273,6 +287,23 @@ mod tests {
             "imageMinimumGCAge: 3",
         ] {
             merge(&format!("{text}{bad}\n"), &mut Config::default()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn traces_are_sent_if_it_says_so() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let mut config = Config::default();
+        let tracing = "tracing: {endpoint: 'otel:4317', samplingRatePerMillion: 100}\n";
+        merge(&format!("{text}{tracing}"), &mut config).unwrap();
+        assert_eq!(config.tracing, Some(Tracing { endpoint: "otel:4317".to_owned(), rate: 100 }));
+        assert_eq!(config.configz()["tracing"]["samplingRatePerMillion"], 100);
+        for (from, says) in [
+            ("otel:4317', s", "https://otel:4317', s"),
+            ("100}", "1000001}"),
+            ("samplingRatePerMillion", "rate"),
+        ] {
+            merge(&format!("{text}{}", tracing.replace(from, says)), &mut Config::default()).unwrap_err();
         }
     }
 

@@ -55,6 +55,7 @@ pub fn agent() -> Agent {
     metrics.flow(&Flow { pod: PodRef::default(), records: records() });
     metrics.status_write(1000);
     drop(metrics.stuck(Phase::ImagesPulled));
+    metrics.traces.dropped.get_or_create(&vec![("reason", "queue_full")]).inc();
     metrics
 }
 

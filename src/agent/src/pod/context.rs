@@ -14,6 +14,7 @@ use crate::pod::ledger::Ledger;
 use crate::pod::model::Pod;
 use crate::pod::status;
 use crate::status::pace::Pace;
+use crate::traces::Traces;
 use crate::userns::UserNamespaces;
 use crate::volumes::VolumeManager;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -50,6 +51,8 @@ pub struct Context {
     pub pace: Pace,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Where traces of starts go, if anywhere.
+    pub traces: Option<Traces>,
     /// The process' clock.
     pub clock: Clock,
     /// The API server's audit log, where it can be read.

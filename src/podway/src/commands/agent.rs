@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use podway_agent::certificates::client::Swap;
 use podway_agent::certificates::request::Purpose;
 use podway_agent::certificates::store::Store;
+use podway_agent::traces::Tracing;
 use podway_agent::{certificates, config::Config};
 
 use crate::commands::Hinted;
@@ -71,6 +72,10 @@ impl Args {
         }
         if let Some(dir) = &self.root_dir {
             config.root_dir.clone_from(dir);
+        }
+        if config.tracing.is_none() {
+            config.tracing = Tracing::of_environment(|name| std::env::var(name).ok())
+                .context("the environment's OTEL_EXPORTER_OTLP_…")?;
         }
         config.cert_dir.clone_from(&self.cert_dir);
         config.node_ip.clone_from(&self.node_ip);

@@ -9,6 +9,9 @@ pub(crate) use source::Source;
 
 use super::{Hinted, print};
 use clap::ValueEnum;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use podway_flow::otlp::TraceParent;
 use podway_flow::waterfall::{Options, waterfall};
 use podway_flow::{Clock, Flow, html, otlp};
 use std::io::IsTerminal as _;
@@ -86,17 +89,22 @@ async fn show(args: Args) -> anyhow::Result<()> {
     if args.watch {
         return follow::follow(&source, &args).await;
     }
-    print(&render(&source.flow().await?, &args)?)
+    let pod = source.pod().await?;
+    print(&render(&source.flow_of(&pod).await?, &pod, &args)?)
 }
 
-fn render(flow: &Flow, args: &Args) -> anyhow::Result<String> {
+fn render(flow: &Flow, pod: &Pod, args: &Args) -> anyhow::Result<String> {
     let now = Some(Clock::new().now());
     Ok(match args.output {
         Output::Text => text(flow, args.ascii),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(flow)?),
         Output::Yaml => serde_yaml::to_string(flow)?,
         Output::Html => html::page(flow, now),
-        Output::Otlp => format!("{}\n", otlp::request(flow, None)),
+        Output::Otlp => {
+            let parent = pod.annotations().get(otlp::PARENT_ANNOTATION);
+            let parent = parent.and_then(|text| TraceParent::parse(text));
+            format!("{}\n", serde_json::to_string(&otlp::request(flow, parent.as_ref()))?)
+        }
         Output::KubeBurner => {
             let hint = "it is a form of stats: podway flow -l app=web stats -o kube-burner";
             return Err(Hinted::new("not supported: -o kube-burner of a picture", hint).into());

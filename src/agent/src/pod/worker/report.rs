@@ -11,6 +11,7 @@ use crate::source::{ContainerView, PodView};
 use crate::status::writer::{Step, Urgency};
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use podway_flow::otlp::PARENT_ANNOTATION;
 use podway_flow::phase::CONDITION_PREFIX;
 use podway_flow::{Flow, Micros, Outcome, Phase, Record};
 use std::sync::Arc;
@@ -82,8 +83,7 @@ impl Worker {
         if !self.context.podflow || off || self.flow_failures >= FLOW_ATTEMPTS {
             self.flow_due = None;
             if whole {
-                self.context.metrics.flow(&self.start.flow([]));
-                self.flow_told = true;
+                self.start_is_over();
             }
             return None;
         }
@@ -128,6 +128,17 @@ impl Worker {
             Done::Flow { whole, audit, result }
         });
         None
+    }
+
+    /// The whole flow is known: it is counted, and its trace goes.
+    pub(super) fn start_is_over(&mut self) {
+        let flow = self.start.flow([]);
+        self.context.metrics.flow(&flow);
+        if let Some(traces) = &self.context.traces {
+            let annotations = self.pod.object.metadata.annotations.as_ref();
+            traces.offer(flow, annotations.and_then(|a| a.get(PARENT_ANNOTATION)).map(String::as_str));
+        }
+        self.flow_told = true;
     }
 
     fn open(&self) -> Vec<Record> {

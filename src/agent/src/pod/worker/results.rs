@@ -168,8 +168,7 @@ impl Worker {
                 }
                 if whole && result.is_ok() {
                     self.start.audit(audit);
-                    self.context.metrics.flow(&self.start.flow([]));
-                    self.flow_told = true;
+                    self.start_is_over();
                 }
                 self.logged(result.map_err(|e| chain(&e)), "write its flow")
             }

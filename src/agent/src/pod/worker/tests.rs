@@ -486,6 +486,7 @@ impl Bench {
             clock: Clock::new(),
             audit: None,
             podflow: true,
+            traces: None,
             node: status::Node { runtime: "fake".into(), ips: vec!["192.0.2.1".into()] },
             hostname: "n1".into(),
             dns: NodeDns::default(),

@@ -88,7 +88,7 @@ pub(super) async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
             continue;
         };
         let flow = source.flow_of(pod).await?;
-        let text = render(&flow, args)?;
+        let text = render(&flow, pod, args)?;
         if text != shown {
             let clear = matches!(args.output, Output::Text) && std::io::stdout().is_terminal();
             print(&format!("{}{text}", if clear { "\u{1b}[H\u{1b}[2J" } else { "" }))?;
