@@ -22,14 +22,27 @@ pub fn annotation_of(records: &[Record]) -> String {
     String::from_utf8_lossy(&wire::encode(records)).into_owned()
 }
 
+/// A decision as far as it is told of. Hundreds may wait for their binding, each with what every node of thousands
+/// said to it: that is counted and let go.
+#[derive(Clone, Debug)]
+pub struct Told {
+    decision: Decision,
+    /// All refusals, counted; `decision` has the first of them.
+    rejected: String,
+}
+
+impl From<Decision> for Told {
+    fn from(mut decision: Decision) -> Self {
+        let rejected = counted(decision.rejected.values());
+        decision.rejected.keep(NAMED_NODES);
+        Told { decision, rejected }
+    }
+}
+
 /// Queued, NodesFiltered, NodesScored, and Bound as begun.
 #[must_use]
-pub fn records(
-    recorder: &Recorder,
-    queued: &QueuedPod,
-    decision: &Decision,
-    bind_start: Micros,
-) -> Vec<Record> {
+pub fn records(recorder: &Recorder, queued: &QueuedPod, told: &Told, bind_start: Micros) -> Vec<Record> {
+    let Told { decision, rejected } = told;
     let times = decision.times;
     let attempt = queued.attempts.max(1);
     let ended = |mut record: Record, end: Micros| {
@@ -49,10 +62,10 @@ pub fn records(
     let mut span = recorder.begin_at(Phase::NodesFiltered, None, times.started);
     span.attempt(attempt).note("nodes", decision.nodes).note("feasible", decision.feasible);
     span.note("snapshotGeneration", decision.generation);
-    if !decision.rejected.is_empty() {
-        span.note("rejected", counted(decision.rejected.values()));
+    if !rejected.is_empty() {
+        span.note("rejected", rejected);
     }
-    for (node, status) in decision.rejected.iter().take(NAMED_NODES) {
+    for (node, status) in decision.rejected.iter() {
         span.note(&format!("node/{node}"), format!("{}: {}", status.plugin, status.reasons.join(", ")));
     }
     let filtered = ended(span.succeed("Filtered"), times.filtered);
@@ -132,7 +145,7 @@ mod tests {
             times: Times { started: Micros(20), filtered: Micros(30), scored: Micros(45) },
         };
         let recorder = Recorder::new(Writer::Scheduler, Clock::new());
-        let text = annotation_of(&super::records(&recorder, &queued, &decision, Micros(50)));
+        let text = annotation_of(&super::records(&recorder, &queued, &decision.into(), Micros(50)));
         let records = wire::decode(text.as_bytes()).unwrap();
         let phases: Vec<Phase> = records.iter().map(|r| r.phase).collect();
         assert_eq!(phases, [Phase::Queued, Phase::NodesFiltered, Phase::NodesScored, Phase::Bound]);

@@ -2,7 +2,7 @@
 
 use super::TOP;
 use crate::cycle::{Decision, FitError, NodeScore, PluginName};
-use crate::framework::{Refusals, Status};
+use crate::framework::{Reasons, Refusals, Status};
 use crate::queue::QueuedPod;
 use podway_flow::Micros;
 use serde::Serialize;
@@ -56,7 +56,7 @@ pub enum Outcome {
         /// The best, with raw, normalised and weighted scores.
         best: Vec<Row>,
         /// Why others fell, up to a number of them.
-        refused: BTreeMap<String, Refusal>,
+        refused: BTreeMap<Arc<str>, Refusal>,
     },
     /// No node fits.
     #[serde(rename_all = "camelCase")]
@@ -66,7 +66,7 @@ pub enum Outcome {
         /// How many nodes there were.
         nodes: usize,
         /// Why, up to a number of them.
-        refused: BTreeMap<String, Refusal>,
+        refused: BTreeMap<Arc<str>, Refusal>,
     },
     /// A plugin failed.
     Failed {
@@ -119,20 +119,19 @@ pub struct Refusal {
     /// By which plugin.
     pub plugin: &'static str,
     /// Its reasons.
-    pub reasons: Vec<String>,
+    pub reasons: Reasons,
 }
 
 impl Refusal {
     /// Of what a plugin said.
     #[must_use]
     pub fn of(status: &Status) -> Self {
-        Refusal { plugin: status.plugin, reasons: status.reasons.to_strings() }
+        Refusal { plugin: status.plugin, reasons: status.reasons.clone() }
     }
 }
 
-fn refused(rejected: &Refusals) -> BTreeMap<String, Refusal> {
-    let first = rejected.iter().take(REFUSED);
-    first.map(|(node, status)| (node.to_owned(), Refusal::of(status))).collect()
+fn refused(rejected: &Refusals) -> BTreeMap<Arc<str>, Refusal> {
+    rejected.first(REFUSED).map(|(node, status)| (node, Refusal::of(status))).collect()
 }
 
 impl Outcome {

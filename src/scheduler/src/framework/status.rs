@@ -1,6 +1,7 @@
 //! What a plugin says against a pod: on one node, or altogether.
 
 use super::Point;
+use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::ops::{Deref, Index};
 use std::sync::Arc;
@@ -115,6 +116,12 @@ impl Deref for Reasons {
     }
 }
 
+impl Serialize for Reasons {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self[..].serialize(serializer)
+    }
+}
+
 impl PartialEq for Reasons {
     fn eq(&self, other: &Self) -> bool {
         self[..] == other[..]
@@ -132,14 +139,6 @@ impl<const N: usize> PartialEq<[&str; N]> for Reasons {
 impl<T: Into<Reason>> FromIterator<T> for Reasons {
     fn from_iter<I: IntoIterator<Item = T>>(all: I) -> Self {
         Reasons::Many(all.into_iter().map(Into::into).collect())
-    }
-}
-
-impl Reasons {
-    /// The same, each of its own.
-    #[must_use]
-    pub fn to_strings(&self) -> Vec<String> {
-        self.iter().map(|r| r.clone().into_owned()).collect()
     }
 }
 
@@ -164,6 +163,17 @@ impl Refusals {
     /// All, in order of name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Status)> {
         self.0.iter().map(|(name, status)| (&**name, status))
+    }
+
+    /// The first `count` and no others.
+    pub(crate) fn keep(&mut self, count: usize) {
+        self.0.truncate(count);
+        self.0.shrink_to_fit();
+    }
+
+    /// The first `count`, shared names and all.
+    pub(crate) fn first(&self, count: usize) -> impl Iterator<Item = (Arc<str>, &Status)> {
+        self.0.iter().take(count).map(|(name, status)| (Arc::clone(name), status))
     }
 
     /// The statuses.

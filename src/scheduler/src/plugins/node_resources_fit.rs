@@ -146,20 +146,9 @@ mod tests {
         match NodeResourcesFit::default().filter(&CycleState::default(), &pod, &node) {
             Ok(()) => assert_eq!(code, None),
             Err(s) => {
-                assert_eq!(
-                    (s.reasons.to_strings().as_slice(), Some(s.code)),
-                    (reasons.map_owned().as_slice(), code)
-                )
+                assert_eq!(&s.reasons[..], reasons);
+                assert_eq!(Some(s.code), code);
             }
-        }
-    }
-
-    trait MapOwned {
-        fn map_owned(&self) -> Vec<String>;
-    }
-    impl MapOwned for &[&str] {
-        fn map_owned(&self) -> Vec<String> {
-            self.iter().map(|&s| s.to_owned()).collect()
         }
     }
 

@@ -7,7 +7,7 @@ use crate::cycle::{CycleError, Decision, Nomination, Trace};
 use crate::decide::Refusal;
 use crate::evict::{Eviction, evict};
 use crate::explain::ring::Outcome as Came;
-use crate::explain::{TOP, annotation_of, records};
+use crate::explain::{TOP, Told, annotation_of, records};
 use crate::extender;
 use crate::framework::{Candidate, ClusterEvent, Failure, Framework, Placement, Point, Preemption, Status};
 use crate::metrics::AttemptResult;
@@ -155,9 +155,10 @@ impl Scheduler {
         self.cycles.spawn(async move {
             binder.metrics.binding_tasks(1);
             let recorder = Recorder::new(Writer::Scheduler, binder.clock);
+            let told = Told::from(decision);
             let mut made = Vec::new();
             let result = binding::cycle(&binder, &mut placement, &recall, || {
-                made = records(&recorder, &queued, &decision, binder.clock.now());
+                made = records(&recorder, &queued, &told, binder.clock.now());
                 annotation_of(&made)
             })
             .await;
