@@ -8,6 +8,7 @@
 mod init;
 mod log;
 mod namespaces;
+mod oom;
 mod process;
 mod server;
 

@@ -1,9 +1,9 @@
-//! runc's command lines, its log, signals, and what the kernel says about a death.
+//! runc's command lines, its log, and signals.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -122,33 +122,9 @@ pub(crate) fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Whether the kernel has killed in the memory cgroup: `oom_kill` of v1's `memory.oom_control`
-/// (Linux 4.13), else of v2's `memory.events`. Read after reaping, when the count is final.
-pub(crate) fn oom_killed(cgroup: &Path) -> bool {
-    ["memory.oom_control", "memory.events"]
-        .iter()
-        .find_map(|name| std::fs::read_to_string(cgroup.join(name)).ok())
-        .is_some_and(|text| oom_kills(&text) > 0)
-}
-
-fn oom_kills(text: &str) -> u64 {
-    text.lines()
-        .filter_map(|l| l.split_once(' '))
-        .find(|(key, _)| *key == "oom_kill")
-        .and_then(|(_, v)| v.trim().parse().ok())
-        .unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn oom_kills_are_read_from_both_versions() {
-        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), 2);
-        assert_eq!(oom_kills("low 0\nhigh 0\nmax 9\noom 1\noom_kill 0\noom_group_kill 0\n"), 0);
-        assert_eq!(oom_kills(""), 0);
-    }
 
     #[test]
     fn the_reason_is_the_last_error() {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub use codec::{DecodeError, MAX_MESSAGE};
 
 /// The version that both sides must speak; raised on every change of the wire.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The most bytes of output, both streams together, that an [`Request::Exec`] may ask to have
 /// captured (CRI: 16 MiB).
@@ -49,6 +49,8 @@ pub struct Create {
     /// For a terminal: where the monitor makes the socket over which runc hands its master over; at
     /// most 107 bytes, in a private directory. The terminal is stdin, and its output is stdout.
     pub console_socket: Option<PathBuf>,
+    /// The container's cgroup is a scope, which runc asks systemd for (`--systemd-cgroup`).
+    pub systemd_cgroup: bool,
     /// More arguments of `runc create`, before the id.
     pub extra_args: Vec<String>,
 }

@@ -1,6 +1,8 @@
 //! Where a container's cgroup is, on v1 and v2, and what limits the kernel holds for it; what it
-//! uses is read by [`usage`], and [`home`] is where the monitors are.
+//! uses is read by [`usage`], [`home`] is where the monitors are, and [`driver`] who makes cgroups: runc alone, or
+//! systemd.
 
+pub mod driver;
 pub mod home;
 pub mod usage;
 
@@ -15,13 +17,6 @@ pub enum Version {
     /// One tree.
     V2,
 }
-
-/// A cgroup parent that is not a plain absolute path.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cgroup_parent {0:?} is not supported: give an absolute cgroupfs path without `..` (systemd slices are not supported)"
-)]
-pub struct InvalidParent(String);
 
 /// The cgroup file system.
 #[derive(Clone, Debug)]
@@ -143,19 +138,6 @@ fn remove_below(dir: &Path) -> std::io::Result<()> {
     }
 }
 
-/// A checked cgroup parent; the default where none is asked for.
-///
-/// # Errors
-/// [`InvalidParent`] for a relative path, `..` or a systemd slice.
-pub fn parent(asked: &str, default: &str) -> Result<String, InvalidParent> {
-    let path = if asked.is_empty() { default } else { asked };
-    let plain = path.starts_with('/')
-        && !path.ends_with(".slice")
-        && !path.contains(['\0', '\n', ':'])
-        && path.split('/').all(|p| p != ".." && p != ".");
-    if plain { Ok(path.trim_end_matches('/').to_owned()) } else { Err(InvalidParent(path.to_owned())) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,14 +157,5 @@ mod tests {
         std::fs::write(v2.join("pod/c/memory.max"), "max\n").unwrap();
         let cgroups = Cgroups::at(&v2);
         assert_eq!(cgroups.limits("/pod/c"), BTreeMap::from([("memory.max", "max".to_owned())]));
-    }
-
-    #[test]
-    fn a_parent_is_an_absolute_plain_path() {
-        assert_eq!(parent("", "/podway").unwrap(), "/podway");
-        assert_eq!(parent("/kubepods/x/", "/p").unwrap(), "/kubepods/x");
-        for bad in ["kubepods", "/a/../b", "kubepods.slice", "/a/b.slice", "/a:b"] {
-            assert!(parent(bad, "/p").is_err(), "{bad}");
-        }
     }
 }

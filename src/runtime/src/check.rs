@@ -5,6 +5,7 @@
 
 mod runc;
 
+use crate::cgroup::driver::{Driver, Units};
 use crate::cgroup::{Cgroups, Version};
 use crate::cni::Network;
 use crate::config::Config;
@@ -84,6 +85,10 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         }
     });
     found.extend(controllers(&cgroups));
+    if config.cgroup_driver == Driver::Systemd {
+        let version = Units::new(cgroups.version()).version().await;
+        found.push(of("systemd", State::Missing, version.map(|v| format!("{v} makes the cgroups"))));
+    }
     let base = existing(&config.root);
     let tried = overlay(&base).map(|()| format!("can be mounted in {}", base.display()));
     found.push(of("overlay", State::Missing, tried));

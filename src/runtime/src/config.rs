@@ -1,6 +1,7 @@
 //! The runtime's configuration: a TOML file and its drop-ins. An unknown key is an error (a typo must not be a
 //! default).
 
+use crate::cgroup::driver::Driver;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,9 @@ pub struct Config {
     pub runtimes: BTreeMap<String, Oci>,
     /// The monitor of a pod.
     pub monitor: Monitor,
-    /// The cgroup parent of sandboxes that name none.
+    /// Who makes cgroups.
+    pub cgroup_driver: Driver,
+    /// The cgroup parent of sandboxes that name none; empty: `/podway`, with systemd `podway.slice`.
     pub cgroup_parent: String,
     /// The annotations of a pod that are heeded; none by default, as in CRI-O.
     pub allowed_annotations: Vec<Annotation>,
@@ -124,7 +127,7 @@ pub struct Oci {
 pub struct Monitor {
     /// The binary; a bare name is looked up in PATH.
     pub path: PathBuf,
-    /// The cgroup in which monitors live; that of the runtime by default.
+    /// The cgroup in which monitors live, with systemd the slice; that of the runtime by default.
     pub cgroup: Option<String>,
 }
 
@@ -140,7 +143,8 @@ impl Default for Config {
             runc: Oci { path: PathBuf::from("runc") },
             runtimes: BTreeMap::new(),
             monitor: Monitor::default(),
-            cgroup_parent: "/podway".to_owned(),
+            cgroup_driver: Driver::default(),
+            cgroup_parent: String::new(),
             allowed_annotations: Vec::new(),
             streaming: Streaming::default(),
             metrics: Metrics::default(),

@@ -44,6 +44,9 @@ pub enum OpError {
     /// The monitors' cgroup.
     #[error(transparent)]
     Home(#[from] crate::cgroup::home::HomeError),
+    /// systemd.
+    #[error(transparent)]
+    Systemd(#[from] podway_systemd::ManagerError),
     /// The monitor.
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),

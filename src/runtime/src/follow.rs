@@ -34,8 +34,7 @@ pub async fn ensure(runtime: &Arc<Runtime>, sandbox: &Id) -> Result<Vec<ListedCo
     }
     let dir = runtime.sandbox_dir(sandbox).join("monitor");
     let pid = supervisor::start(runtime.config.monitor.path.clone(), socket, dir).await?;
-    let home = runtime.home.clone();
-    blocking(move || Ok(home.take_in(pid)?)).await?;
+    runtime.home.take_in(pid, &format!("podway-monitor-{sandbox}")).await?;
     points::at(Point::MonitorStarted);
     watch(runtime, sandbox).await?;
     Ok(Vec::new())

@@ -116,9 +116,7 @@ pub async fn create(wanted: &Wanted) -> Result<(), NamespaceError> {
         let record = format!("{init} {}", start_time(init).unwrap_or(0));
         std::fs::write(wanted.pod.join(PROCESS_1), record).map_err(step("note process 1"))?;
         pin(&wanted.pins, "pid", &format!("/proc/{init}/ns/pid"))?;
-        let home = wanted.home.clone();
-        let moved = tokio::task::spawn_blocking(move || home.take_in(init)).await;
-        let moved = moved.map_err(io::Error::other).and_then(|m| m.map_err(io::Error::other));
+        let moved = wanted.home.take_in(init, "podway-init").await.map_err(io::Error::other);
         moved.map_err(step("move process 1 to the monitors"))?;
     }
     maker.stdin.write_all(b"pinned\n").await.map_err(step("let the maker go"))?;

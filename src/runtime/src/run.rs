@@ -1,6 +1,7 @@
 //! The runtime's process: directories, journal, recovery, then both services on one socket.
 
 use crate::cgroup::Cgroups;
+use crate::cgroup::driver::{Driver, Units};
 use crate::cgroup::home::{Home, HomeError};
 use crate::config::Config;
 use crate::features::Features;
@@ -37,6 +38,9 @@ pub enum RunError {
     /// The monitors' cgroup.
     #[error("no cgroup for the monitors")]
     Home(#[from] HomeError),
+    /// systemd is configured and not there.
+    #[error("cgroup_driver is \"systemd\"")]
+    Systemd(#[source] podway_systemd::ManagerError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
@@ -118,7 +122,16 @@ pub async fn serve(
         tokio::join!(Handlers::look(&config), podns::probe(&config.monitor.path, &config.root));
     let handlers = handlers?;
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
-    let home = Home::make(cgroups.clone(), config.monitor.cgroup.as_deref())?;
+    let asked = config.monitor.cgroup.as_deref();
+    let home = match config.cgroup_driver {
+        Driver::Cgroupfs => Home::make(cgroups.clone(), asked)?,
+        Driver::Systemd => {
+            let units = Units::new(cgroups.version());
+            let version = units.version().await.map_err(RunError::Systemd)?;
+            tracing::info!(version, "systemd makes the cgroups");
+            Home::of_units(cgroups.clone(), units, asked)?
+        }
+    };
     let mut features =
         Features::look(&cgroups, handlers.get("").is_some_and(|runc| runc.recursive_read_only));
     match user_namespaces {

@@ -15,7 +15,7 @@ use crate::names::{Made, Name};
 use crate::points::{self, Point};
 use crate::state::{Attached, Life, Runtime, Sandbox};
 use crate::status::{options, sandbox_config};
-use crate::{cgroup, container, follow, handlers, netns, podns, rootfs, spec, state, supervisor};
+use crate::{container, follow, handlers, netns, podns, rootfs, spec, state, supervisor};
 use futures::future::join_all;
 use podway_cri::Message as _;
 use podway_cri::v1::{LinuxContainerResources, NamespaceMode, PodSandboxConfig, Protocol};
@@ -144,9 +144,10 @@ impl Journalled {
             );
         }
         let asked = config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
-        let parent = cgroup::parent(asked, &runtime.config.cgroup_parent)
+        let driver = runtime.config.cgroup_driver;
+        let cgroup = driver
+            .sandbox(asked, &runtime.config.cgroup_parent, &id)
             .map_err(|e| OpError::Invalid(e.to_string()))?;
-        let cgroup = if asked.is_empty() { format!("{parent}/{id}") } else { parent };
         let entry = Sandbox {
             name,
             config: hex::encode(config.encode_to_vec()),
@@ -447,6 +448,10 @@ async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
         _ => {}
     }
     points::at(Point::MonitorEnded);
+    let own = entry.cgroup.trim_end_matches(".slice").ends_with(id.as_str());
+    if own {
+        runtime.units.end(&entry.cgroup).await?;
+    }
     let (runtime, id) = (Arc::clone(runtime), id.clone());
     blocking(move || {
         rootfs::remove_file(&socket).map_err(|e| OpError::Io("remove the monitor's socket", e))?;
@@ -454,7 +459,7 @@ async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), OpError> {
         rootfs::unmount(&dir.join("shm")).map_err(|e| OpError::Io("unmount the sandbox' shm", e))?;
         points::at(Point::ShmUnmounted);
         rootfs::remove_tree(&dir).map_err(|e| OpError::Io("remove the sandbox' directory", e))?;
-        if entry.cgroup.ends_with(id.as_str()) {
+        if own {
             let removed = runtime.cgroups.remove_tree(&entry.cgroup);
             removed.map_err(|e| OpError::Io("remove the sandbox' cgroup", e))?;
         }

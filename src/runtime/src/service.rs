@@ -3,6 +3,7 @@
 mod list;
 mod verbose;
 
+use crate::cgroup::driver::Driver;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::names::Made;
@@ -122,7 +123,11 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::RuntimeConfigRequest>,
     ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
-        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs as i32 };
+        let driver = match self.runtime.config.cgroup_driver {
+            Driver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+            Driver::Systemd => v1::CgroupDriver::Systemd,
+        };
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 };
         Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(linux) }))
     }
 

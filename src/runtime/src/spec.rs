@@ -11,6 +11,7 @@ mod resources;
 pub mod seccomp;
 pub mod user;
 
+use crate::cgroup::driver;
 use crate::features::Features;
 use oci_spec::runtime::Spec;
 use podway_cri::v1::{ContainerConfig, PodSandboxConfig};
@@ -191,7 +192,7 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
         "annotations": annotations(input),
         "linux": {
             "resources": res,
-            "cgroupsPath": input.cgroup,
+            "cgroupsPath": driver::oci(input.cgroup),
             "namespaces": namespaces::namespaces(input)?,
             "devices": nodes,
             "rootfsPropagation": propagation,

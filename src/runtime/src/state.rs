@@ -3,6 +3,7 @@
 //! An entry changes by `update_*`: memory and journal together, then the waiters are woken.
 
 use crate::cgroup::Cgroups;
+use crate::cgroup::driver::Units;
 use crate::cgroup::home::Home;
 use crate::cni::Network;
 use crate::config::Config;
@@ -174,6 +175,8 @@ pub struct Runtime {
     pub cgroups: Cgroups,
     /// Where in it the monitors live.
     pub home: Home,
+    /// Those of its cgroups that systemd has.
+    pub units: Units,
     /// Container events; a slow listener loses the oldest.
     pub events: broadcast::Sender<ContainerEventResponse>,
     /// The OCI runtimes.
@@ -235,6 +238,7 @@ impl Runtime {
             config,
             images,
             clock: Clock::new(),
+            units: Units::new(cgroups.version()),
             cgroups,
             home,
             events: broadcast::channel(1024).0,

@@ -271,7 +271,7 @@ async fn monitors_outlive_a_runtime_that_is_ended_by_its_cgroup() {
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
     let container = Home::make(cgroups.clone(), Some(&container)).map(|home| (home, container)).unwrap();
     let mut process = Process::start(&node);
-    container.0.take_in(process.pid()).unwrap();
+    container.0.take_in(process.pid(), "runtime").await.unwrap();
     let mut cri = process.connect(&node).await;
 
     // Process 1 of a shared PID namespace is nobody's container: it has to live on as well.

@@ -21,6 +21,7 @@ impl Request {
                 .optional_path(c.memory_cgroup.as_deref())
                 .flag(c.stdin)
                 .optional_path(c.console_socket.as_deref())
+                .flag(c.systemd_cgroup)
                 .texts(&c.extra_args),
             Request::Start { id } => e.kind(3).text(id),
             Request::Signal { id, signo } => e.kind(4).text(id).u8(*signo),
@@ -62,6 +63,7 @@ impl Request {
                 memory_cgroup: d.optional_path()?,
                 stdin: d.flag()?,
                 console_socket: d.optional_path()?,
+                systemd_cgroup: d.flag()?,
                 extra_args: d.texts()?,
             })),
             3 => Request::Start { id: d.text()? },

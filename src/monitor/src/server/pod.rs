@@ -19,7 +19,8 @@ use podway_monitor::protocol::{ErrorCode, Event, ListedContainer, MAX_CAPTURE, R
 
 use super::{Asker, Wires, refused};
 use crate::log::CriLog;
-use crate::process::{Ended, Runc, kill, oom_killed};
+use crate::oom::Watch;
+use crate::process::{Ended, Runc, kill};
 use create::Output;
 use exec::Exec;
 use io::{Tap, Wanted};
@@ -33,7 +34,10 @@ struct Container {
     state: State,
     log: CriLog,
     exit_file: PathBuf,
-    memory_cgroup: Option<PathBuf>,
+    /// Its memory cgroup, and whether that is a scope.
+    memory_cgroup: Option<(PathBuf, bool)>,
+    /// From its creation on.
+    oom: Option<Watch>,
     /// The write end of its standard input, or its terminal's master.
     stdin: Option<OwnedFd>,
     terminal: bool,
@@ -379,6 +383,8 @@ impl Pod {
     fn exited(&mut self, wires: &mut Wires, id: String, ended: Ended) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         let tokens = container.pipes.clone();
+        // At once: a cgroup may go when it is empty.
+        let oom_killed = container.oom.take().is_some_and(|watch| watch.killed(ended.signal));
         // Nobody holds it back any more.
         container.state = State::Exited;
         wires.drain(self, &tokens);
@@ -387,7 +393,7 @@ impl Pod {
             exit_code: ended.exit_code,
             signal: ended.signal,
             finished_at_ns: ended.at_ns,
-            oom_killed: container.memory_cgroup.as_deref().is_some_and(oom_killed),
+            oom_killed,
         };
         if let Err(e) = record.write(&container.exit_file) {
             // Told all the same: a pod must not hang because a disk is full.

@@ -1,5 +1,5 @@
 //! The cgroup in which the pods' monitors live, where it is not to be the runtime's: containerd's `ShimCgroup`,
-//! CRI-O's `conmon_cgroup`.
+//! CRI-O's `conmon_cgroup`. With the systemd driver it is a slice.
 //!
 //! A container that shares the host's PID namespace is ended by its cgroup: with the first process go all that
 //! are in there (runc's `signalAllProcesses`). Where the runtime itself runs in such a container, its monitors
@@ -7,7 +7,9 @@
 //! pod's network. The runtime stays where it is: it can be killed and limited there. What a monitor starts later
 //! is born where the monitor is.
 
-use super::{Cgroups, Version, parent};
+use super::driver::{Units, plain};
+use super::{Cgroups, Version};
+use podway_systemd::{ManagerError, Slice};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,14 @@ pub enum HomeError {
     /// Not a path, or that of the root, which is everybody's.
     #[error("[monitor] cgroup = {0:?}: give an absolute cgroupfs path below the root, without `..`")]
     Path(String),
+    /// With systemd: not a slice.
+    #[error(
+        "[monitor] cgroup = {0:?}: cgroup_driver is \"systemd\": give a slice, e.g. \"podway-monitors.slice\""
+    )]
+    Slice(String),
+    /// systemd refused.
+    #[error("a monitor gets no scope")]
+    Scope(#[from] ManagerError),
     /// The kernel refused.
     #[error("cannot {verb} {path}")]
     Io {
@@ -40,6 +50,8 @@ pub struct Home {
     cgroups: Cgroups,
     /// Without one whoever is started stays where the runtime is.
     path: Option<String>,
+    /// With systemd each has a scope of its own in this slice, which goes with it.
+    slice: Option<(Units, Slice)>,
 }
 
 impl Home {
@@ -48,11 +60,11 @@ impl Home {
     /// # Errors
     /// [`HomeError`].
     pub fn make(cgroups: Cgroups, path: Option<&str>) -> Result<Self, HomeError> {
-        let checked = |p: &str| match parent(p, "") {
+        let checked = |p: &str| match plain(p) {
             Ok(path) if !path.is_empty() => Ok(path),
             _ => Err(HomeError::Path(p.to_owned())),
         };
-        let home = Home { cgroups, path: path.map(checked).transpose()? };
+        let home = Home { cgroups, path: path.map(checked).transpose()?, slice: None };
         for tree in home.trees()? {
             let mut dir = tree;
             for part in home.path.iter().flat_map(|p| p.split('/')).filter(|p| !p.is_empty()) {
@@ -69,11 +81,34 @@ impl Home {
         Ok(home)
     }
 
-    /// Moves a process there, with its threads; its children so far stay where they are.
+    /// The same with systemd, which makes the slice when the first monitor is there.
     ///
     /// # Errors
     /// [`HomeError`].
-    pub fn take_in(&self, pid: u32) -> Result<(), HomeError> {
+    pub fn of_units(cgroups: Cgroups, units: Units, slice: Option<&str>) -> Result<Self, HomeError> {
+        let checked = |name: &str| Slice::of_path(name).map_err(|e| HomeError::Slice(e.0));
+        let slice = slice.map(checked).transpose()?.map(|slice| (units, slice));
+        Ok(Home { cgroups, path: None, slice })
+    }
+
+    /// Moves a process there, with its threads; its children so far stay where they are. `name` is for its scope,
+    /// if it gets one.
+    ///
+    /// # Errors
+    /// [`HomeError`].
+    pub async fn take_in(&self, pid: u32, name: &str) -> Result<(), HomeError> {
+        match &self.slice {
+            // The pid, for the scope of one that was replaced may not be gone yet.
+            Some((units, slice)) => Ok(units.scope(&format!("{name}-{pid}.scope"), slice, pid).await?),
+            None => {
+                let home = self.clone();
+                let moved = tokio::task::spawn_blocking(move || home.write(pid)).await;
+                moved.map_err(|e| at("move a monitor to", &self.cgroups.mount)(io::Error::other(e)))?
+            }
+        }
+    }
+
+    fn write(&self, pid: u32) -> Result<(), HomeError> {
         let Some(path) = &self.path else { return Ok(()) };
         for tree in self.trees()? {
             let procs = tree.join(path.trim_start_matches('/')).join("cgroup.procs");
@@ -157,7 +192,7 @@ mod tests {
         }
         let home = Home::make(Cgroups::at(mount.path()), Some("/podway/monitors")).unwrap();
         assert_eq!(fs::read_to_string(file("cpuset/podway/monitors/cpuset.mems")).unwrap(), "0-1\n");
-        home.take_in(17).unwrap();
+        home.write(17).unwrap();
         for tree in ["memory", "cpuset", "cpu,cpuacct"] {
             let procs = fs::read_to_string(file(tree).join("podway/monitors/cgroup.procs")).unwrap();
             assert_eq!(procs, "17", "{tree}");
@@ -174,11 +209,17 @@ mod tests {
         fs::write(mount.path().join("cgroup.controllers"), "").unwrap();
         let make = |path| Home::make(Cgroups::at(mount.path()), path);
         let none = make(None).unwrap();
-        none.take_in(1).unwrap();
+        none.write(1).unwrap();
         none.leave().unwrap();
         assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 1);
         for bad in ["monitors", "/a/../b", "/system.slice", "/", ""] {
             let error = make(Some(bad)).unwrap_err();
+            assert!(error.to_string().contains("[monitor] cgroup"), "{bad:?}: {error}");
+        }
+        let units = |slice| Home::of_units(Cgroups::at(mount.path()), Units::new(Version::V2), slice);
+        assert!(units(Some("podway-monitors.slice")).is_ok() && units(None).is_ok());
+        for bad in ["/podway/monitors", "-.slice", "/a/../b.slice", ""] {
+            let error = units(Some(bad)).unwrap_err();
             assert!(error.to_string().contains("[monitor] cgroup"), "{bad:?}: {error}");
         }
         let v2 = make(Some("/podway/monitors")).unwrap();

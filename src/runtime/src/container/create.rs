@@ -4,6 +4,7 @@
 
 use super::life::remove_alone;
 use super::{signals, volumes};
+use crate::cgroup::driver;
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::names::{Made, Name};
@@ -144,7 +145,7 @@ fn prepare(
     let image = runtime.images.resolve(&reference).ok_or_else(missing)?;
     let volumes = volumes::find(runtime, &mut config)?;
     let log = log_path(&pod_config.log_directory, &config.log_path)?;
-    let cgroup = format!("{}/{id}", pod.cgroup);
+    let cgroup = driver::container(&pod.cgroup, id);
     let entry = Container {
         name,
         sandbox: sandbox_id.clone(),

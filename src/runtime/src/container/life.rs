@@ -116,6 +116,10 @@ pub(super) async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), 
         Err(error) if supervisor::knows_not(&error) => true,
         Err(error) => return Err(error.into()),
     };
+    if without_monitor {
+        // `runc delete` does it where runc still knows the container.
+        runtime.units.end(&entry.cgroup).await?;
+    }
     let (state, id) = (Arc::clone(runtime), id.clone());
     blocking(move || {
         if without_monitor {

@@ -5,6 +5,7 @@
 //! runc refuses ends the container, as it does in containerd: EXITED, code 128, reason StartError.
 
 use super::life::{ended, known, signal};
+use crate::cgroup::driver;
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::names::Made;
@@ -177,6 +178,7 @@ fn request(runtime: &Runtime, oci: &Path, id: &Id, entry: &Container, config: &C
         console_socket: config
             .tty
             .then(|| runtime.config.state.join("m").join(format!("{}.tty", id.short()))),
+        systemd_cgroup: driver::unit(&entry.cgroup).is_some(),
         extra_args: Vec::new(),
     }
 }

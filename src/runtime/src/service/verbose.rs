@@ -32,6 +32,7 @@ pub(super) fn runtime(runtime: &Runtime) -> Info {
         "stateDir": config.state,
         "endpoint": config.listen,
         "cgroupParent": config.cgroup_parent,
+        "cgroupDriver": format!("{:?}", runtime.config.cgroup_driver).to_lowercase(),
         "cgroupVersion": format!("{:?}", runtime.cgroups.version()),
         "runtimes": runtimes,
         "monitor": config.monitor.path,

@@ -410,7 +410,10 @@ fn every_field_of_a_sandbox_has_who_honours_it() {
         ),
         ("PodSandboxConfig.linux", "its own fields, below"),
         ("PodSandboxConfig.windows", "refused"),
-        ("LinuxPodSandboxConfig.cgroup_parent", "cgroup.rs, a_parent_is_an_absolute_plain_path"),
+        (
+            "LinuxPodSandboxConfig.cgroup_parent",
+            "cgroup/driver.rs, a_parent_of_cgroupfs_is_an_absolute_plain_path",
+        ),
         ("LinuxPodSandboxConfig.security_context", "its own fields, below"),
         ("LinuxPodSandboxConfig.sysctls", "netns.rs, a_sysctl_must_be_the_pods_own"),
         ("LinuxPodSandboxConfig.overhead", "kept: it is the agent's to apply to the parent"),

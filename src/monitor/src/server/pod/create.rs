@@ -12,6 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Container, JobKind, Outcome, Pod, good_name, null_stdio, system};
 use crate::log::{CriLog, Stream};
+use crate::oom::Watch;
 use crate::process::Runc;
 use crate::server::{Asker, Sink, Wires, refused};
 
@@ -42,13 +43,16 @@ impl Pod {
         let log = CriLog::open(create.log_path).map_err(|e| system("log_path could not be opened", &e))?;
         let runc = Runc { binary: create.runc, root: create.runc_root, log: create.runc_log };
         let pid_file = self.pid_file();
-        let mut rest: Vec<&OsStr> = vec![
+        // An option of runc's own, before the verb. The container's state keeps it for what comes later.
+        let mut rest: Vec<&OsStr> =
+            create.systemd_cgroup.then_some("--systemd-cgroup".as_ref()).into_iter().collect();
+        rest.extend::<[&OsStr; 5]>([
             "create".as_ref(),
             "--bundle".as_ref(),
             create.bundle.as_ref(),
             "--pid-file".as_ref(),
             pid_file.as_ref(),
-        ];
+        ]);
         if let Some(console) = &create.console_socket {
             rest.extend(["--console-socket".as_ref(), console.as_os_str()]);
         }
@@ -67,7 +71,8 @@ impl Pod {
             state: State::Creating,
             log,
             exit_file: create.exit_file,
-            memory_cgroup: create.memory_cgroup,
+            memory_cgroup: create.memory_cgroup.map(|cgroup| (cgroup, create.systemd_cgroup)),
+            oom: None,
             stdin,
             terminal: create.console_socket.is_some(),
             pipes: vec![],
@@ -92,6 +97,7 @@ impl Pod {
         let container = self.container(id)?;
         container.pid = pid;
         container.state = State::Created;
+        container.oom = container.memory_cgroup.take().map(|(cgroup, scope)| Watch::begin(cgroup, scope));
         let mut watch = |fd: OwnedFd, stream| -> io::Result<()> {
             container.pipes.push(wires.add_pipe(fd, Sink::Container(id.to_owned(), stream))?);
             Ok(())

@@ -1,0 +1,92 @@
+//! A real systemd for a test: booted as process 1 of a container (namespaces, cgroups and a root of its own), in
+//! which the test's own executable runs once more, as a service, and decides how it ended.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Set where the executable runs as the service.
+pub const INSIDE: &str = "PODWAY_TEST_UNDER_SYSTEMD";
+/// What systemd exits with where the service has succeeded: no other way out of the container has this code.
+const SUCCESS: i32 = 77;
+
+/// What this machine lacks to boot it.
+#[must_use]
+pub fn lacks() -> Option<String> {
+    let programs =
+        ["/lib/systemd/systemd", "/usr/bin/dbus-daemon", "/usr/bin/unshare", "/usr/sbin/pivot_root"];
+    let missing: Vec<&str> = programs.into_iter().filter(|p| !Path::new(p).exists()).collect();
+    if !missing.is_empty() {
+        return Some(format!("{} (apt-get install systemd dbus util-linux)", missing.join(", ")));
+    }
+    let merged = std::fs::symlink_metadata("/bin").is_ok_and(|m| m.is_symlink());
+    (!merged).then(|| "a /bin that is /usr/bin".to_owned())
+}
+
+/// Boots it, runs the test `name` of this executable inside with [`INSIDE`] set, and gives what it printed. The
+/// directories are there as they are here; nothing else is.
+///
+/// What was said, where the test did not succeed or systemd did not come up.
+pub fn run(name: &str, directories: &[PathBuf]) -> Result<String, String> {
+    let exe = std::env::current_exe().unwrap();
+    let dir = tempfile::Builder::new().prefix("pwsd").tempdir().unwrap();
+    let at = |file: &str| dir.path().join(file);
+    std::fs::create_dir(at("root")).unwrap();
+    std::fs::create_dir(at("log")).unwrap();
+    let mut environment = vec![format!("{INSIDE}=1")];
+    for variable in ["KUBEBUILDER_ASSETS", "PODWAY_RUNC", "PODWAY_CNI"] {
+        environment.extend(std::env::var(variable).ok().map(|value| format!("{variable}={value}")));
+    }
+    let environment: String = environment.iter().map(|e| format!("Environment=\"{e}\"\n")).collect();
+    let unit = format!(
+        "[Unit]\nRequires=dbus.socket\nWants=systemd-logind.service\nAfter=dbus.service systemd-logind.service\n\
+         SuccessAction=exit-force\nSuccessActionExitStatus={SUCCESS}\nFailureAction=exit-force\nFailureActionExitStatus=1\n\
+         [Service]\nType=oneshot\nTimeoutStartSec=200\nExecStart={} --exact {name} --nocapture\n\
+         StandardOutput=append:{log}\nStandardError=append:{log}\n{environment}",
+        exe.display(),
+        log = at("log/test").display(),
+    );
+    std::fs::write(at("unit"), unit).unwrap();
+    std::fs::write(at("boot.sh"), include_str!("boot.sh")).unwrap();
+    std::fs::set_permissions(at("boot.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let group = format!("podway-systemd-{}", std::process::id());
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", "240"]).arg(at("boot.sh")).arg(&group).arg(at("root")).arg(at("unit"));
+    command.arg(exe.parent().and_then(Path::parent).unwrap());
+    command.arg(at("log")).args(directories).env_remove("INNER");
+    let console = std::fs::File::create(at("log/console")).unwrap();
+    command.stdin(Stdio::null()).stdout(console.try_clone().unwrap()).stderr(console);
+    let status = command.status();
+    remove(&group);
+    let read = |file: &str| std::fs::read_to_string(at(file)).unwrap_or_default();
+    let (status, said) = (status.unwrap(), read("log/test"));
+    if status.code() == Some(SUCCESS) {
+        return Ok(said);
+    }
+    if said.is_empty() {
+        // It is not what is tested that a machine lets us boot it.
+        return Ok(format!("NOT TESTED: systemd did not boot: {status}\n{}", read("log/console")));
+    }
+    Err(format!("{status}\n{said}\nsystemd said:\n{}", read("log/console")))
+}
+
+/// The container's cgroups: all that was in them has ended with its process 1.
+fn remove(group: &str) {
+    fn below(dir: &Path) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                below(&entry.path());
+            }
+        }
+        if let Err(error) = std::fs::remove_dir(dir) {
+            eprintln!("{} stays: {error}", dir.display());
+        }
+    }
+    let mount = Path::new("/sys/fs/cgroup");
+    let trees = std::fs::read_dir(mount).into_iter().flatten().flatten().map(|e| e.path());
+    trees
+        .chain([mount.to_owned()])
+        .map(|tree| tree.join(group))
+        .filter(|d| d.is_dir())
+        .for_each(|d| below(&d));
+}

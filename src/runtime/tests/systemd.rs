@@ -1,0 +1,65 @@
+//! The cgroup driver systemd, on a real systemd: booted in a container ([`booted`]), where this
+//! executable runs once more as a service.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
+
+#[path = "support/booted.rs"]
+mod booted;
+#[path = "support/cri.rs"]
+mod cri;
+#[path = "support/node.rs"]
+mod node;
+#[path = "systemd/pod.rs"]
+mod pod;
+#[path = "support/served.rs"]
+mod served;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// What `systemctl show` says of a unit.
+fn show(unit: &str, properties: &[&str]) -> BTreeMap<String, String> {
+    let mut command = Command::new("systemctl");
+    command.args(["show", "--property", &properties.join(","), "--", unit]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|l| l.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+/// The units that systemd knows by these patterns, failed and ended ones too.
+fn units(patterns: &[&str]) -> Vec<String> {
+    let mut command = Command::new("systemctl");
+    command.args(["list-units", "--all", "--plain", "--no-legend", "--full", "--"]).args(patterns);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// Both: the one that boots it, and the one that is run inside.
+#[test]
+fn on_a_real_systemd() {
+    if std::env::var_os(booted::INSIDE).is_some() {
+        let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        threads.block_on(inside());
+        return;
+    }
+    if let Some(lacking) = booted::lacks() {
+        println!("NOT TESTED: the systemd cgroup driver needs {lacking}");
+        return;
+    }
+    let Some(node) = node::node() else { return };
+    let mut directories = vec![node.config.cni.bin_dirs[0].clone()];
+    directories.extend(node.config.runc.path.parent().map(std::path::Path::to_owned));
+    drop(node);
+    directories.retain(|d| !d.starts_with("/usr"));
+    match booted::run("on_a_real_systemd", &directories) {
+        Ok(said) => println!("{said}"),
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+async fn inside() {
+    pod::a_pod_in_the_slice_of_its_kubelet().await;
+    pod::a_pod_in_a_slice_of_its_own().await;
+}
