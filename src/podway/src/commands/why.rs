@@ -169,7 +169,13 @@ async fn answer(args: &Args) -> anyhow::Result<Answer> {
         Err(CycleError::Failed(failure)) => Answer::Failed { pod: key, message: failure.to_string() },
         Err(CycleError::Unfit(error)) => {
             let nodes = error.rejected.iter().map(|(node, status)| {
-                (node.to_owned(), Refusal { plugin: status.plugin, reasons: status.reasons.to_strings() })
+                (
+                    node.to_owned(),
+                    Refusal {
+                        plugin: status.plugin,
+                        reasons: status.reasons.iter().map(ToString::to_string).collect(),
+                    },
+                )
             });
             Answer::Waits {
                 pod: key,
