@@ -114,20 +114,24 @@ fn container(
     let newest = history.first().copied();
     let id = |i: &Instance| format!("{}://{}", node.runtime, i.id);
     let former = |i: Option<&&Instance>| i.and_then(|i| terminated(i, id(i)));
-    let (state, last) = match newest {
+    let known = newest.map_or(0, |i| i.restarts).max(memory.restarts);
+    let (state, last, restarts) = match newest {
         Some(i) if i.state == State::Running && memory.is_up(c, &i.id) => {
-            (running(i), former(history.get(1)))
+            (running(i), former(history.get(1)), known)
         }
         Some(i) if matches!(i.state, State::Exited { .. } | State::Unknown) => {
             let waits = journal.terminal.is_none() && pod.deletion.is_none();
             match restart_wait(pod, c, i, &memory, now).filter(|_| waits) {
-                Some((reason, message)) => (waiting(&reason, &message), terminated(i, id(i))),
-                None => (terminated(i, id(i)).unwrap_or_default(), former(history.get(1))),
+                Some((reason, message)) => (waiting(&reason, &message), terminated(i, id(i)), known),
+                None => (terminated(i, id(i)).unwrap_or_default(), former(history.get(1)), known),
             }
         }
         other => {
             let (reason, message) = start_wait(pod, c, &memory, now);
-            (waiting(&reason, &message), former(history.get(usize::from(other.is_some()))))
+            let before = history.get(usize::from(other.is_some()));
+            // A restart counts once it runs: until then the count would be of another instance than the last state.
+            let restarts = before.filter(|_| other.is_some()).map_or(known, |i| i.restarts);
+            (waiting(&reason, &message), former(before), restarts)
         }
     };
     let runs = newest.filter(|_| state.running.is_some()).map(|i| i.id.as_str());
@@ -143,8 +147,7 @@ fn container(
         image: c.image.clone(),
         image_id: newest.map(|i| i.image_id.clone()).unwrap_or_default(),
         container_id: newest.map(id),
-        restart_count: i32::try_from(newest.map_or(0, |i| i.restarts).max(memory.restarts))
-            .unwrap_or(i32::MAX),
+        restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
         ready: completed || ready,
         started: Some(started),
         state: Some(state),
@@ -473,6 +476,19 @@ mod tests {
             (c.restart_count, c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code),
             (1, 1)
         );
+        // The next one is made, and does not run yet: what is told is still of the last.
+        let mut next = o.clone();
+        let made =
+            Instance { id: "c1".into(), restarts: 2, state: State::Created, ..o.containers[0].clone() };
+        next.containers.push(made);
+        note_exits(&p, &next, &mut journal);
+        let told = |o: &Observed| {
+            let c = show(o, &journal, T).container_statuses.unwrap().remove(0);
+            (c.restart_count, c.state.unwrap().waiting.is_some(), c.last_state.is_some())
+        };
+        assert_eq!(told(&next), (1, true, true));
+        next.containers[1].state = State::Running;
+        assert_eq!(told(&next), (2, false, true));
         let never = pod(json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1"}]}));
         for (given, code, expected) in
             [("", 0, "Completed"), ("", 2, "Error"), ("OOMKilled", 137, "OOMKilled")]

@@ -107,14 +107,22 @@ pub fn note_exits(pod: &Pod, observed: &Observed, journal: &mut Journal) {
         let memory = journal.of_mut(&container.name);
         memory.restarts = memory.restarts.max(newest.restarts);
         let State::Exited { finished, .. } = newest.state else { continue };
-        if memory.restart.is_some_and(|(_, at)| at == finished) {
+        if let Some((delay, at)) = &mut memory.restart
+            && *at == finished
+        {
+            // It may be changed while it waits.
+            if newest.hash != container.hash {
+                *delay = Duration::ZERO;
+            }
             continue;
         }
         let ran =
             Duration::from_micros(if newest.started.0 > 0 { finished.since(newest.started) } else { 0 });
         // After a restart of the agent the runtime still tells how long the last start was put off.
         let before = memory.restart.map(|(d, _)| d).or(newest.waited);
-        let delay = restart_delay(before, ran);
+        // The kubelet's delays go by the container's hash: a changed one begins anew (`getStableKey`).
+        let changed = newest.hash != container.hash;
+        let delay = if changed { Duration::ZERO } else { restart_delay(before, ran) };
         memory.restart = Some((delay, finished));
         // What was pulled for the last start counts for that start only (`Always`).
         memory.image_ready = container.pull != PullPolicy::Always && memory.image_ready;

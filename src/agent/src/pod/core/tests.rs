@@ -88,6 +88,30 @@ fn restart_delays_double_to_300_s_and_start_over_after_10_min() {
 }
 
 #[test]
+fn a_changed_container_begins_anew_with_its_delays() {
+    let p = simple("Always");
+    for while_it_waits in [false, true] {
+        let mut journal = ready_journal(&p);
+        journal.of_mut("c").restart = Some((Duration::from_secs(80), T0));
+        let mut observed = Observed {
+            sandboxes: vec![sandbox()],
+            containers: vec![instance(&p, "c", 4, exited(1, at(10)))],
+        };
+        let mut delay = |observed: &Observed| {
+            note_exits(&p, observed, &mut journal);
+            journal.of("c").restart.unwrap().0.as_secs()
+        };
+        if while_it_waits {
+            assert_eq!(delay(&observed), 160);
+        }
+        observed.containers[0].hash ^= 1;
+        assert_eq!(delay(&observed), 0, "{while_it_waits}");
+        observed.containers = vec![instance(&p, "c", 5, exited(1, at(20)))];
+        assert_eq!(delay(&observed), 10);
+    }
+}
+
+#[test]
 fn each_policy_and_exit_code_has_its_consequence() {
     for (policy, code, expected) in [
         ("Always", 0, None),
