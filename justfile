@@ -38,6 +38,12 @@ critest *ARGS:
 # Our runtime beside containerd, call by call, memory, restart and pulls: the table of docs/performance.md.
 cribench *ARGS:
     cargo build --release --workspace --bins && target/release/podway-cribench {{ARGS}}
+# Pods that come and go for 20 minutes on 2 nodes: nothing may grow. Writes docs/soak.md and docs/soak.svg.
+soak *ARGS:
+    cargo build --release --workspace --bins && target/release/podway-soak --out docs {{ARGS}}
+# What a PodFlow costs, on and off in one run.
+observed *ARGS:
+    cargo build --release --workspace --bins && target/release/podway up --nodes 1 --no-demo && target/release/podway-bench --observed {{ARGS}}; target/release/podway down
 # A pod's trace in a real OpenTelemetry Collector (built from the Go module proxy: minutes).
 otel:
     cd tests/go/collector && go build -trimpath -o "${TMPDIR:-/tmp}/podway-otelcol" .

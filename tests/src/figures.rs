@@ -29,6 +29,12 @@ impl Times {
         Duration::from_micros(self.0.value_at_quantile(of)).as_secs_f64() * 1e3
     }
 
+    /// The median, in µs.
+    #[must_use]
+    pub fn median(&self) -> u64 {
+        self.0.value_at_quantile(0.5)
+    }
+
     /// `p50 / p99 ms`.
     #[must_use]
     pub fn cell(&self) -> String {

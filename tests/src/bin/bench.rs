@@ -17,6 +17,7 @@ use podway_tests::cluster::Cluster;
 use podway_tests::figures::{Table, Times};
 use podway_tests::meter::{Memory, Seen, Watcher, memory};
 use podway_tests::namespace::{self, STAY};
+use podway_tests::observed::{self, Cost};
 use podway_tests::swap::{Scheduler, Swapped, is_on};
 use podway_tests::wait;
 use serde_json::{Value, json};
@@ -59,6 +60,9 @@ struct Args {
     /// Measure a stock node in the same run, for the last column; wants `podway up --nodes 2`.
     #[arg(long, conflicts_with_all = ["kubeconfig", "node"])]
     beside_stock: bool,
+    /// Measure what it costs to be observed instead: --count pods with a PodFlow and as many without, in one run.
+    #[arg(long, conflicts_with_all = ["kubeconfig", "node", "beside_stock"])]
+    observed: bool,
     /// Processes of the node side, by a part of their command line: agent, runtime, what watches a pod.
     #[arg(long = "process", default_values_t = ["podway agent".to_owned(), "podway runtime".to_owned(), "podway-monitor".to_owned()])]
     processes: Vec<String>,
@@ -77,6 +81,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
+    if args.observed {
+        println!("{}", observed_cost(&args).await?.markdown());
+        return Ok(());
+    }
     if !args.beside_stock {
         let label = args.label.clone();
         println!("{}", measure(args).await?.markdown(&label, "stock 1.36.3"));
@@ -107,6 +115,32 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// In a namespace of its own, which goes again.
+async fn observed_cost(args: &Args) -> anyhow::Result<Cost> {
+    let client = Cluster::attach(&args.state_dir, 1).await?.client;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let name = made(&namespaces, &client).await?;
+    let (pods, flows) = (Api::namespaced(client.clone(), &name), Api::namespaced(client, &name));
+    let mut processes = args.processes.clone();
+    processes.push("podway scheduler".to_owned());
+    let cost = observed::measure(pods.clone(), flows, &mut Watcher::new(pods), &processes, args.count).await;
+    namespaces.delete(&name, &DeleteParams::default()).await?;
+    wait::until_gone(namespaces, &name, None, LIMIT).await?;
+    cost
+}
+
+/// A namespace in which pods can be made.
+async fn made(namespaces: &Api<Namespace>, client: &Client) -> anyhow::Result<String> {
+    let object = Namespace {
+        metadata: ObjectMeta { generate_name: Some("bench-".into()), ..ObjectMeta::default() },
+        ..Namespace::default()
+    };
+    let namespace = namespaces.create(&PostParams::default(), &object).await?.name_any();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &namespace);
+    wait::until(accounts, "metadata.name=default", "the service account", LIMIT, |_| true).await?;
+    Ok(namespace)
+}
+
 /// The node that a stock kubelet takes over.
 const STOCK: &str = "podway-1";
 
@@ -119,13 +153,7 @@ async fn measure(mut args: Args) -> anyhow::Result<Table> {
         args.audit_log = Some(args.state_dir.join("audit.log"));
     }
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let object = Namespace {
-        metadata: ObjectMeta { generate_name: Some("bench-".into()), ..ObjectMeta::default() },
-        ..Namespace::default()
-    };
-    let namespace = namespaces.create(&PostParams::default(), &object).await?.name_any();
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &namespace);
-    wait::until(accounts, "metadata.name=default", "the service account", LIMIT, |_| true).await?;
+    let namespace = made(&namespaces, &client).await?;
     let watcher = Watcher::new(Api::namespaced(client.clone(), &namespace));
     let mut bench = Bench { args, client, namespace: namespace.clone(), watcher };
     let result = bench.all().await;

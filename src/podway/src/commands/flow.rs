@@ -3,6 +3,7 @@
 
 mod follow;
 mod numbers;
+mod outside;
 mod source;
 
 pub(crate) use source::Source;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 /// Show every step of a pod's creation as a waterfall, or numbers over many pods.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  podway flow web-0 -n default\n  podway flow web-0 -w\n  podway flow web-0 -o html > web-0.html\n  podway flow -l app=web stats\n  podway flow -A blame\n  podway flow compare web-0 web-1"
+    after_help = "Examples:\n  podway flow web-0 -n default\n  podway flow web-0 -w\n  podway flow -l app=web --watch-from-create --count 3\n  podway flow web-0 -o html > web-0.html\n  podway flow -l app=web stats\n  podway flow -A blame\n  podway flow compare web-0 web-1"
 )]
 pub(crate) struct Args {
     /// The pod (pod/NAME if it is called like a command); without one, the command is about all that -l takes.
@@ -40,6 +41,13 @@ pub(crate) struct Args {
     /// Follow until the pod is Ready, has Succeeded or Failed, or is deleted; Ctrl-C ends it.
     #[arg(short, long)]
     watch: bool,
+    /// Measure pods from outside, from their creation: give a name or -l before they are there. Every time is when
+    /// this client saw it; nothing of podway need be in the cluster.
+    #[arg(long, conflicts_with_all = ["watch", "audit_log"])]
+    watch_from_create: bool,
+    /// How many pods --watch-from-create measures; of more than one, stats.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "watch_from_create")]
+    count: usize,
     /// The form.
     #[arg(short, long, value_enum, default_value = "text", global = true)]
     output: Output,
@@ -78,8 +86,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 async fn show(args: Args) -> anyhow::Result<()> {
     let (client, default) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
     let namespace = args.namespace.clone().unwrap_or(default);
-    if let Some(view) = &args.view {
+    if let Some(view) = args.view.as_ref().filter(|_| !args.watch_from_create) {
         return numbers::show(&client, &namespace, &args, view).await;
+    }
+    if args.watch_from_create {
+        return outside::measure(client, &namespace, &args).await;
     }
     let Some(pod) = &args.pod else {
         let hint = "podway flow POD draws one; podway flow -l app=web stats (or blame, chain) tells of many";

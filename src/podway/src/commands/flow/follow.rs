@@ -210,7 +210,7 @@ const FLOWS: &str = "podflows.podway.dev";
 
 /// What a broken watch means.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     /// It is begun again, as it is meant to be.
     Routine,
     /// It is begun again by the watcher, and the user is told.
@@ -219,7 +219,7 @@ enum Verdict {
     Refused(String),
 }
 
-fn verdict(what: &str, error: &watcher::Error) -> Verdict {
+pub(super) fn verdict(what: &str, error: &watcher::Error) -> Verdict {
     use kube::Error::Api;
     let status = match error {
         watcher::Error::InitialListFailed(Api(status))

@@ -62,7 +62,11 @@ pub(super) async fn show(client: &Client, namespace: &str, args: &Args, view: &V
     print(&out)
 }
 
-fn formed<T: Serialize>(data: &T, output: Output, text: fn(&T) -> String) -> anyhow::Result<String> {
+pub(super) fn formed<T: Serialize>(
+    data: &T,
+    output: Output,
+    text: fn(&T) -> String,
+) -> anyhow::Result<String> {
     Ok(match output {
         Output::Text => text(data),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(data)?),

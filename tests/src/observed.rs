@@ -1,0 +1,196 @@
+//! What it costs to be observed: the same pods with and without a `PodFlow`, block by block in one run, so that whatever
+//! else the machine does falls on both alike.
+//!
+//! Recording itself is not switched off: the conditions, the metrics and the waterfall are made of it in either case.
+//! What is compared is the annotation `podway.dev/podflow: "off"`.
+
+use crate::figures::Times;
+use crate::meter::{Seen, Watcher};
+use crate::namespace;
+use crate::wait;
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, PostParams};
+use podway_api::PodFlow;
+use serde_json::json;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a pod, or its flow, may take.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How many pods are started with, then without.
+const BLOCK: usize = 10;
+/// The kernel's clock tick in /proc (`USER_HZ`, 100 on every architecture that we run on).
+const TICK_MICROS: u64 = 10_000;
+
+/// What came out of one side.
+#[derive(Default)]
+pub struct Side {
+    /// create → Ready.
+    pub starts: Times,
+    /// µs of CPU of the processes that were asked for.
+    pub cpu_micros: u64,
+    /// How many pods.
+    pub pods: u64,
+}
+
+impl Side {
+    fn cpu_each(&self) -> u64 {
+        self.cpu_micros / self.pods.max(1)
+    }
+}
+
+/// Both sides, and the largest `PodFlow`.
+#[derive(Default)]
+pub struct Cost {
+    /// With a `PodFlow`.
+    pub on: Side,
+    /// Without.
+    pub off: Side,
+    /// In bytes of JSON, without `managedFields`.
+    pub largest: usize,
+}
+
+impl Cost {
+    /// A table, each row with whether it is within what it may be.
+    #[must_use]
+    pub fn markdown(&self) -> String {
+        let (on, off) = (self.on.starts.median(), self.off.starts.median());
+        let slower = on.saturating_sub(off);
+        let hundredths = slower.saturating_mul(10_000).checked_div(off).unwrap_or(0);
+        let cpu = self.on.cpu_each().saturating_sub(self.off.cpu_each());
+        let verdict = |holds: bool| if holds { "holds" } else { "DOES NOT HOLD" };
+        let ms = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
+        format!(
+            "| of {} pods with a PodFlow and {} without | with | without | cost | at most | |\n|---|---|---|---|---|---|\n\
+             | create → Ready, p50, ms | {} | {} | {}.{:02} % | 2 % | {} |\n\
+             | CPU of scheduler, agents and runtimes per pod, ms | {} | {} | {} | 1 ms | {} |\n\
+             | the largest PodFlow without managedFields, bytes | {} | 0 | {} | 8192 | {} |\n",
+            self.on.pods,
+            self.off.pods,
+            ms(on),
+            ms(off),
+            hundredths / 100,
+            hundredths % 100,
+            verdict(hundredths <= 200),
+            ms(self.on.cpu_each()),
+            ms(self.off.cpu_each()),
+            ms(cpu),
+            verdict(cpu <= 1000),
+            self.largest,
+            self.largest,
+            verdict(self.largest <= 8192),
+        )
+    }
+}
+
+/// Starts `count` pods of each side, one by one.
+///
+/// # Errors
+/// When a pod does not start or go.
+pub async fn measure(
+    pods: Api<Pod>,
+    flows: Api<PodFlow>,
+    watcher: &mut Watcher,
+    processes: &[String],
+    count: usize,
+) -> anyhow::Result<Cost> {
+    let mut cost = Cost::default();
+    let mut made = 0;
+    // Opens connections and pulls the image.
+    one(&pods, &flows, watcher, "warm", true).await?;
+    for block in 0..count.div_ceil(BLOCK) * 2 {
+        let on = block % 2 == 0;
+        let before = cpu_micros(processes);
+        for _ in 0..BLOCK.min(count) {
+            made += 1;
+            let (took, size) = one(&pods, &flows, watcher, &format!("seen-{made}"), on).await?;
+            cost.largest = cost.largest.max(size);
+            let side = if on { &mut cost.on } else { &mut cost.off };
+            side.starts.add(took);
+            side.pods += 1;
+        }
+        let used = cpu_micros(processes).saturating_sub(before);
+        let side = if on { &mut cost.on } else { &mut cost.off };
+        side.cpu_micros += used;
+    }
+    Ok(cost)
+}
+
+/// One pod from its creation until it is gone: how long it took to be Ready, and how large its flow is.
+async fn one(
+    pods: &Api<Pod>,
+    flows: &Api<PodFlow>,
+    watcher: &mut Watcher,
+    name: &str,
+    on: bool,
+) -> anyhow::Result<(Duration, usize)> {
+    let mut pod = namespace::pod(name, namespace::STAY, json!({}));
+    if !on {
+        pod["metadata"]["annotations"] = json!({podway_api::annotations::PODFLOW: "off"});
+    }
+    let pod: Pod = serde_json::from_value(pod)?;
+    let start = Instant::now();
+    pods.create(&PostParams::default(), &pod).await.context("creating a pod")?;
+    let took = watcher.all(&[Seen::Ready(name.to_owned())], LIMIT).await?.duration_since(start);
+    let mut size = 0;
+    if on {
+        let whole = |f: &PodFlow| f.status.as_ref().is_some_and(|s| s.phase == "Ready");
+        let mut flow =
+            wait::until(flows.clone(), &format!("metadata.name={name}"), "its flow", LIMIT, whole).await?;
+        // Who owns which field is the API server's own book-keeping.
+        flow.metadata.managed_fields = None;
+        size = serde_json::to_vec(&flow)?.len();
+    }
+    pods.delete(name, &DeleteParams::default()).await.context("deleting a pod")?;
+    watcher.all(&[Seen::Gone(name.to_owned())], LIMIT).await?;
+    ensure!(!on || size > 0, "the flow of {name} is empty");
+    Ok((took, size))
+}
+
+/// µs of CPU that all processes with one of `patterns` in their command line have used.
+fn cpu_micros(patterns: &[String]) -> u64 {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+    let of = |path: &Path| {
+        let line = std::fs::read(path.join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        patterns.iter().any(|p| line.contains(p.as_str())).then_some(())?;
+        ticks(&std::fs::read_to_string(path.join("stat")).ok()?)
+    };
+    let own = std::process::id().to_string();
+    let all = entries
+        .flatten()
+        .filter(|e| e.file_name().to_str().is_some_and(|n| n != own && n.parse::<u32>().is_ok()));
+    all.filter_map(|e| of(&e.path())).sum::<u64>() * TICK_MICROS
+}
+
+/// `utime` and `stime` of /proc/PID/stat, the 14th and 15th field; the 2nd, in brackets, may hold anything.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ticks_of_a_process() {
+        assert_eq!(ticks("1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 70 30 5 6 20 0 1"), Some(100));
+        assert_eq!(ticks("nothing"), None);
+        assert_eq!(cpu_micros(&["no such command line anywhere".to_owned()]), 0);
+    }
+
+    #[test]
+    fn what_is_over_its_limit_is_said() {
+        let side = |micros: u64, cpu_micros| {
+            let mut starts = Times::default();
+            starts.add(Duration::from_micros(micros));
+            Side { starts, cpu_micros, pods: 1 }
+        };
+        let good = Cost { on: side(101_000, 5_000), off: side(100_000, 4_500), largest: 6000 };
+        assert!(!good.markdown().contains("NOT"), "{}", good.markdown());
+        let bad = Cost { on: side(110_000, 9_000), off: side(100_000, 1_000), largest: 9000 };
+        assert_eq!(bad.markdown().matches("DOES NOT HOLD").count(), 3, "{}", bad.markdown());
+    }
+}
