@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,7 +24,8 @@ pub struct Chromium {
     last: u64,
     /// What the console, the log and the policy complained about.
     pub complaints: Vec<String>,
-    loaded: u64,
+    /// Documents whose loading has ended, by the browser's id for it.
+    loaded: HashSet<String>,
     _profile: tempfile::TempDir,
 }
 
@@ -68,7 +70,7 @@ impl Chromium {
             session,
             last: 0,
             complaints: Vec::new(),
-            loaded: 0,
+            loaded: HashSet::new(),
             _profile: profile,
         };
         let target = this.call("Target.createTarget", json!({"url": "about:blank"})).await;
@@ -79,6 +81,7 @@ impl Chromium {
         for domain in ["Page.enable", "Runtime.enable", "Log.enable", "Network.enable"] {
             this.call(domain, json!({})).await;
         }
+        this.call("Page.setLifecycleEventsEnabled", json!({"enabled": true})).await;
         this
     }
 
@@ -112,7 +115,9 @@ impl Chromium {
         let message = self.socket.next().await.expect("chromium lives").unwrap();
         let message: Value = serde_json::from_str(message.to_text().unwrap_or("null")).unwrap();
         match message["method"].as_str() {
-            Some("Page.loadEventFired") => self.loaded += 1,
+            Some("Page.lifecycleEvent") if message["params"]["name"] == "load" => {
+                self.loaded.extend(message["params"]["loaderId"].as_str().map(str::to_owned));
+            }
             Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled") => {
                 self.complaints.push(message.to_string())
             }
@@ -122,12 +127,12 @@ impl Chromium {
         message
     }
 
-    /// Opens an address, and waits until it is loaded.
+    /// Opens an address, and waits until it is loaded: this document, for the word that another one is may come late.
     pub async fn open(&mut self, address: &str) {
-        let before = self.loaded;
-        self.call("Page.navigate", json!({"url": address})).await;
+        let begun = self.call("Page.navigate", json!({"url": address})).await;
+        let document = begun["loaderId"].as_str().unwrap_or_else(|| panic!("{address}: {begun}")).to_owned();
         let loaded = async {
-            while self.loaded == before {
+            while !self.loaded.contains(&document) {
                 self.next().await;
             }
         };
