@@ -158,7 +158,8 @@ impl Server {
         let removed = removed.await.with_context(|| format!("emptying {}", self.kind.name()));
         self.end().await?;
         remove_bridge(&self.bridge).await?;
-        removed
+        removed?;
+        if self.kind == Kind::Podway { remove_cgroups(&parent()) } else { Ok(()) }
     }
 
     async fn end(&mut self) -> anyhow::Result<()> {
@@ -171,15 +172,34 @@ impl Server {
     }
 }
 
+/// The cgroup of our server's pods: what has none of its own names it.
+fn parent() -> String {
+    format!("podway-cri-{}", std::process::id())
+}
+
+/// Removes the emptied cgroup in every hierarchy; one that is not empty is a leak.
+fn remove_cgroups(name: &str) -> anyhow::Result<()> {
+    let mount = Path::new("/sys/fs/cgroup");
+    let trees = std::fs::read_dir(mount).context("the cgroup mount")?.flatten().map(|e| e.path());
+    for dir in trees.chain([mount.to_owned()]).map(|tree| tree.join(name)).filter(|dir| dir.is_dir()) {
+        match std::fs::remove_dir(&dir) {
+            // Some hierarchies have two names.
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => bail!("{} stays: {e}", dir.display()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> String {
     let text = |path: PathBuf| json!(path).to_string();
     format!(
-        "listen = {}\nroot = {}\nstate = {}\ncgroup_parent = \"/podway-cri-{}\"\n\
+        "listen = {}\nroot = {}\nstate = {}\ncgroup_parent = \"/{}\"\n\
          [registry]\nconfig_path = {}\n[cni]\nbin_dirs = [{}]\nconf_dir = {}\n[runc]\npath = {}\n",
         json!(format!("unix://{}", socket.display())),
         text(dir.join("root")),
         text(dir.join("state")),
-        std::process::id(),
+        parent(),
         text(stage.hosts()),
         text(stage.cni.clone()),
         text(conf.to_owned()),
