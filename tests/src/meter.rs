@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 use std::collections::HashSet;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -98,29 +99,28 @@ pub struct Memory {
     pub pss: u64,
 }
 
+/// The `/proc` directories of all processes whose command line has one of `patterns` in it, but for this one.
+pub fn processes(patterns: &[impl AsRef<str>]) -> impl Iterator<Item = PathBuf> {
+    let own = std::process::id().to_string();
+    let named = move |path: &PathBuf| {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        name.bytes().all(|b| b.is_ascii_digit())
+            && name != own
+            && patterns.iter().any(|p| line.contains(p.as_ref()))
+    };
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path()).filter(named)
+}
+
 /// The memory of all processes whose command line has `pattern` in it.
 #[must_use]
 pub fn memory(pattern: &str) -> Memory {
-    let mut sum = Memory::default();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return sum };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let is_process = entry.file_name().to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-        if !is_process || entry.file_name().to_str() == Some(&std::process::id().to_string()) {
-            continue;
-        }
-        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if !line.contains(pattern) {
-            continue;
-        }
-        if let Some((rss, pss)) = rollup(&path) {
-            sum.processes += 1;
-            sum.rss += rss;
-            sum.pss += pss;
-        }
-    }
-    sum
+    processes(&[pattern]).filter_map(|path| rollup(&path)).fold(Memory::default(), |sum, (rss, pss)| Memory {
+        processes: sum.processes + 1,
+        rss: sum.rss + rss,
+        pss: sum.pss + pss,
+    })
 }
 
 /// The memory of one process; `None` where it has ended.

@@ -5,7 +5,7 @@
 //! What is compared is the annotation `podway.dev/podflow: "off"`.
 
 use crate::figures::Times;
-use crate::meter::{Seen, Watcher};
+use crate::meter::{self, Seen, Watcher};
 use crate::namespace;
 use crate::wait;
 use anyhow::{Context as _, ensure};
@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, PostParams};
 use podway_api::PodFlow;
 use serde_json::json;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a pod, or its flow, may take.
@@ -150,18 +150,8 @@ async fn one(
 
 /// µs of CPU that all processes with one of `patterns` in their command line have used.
 fn cpu_micros(patterns: &[String]) -> u64 {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
-    let of = |path: &Path| {
-        let line = std::fs::read(path.join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        patterns.iter().any(|p| line.contains(p.as_str())).then_some(())?;
-        ticks(&std::fs::read_to_string(path.join("stat")).ok()?)
-    };
-    let own = std::process::id().to_string();
-    let all = entries
-        .flatten()
-        .filter(|e| e.file_name().to_str().is_some_and(|n| n != own && n.parse::<u32>().is_ok()));
-    all.filter_map(|e| of(&e.path())).sum::<u64>() * TICK_MICROS
+    let of = |path: PathBuf| ticks(&std::fs::read_to_string(path.join("stat")).ok()?);
+    meter::processes(patterns).filter_map(of).sum::<u64>() * TICK_MICROS
 }
 
 /// `utime` and `stime` of /proc/PID/stat, the 14th and 15th field; the 2nd, in brackets, may hold anything.

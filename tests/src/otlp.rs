@@ -67,7 +67,7 @@ impl Receiver {
         Ok(Receiver { spans, task: serving.abort_handle() })
     }
 
-    /// The `count` spans of `trace`, whatever else comes in between.
+    /// The spans of `trace` once they are `whole`, whatever else comes in between.
     ///
     /// # Errors
     /// After [`LIMIT`].

@@ -122,14 +122,14 @@ pub async fn serve(
         tokio::join!(Handlers::look(&config), podns::probe(&config.monitor.path, &config.root));
     let handlers = handlers?;
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
+    let units = Units::new(cgroups.version());
     let asked = config.monitor.cgroup.as_deref();
     let home = match config.cgroup_driver {
         Driver::Cgroupfs => Home::make(cgroups.clone(), asked)?,
         Driver::Systemd => {
-            let units = Units::new(cgroups.version());
             let version = units.version().await.map_err(RunError::Systemd)?;
             tracing::info!(version, "systemd makes the cgroups");
-            Home::of_units(cgroups.clone(), units, asked)?
+            Home::of_units(cgroups.clone(), units.clone(), asked)?
         }
     };
     let mut features =
@@ -138,7 +138,8 @@ pub async fn serve(
         Ok(()) => features.user_namespaces = true,
         Err(error) => tracing::info!(%error, "user namespaces are not supported here"),
     }
-    let runtime = Arc::new(Runtime::open(config, images, (cgroups, home), (handlers, features), watchers)?);
+    let runtime =
+        Arc::new(Runtime::open(config, images, (cgroups, home, units), (handlers, features), watchers)?);
     recover::recover(&runtime).await;
     let address = runtime.config.streaming.listen;
     let (streaming, streams) =

@@ -221,7 +221,7 @@ impl Runtime {
     pub fn open(
         config: Config,
         images: Arc<dyn Images>,
-        (cgroups, home): (Cgroups, Home),
+        (cgroups, home, units): (Cgroups, Home, Units),
         (handlers, features): (Handlers, Features),
         (metrics, stats): (Arc<Metrics>, Arc<Collector>),
     ) -> Result<Self, JournalError> {
@@ -238,9 +238,9 @@ impl Runtime {
             config,
             images,
             clock: Clock::new(),
-            units: Units::new(cgroups.version()),
             cgroups,
             home,
+            units,
             events: broadcast::channel(1024).0,
             handlers,
             features,

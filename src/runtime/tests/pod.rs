@@ -245,13 +245,7 @@ async fn a_handler_names_another_oci_runtime() {
     assert!(evidence(&flow, Phase::ContainersCreated, "argv").starts_with(other.to_str().unwrap()));
     let said = cri.exec(&id, &["sh", "-c", "echo in; exit 3"]).await.unwrap();
     assert_eq!((said.exit_code, said.stdout.as_slice()), (3, b"in\n".as_slice()));
-    let linux = v1::LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() };
-    let update = v1::UpdateContainerResourcesRequest {
-        container_id: id.clone(),
-        linux: Some(linux),
-        ..Default::default()
-    };
-    cri.runtime.update_container_resources(update).await.unwrap();
+    cri.limit_memory(&id, 48 << 20).await;
     let mut bad = node.container("bad", "");
     bad.command = vec!["/no/such/program".to_owned()];
     let (bad, _) = cri.create(&sandbox, bad, pod.clone()).await.unwrap();

@@ -21,16 +21,11 @@ const PRIVATE: &str = "unix:path=/run/systemd/private";
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A property of a unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Property {
-    /// A number; `u64::MAX` is infinity.
-    Number(&'static str, u64),
+enum Property {
     /// Yes or no.
     Flag(&'static str, bool),
     /// Text.
     Text(&'static str, String),
-    /// The names of other units.
-    Units(&'static str, Vec<String>),
     /// Processes.
     Processes(&'static str, Vec<u32>),
 }
@@ -38,10 +33,8 @@ pub enum Property {
 impl Property {
     fn wire(&self) -> (&'static str, Variant<'_>) {
         match self {
-            Property::Number(name, n) => (name, Variant::from(*n)),
             Property::Flag(name, on) => (name, Variant::from(*on)),
             Property::Text(name, text) => (name, Variant::from(text.as_str())),
-            Property::Units(name, units) => (name, Variant::from(units)),
             Property::Processes(name, pids) => (name, Variant::from(pids)),
         }
     }
@@ -79,35 +72,10 @@ pub enum ManagerError {
 /// systemd, reached when it is needed.
 #[derive(Debug, Default)]
 pub struct Manager {
-    /// Where it is; by default where this machine has it.
-    address: Option<String>,
     connection: Mutex<Option<Connection>>,
 }
 
 impl Manager {
-    /// The manager of the bus at `address`; for tests.
-    #[must_use]
-    pub fn at(address: &str) -> Self {
-        Manager { address: Some(address.to_owned()), connection: Mutex::default() }
-    }
-
-    /// Makes a slice, or finds it there: with every kind of accounting, and no dependency but on the slice that it
-    /// lies in.
-    ///
-    /// # Errors
-    /// [`ManagerError`].
-    pub async fn start_slice(&self, slice: &Slice, v2: bool) -> Result<(), ManagerError> {
-        let mut properties = vec![
-            Property::Text("Description", format!("podway slice {slice}")),
-            Property::Units("Wants", vec![slice.parent()]),
-        ];
-        properties.extend(accounting(v2));
-        match self.start(slice.name(), &properties).await {
-            Err(ManagerError::Refused { source, .. }) if named(&source, "UnitExists") => Ok(()),
-            other => other,
-        }
-    }
-
     /// Puts a process into a scope of its own in a slice; the scope goes with its last process.
     ///
     /// # Errors
@@ -134,16 +102,6 @@ impl Manager {
             }
             other => other,
         }
-    }
-
-    /// Changes a unit until the next boot.
-    ///
-    /// # Errors
-    /// [`ManagerError`].
-    pub async fn set(&self, unit: &str, properties: &[Property]) -> Result<(), ManagerError> {
-        let wire: Vec<(&str, Variant<'_>)> = properties.iter().map(Property::wire).collect();
-        let asked = ("change", unit);
-        self.call(asked, "SetUnitProperties", &(unit, true, wire)).await.map(drop)
     }
 
     /// Ends a unit with all that runs in it, and has it forgotten; one that is not there has ended.
@@ -236,7 +194,7 @@ impl Manager {
         if let Some(connection) = held.as_ref().filter(|c| !c.is_closed()) {
             return proxy(connection).await.map_err(ManagerError::Connect);
         }
-        let connection = self.connect().await.map_err(ManagerError::Connect)?;
+        let connection = Self::connect().await.map_err(ManagerError::Connect)?;
         let proxy = proxy(&connection).await.map_err(ManagerError::Connect)?;
         // Without it signals are not sent at all.
         proxy.call_method("Subscribe", &()).await.map_err(ManagerError::Connect)?;
@@ -244,10 +202,7 @@ impl Manager {
         Ok(proxy)
     }
 
-    async fn connect(&self) -> zbus::Result<Connection> {
-        if let Some(address) = &self.address {
-            return connection::Builder::address(address.as_str()).build().await;
-        }
+    async fn connect() -> zbus::Result<Connection> {
         match connection::Builder::system().build().await {
             Ok(connection) => Ok(connection),
             Err(error) => {

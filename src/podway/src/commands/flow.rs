@@ -86,11 +86,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 async fn show(args: Args) -> anyhow::Result<()> {
     let (client, default) = crate::kubernetes::client(args.kubeconfig.as_deref()).await?;
     let namespace = args.namespace.clone().unwrap_or(default);
-    if let Some(view) = args.view.as_ref().filter(|_| !args.watch_from_create) {
-        return numbers::show(&client, &namespace, &args, view).await;
-    }
     if args.watch_from_create {
         return outside::measure(client, &namespace, &args).await;
+    }
+    if let Some(view) = &args.view {
+        return numbers::show(&client, &namespace, &args, view).await;
     }
     let Some(pod) = &args.pod else {
         let hint = "podway flow POD draws one; podway flow -l app=web stats (or blame, chain) tells of many";

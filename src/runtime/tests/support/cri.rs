@@ -15,18 +15,24 @@ pub struct Cri {
     pub image: ImageServiceClient<Channel>,
 }
 
-/// Connects as soon as somebody listens; `alive` says whether it is worth to wait on.
+/// Connects as soon as somebody answers; `alive` says whether it is worth to wait on. That a connection is made is not
+/// enough: a process that another test forks off holds the socket of a server that has ended until it is another
+/// program.
 pub async fn connect(endpoint: &str, mut alive: impl FnMut() -> bool) -> Cri {
     loop {
-        match podway_cri::client::connect(endpoint).await {
-            Ok(channel) => {
-                let runtime = podway_cri::client::runtime(channel.clone());
-                return Cri { runtime, image: podway_cri::client::image(channel) };
-            }
+        match answered(endpoint).await {
+            Ok(cri) => return cri,
             Err(error) => assert!(alive(), "the runtime has ended: {error:?}"),
         }
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
+}
+
+async fn answered(endpoint: &str) -> Result<Cri, Box<dyn std::error::Error>> {
+    let channel = podway_cri::client::connect(endpoint).await?;
+    let mut runtime = podway_cri::client::runtime(channel.clone());
+    runtime.version(v1::VersionRequest::default()).await?;
+    Ok(Cri { runtime, image: podway_cri::client::image(channel) })
 }
 
 impl Cri {
@@ -86,6 +92,14 @@ impl Cri {
             timeout: 10,
         };
         Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    pub async fn limit_memory(&mut self, id: &str, bytes: i64) {
+        let linux = v1::LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
+        let container_id = id.to_owned();
+        let update =
+            v1::UpdateContainerResourcesRequest { container_id, linux: Some(linux), ..Default::default() };
+        self.runtime.update_container_resources(update).await.unwrap();
     }
 
     pub async fn stop(&mut self, id: &str, timeout: i64) {

@@ -112,13 +112,7 @@ pub async fn a_pod_in_the_slice_of_its_kubelet() {
         out.exit_code == 0 && !String::from_utf8(out.stdout).unwrap().contains("podway-test"),
         "exec is elsewhere"
     );
-    let linux = v1::LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() };
-    let update = v1::UpdateContainerResourcesRequest {
-        container_id: id.clone(),
-        linux: Some(linux),
-        ..Default::default()
-    };
-    cri.runtime.update_container_resources(update).await.unwrap();
+    cri.limit_memory(&id, 96 << 20).await;
     assert_eq!(memory_limit(&cgroup), (96 << 20).to_string());
     let limits = show(&scope, &["MemoryLimit", "MemoryMax"]);
     assert!(limits.values().any(|v| *v == (96 << 20).to_string()), "systemd holds {limits:?}");

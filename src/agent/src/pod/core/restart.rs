@@ -107,11 +107,13 @@ pub fn note_exits(pod: &Pod, observed: &Observed, journal: &mut Journal) {
         let memory = journal.of_mut(&container.name);
         memory.restarts = memory.restarts.max(newest.restarts);
         let State::Exited { finished, .. } = newest.state else { continue };
+        // The kubelet's delays go by the container's hash: a changed one begins anew (`getStableKey`).
+        let changed = newest.hash != container.hash;
         if let Some((delay, at)) = &mut memory.restart
             && *at == finished
         {
             // It may be changed while it waits.
-            if newest.hash != container.hash {
+            if changed {
                 *delay = Duration::ZERO;
             }
             continue;
@@ -120,8 +122,6 @@ pub fn note_exits(pod: &Pod, observed: &Observed, journal: &mut Journal) {
             Duration::from_micros(if newest.started.0 > 0 { finished.since(newest.started) } else { 0 });
         // After a restart of the agent the runtime still tells how long the last start was put off.
         let before = memory.restart.map(|(d, _)| d).or(newest.waited);
-        // The kubelet's delays go by the container's hash: a changed one begins anew (`getStableKey`).
-        let changed = newest.hash != container.hash;
         let delay = if changed { Duration::ZERO } else { restart_delay(before, ran) };
         memory.restart = Some((delay, finished));
         // What was pulled for the last start counts for that start only (`Always`).
