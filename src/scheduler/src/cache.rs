@@ -7,6 +7,7 @@ mod index;
 mod node;
 mod snapshot;
 mod tally;
+mod whereabouts;
 
 pub use node::{Alike, NodePod, NodeState, UNCLASSED, Usage};
 pub use snapshot::Snapshot;
@@ -57,9 +58,8 @@ pub struct Cache {
     changed: Option<BTreeSet<String>>,
     /// What is counted over them.
     index: Arc<Index>,
-    /// When they were last not the same ones any more, and when they last had other images.
+    /// When nodes came or went last.
     nodes_generation: u64,
-    images_generation: u64,
     /// What has changed and is not fetched yet, where a run is recorded.
     tape: Option<Vec<record::Entry>>,
 }
@@ -103,6 +103,9 @@ impl Cache {
         } else {
             self.changed = None
         }
+        if before.is_none() {
+            self.nodes_generation = self.generation;
+        }
         if before.as_ref().map(|b| &b.images) != Some(&info.images) {
             self.count_images(before.as_deref(), Some(&info));
         }
@@ -120,6 +123,7 @@ impl Cache {
         self.generation += 1;
         self.count_images(before.as_deref(), None);
         self.changed = None;
+        self.nodes_generation = self.generation;
         before
     }
 
@@ -149,7 +153,6 @@ impl Cache {
     }
 
     fn count_images(&mut self, before: Option<&NodeInfo>, after: Option<&NodeInfo>) {
-        self.images_generation = self.generation;
         let images = Arc::make_mut(&mut self.images);
         for name in before.into_iter().flat_map(|n| n.images.keys()) {
             if let Some(n) = images.get_mut(name) {
@@ -198,7 +201,7 @@ impl Cache {
         let placed = self.pods.remove(uid)?;
         self.generation += 1;
         self.node_changed(&placed.node);
-        self.note(&placed.node, &placed.class, &placed.pod, -1);
+        self.note(&placed.node, (placed.id, &placed.class), &placed.pod, -1);
         self.classes.leave(&placed.class);
         if let Some(entry) = self.nodes.get_mut(&placed.node) {
             entry.generation = self.generation;
@@ -229,7 +232,7 @@ impl Cache {
         self.take_pod(&pod.uid);
         self.generation += 1;
         self.node_changed(node);
-        self.note(node, &class, &pod, 1);
+        self.note(node, (id, &class), &pod, 1);
         let entry = self.nodes.entry(node.to_owned()).or_default();
         entry.generation = self.generation;
         Arc::make_mut(&mut entry.usage).add(&pod, id, &class);
@@ -323,12 +326,12 @@ impl Cache {
 
     /// A pod came to a node (`by` = 1) or left it (−1). What is not in the snapshot's nodes is not counted, and
     /// when these change all is counted anew.
-    fn note(&self, node: &str, class: &Arc<Class>, pod: &PodInfo, by: i64) {
+    fn note(&self, node: &str, (id, class): (ClassId, &Arc<Class>), pod: &PodInfo, by: i64) {
         if self.changed.is_some()
             && let Some(node) = position(&self.snapshot.nodes, node)
         {
             let staying = if pod.deleting { 0 } else { by };
-            self.index.note(self.generation, Step { node, class: class.clone(), all: by, staying });
+            self.index.note(self.generation, Step { node, id, class: class.clone(), all: by, staying });
         }
     }
 
@@ -352,7 +355,6 @@ impl Cache {
             let changed = self.changed.take();
             if changed.is_none() {
                 self.index = Arc::default();
-                self.nodes_generation = self.generation;
             }
             match (changed, Arc::get_mut(&mut nodes)) {
                 (Some(changed), Some(nodes)) => {
@@ -379,7 +381,6 @@ impl Cache {
                 images: self.images.clone(),
                 index: self.index.clone(),
                 nodes_generation: self.nodes_generation,
-                images_generation: self.images_generation,
             };
         }
         self.snapshot.clone()

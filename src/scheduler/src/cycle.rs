@@ -3,15 +3,15 @@
 //! Order is by node name and the tie break by the pod's UID, so that the same input gives the same
 //! node; upstream leaves both to chance, and the only parity there is, is "among the best".
 
+mod columns;
 mod find;
 #[cfg(test)]
 mod kept;
 mod score;
-mod template;
 
+pub use columns::Carried;
 pub use find::Sample;
 pub(crate) use find::passes;
-pub use template::Carried;
 
 use crate::cache::{NodeState, Snapshot};
 use crate::extender;
@@ -179,7 +179,7 @@ pub fn counted<'a>(statuses: impl IntoIterator<Item = &'a Status>) -> String {
 }
 
 /// Decides. `now` is asked at the ends of the parts and has no say in the choice. `carried` is what one cycle leaves
-/// to the next: what was said to another pod of the template, and the node at which a profile that looks at a share
+/// to the next: what was said of nodes that have not changed, and the node at which a profile that looks at a share
 /// of them begins.
 ///
 /// # Errors
@@ -193,12 +193,9 @@ pub fn schedule_one(
     trace: &mut Trace,
 ) -> Result<Decision, CycleError> {
     let mut none = 0;
-    let (start, mut template) = match carried {
+    let (start, mut columns) = match carried {
         None => (&mut none, None),
-        Some(carried) => {
-            let (start, template) = carried.of(pod, snapshot);
-            (start, Some(template))
-        }
+        Some(carried) => carried.of(snapshot),
     };
     let mut state = CycleState::default();
     let mut times = Times { started: now(), ..Times::default() };
@@ -232,7 +229,7 @@ pub fn schedule_one(
             return Err(post_filter(&cluster, &mut state, error, now, trace));
         }
     };
-    let filtered = find::filter(&cluster, &state, &narrowed, (start, template.as_deref_mut()), trace);
+    let filtered = find::filter(&cluster, &state, &narrowed, (start, columns.as_deref_mut()), trace);
     times.filtered = now();
     let code = filtered.as_ref().err().map(|s| s.code);
     trace.point(Point::Filter, code, times.filtered.since(pre_filtered));
@@ -249,7 +246,7 @@ pub fn schedule_one(
         pre_score(framework, &mut state, pod, &feasible, snapshot, trace);
         let pre_scored = now();
         trace.point(Point::PreScore, None, pre_scored.since(times.filtered));
-        scored = score::score(&cluster, &state, &feasible, template, trace);
+        scored = score::score(&cluster, &state, &feasible, columns, trace);
         trace.point(Point::Score, None, now().since(pre_scored));
     }
     let node = scored.chosen.as_ref().unwrap_or(&feasible[0].info.name).to_string();

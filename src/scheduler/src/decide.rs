@@ -14,17 +14,19 @@ use std::sync::Arc;
 
 /// A refusal as it is told.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Refusal {
+pub struct Refusal {
     /// The condition's message.
-    pub(crate) message: String,
+    pub message: String,
     /// The plugins that an event is asked of.
-    pub(crate) plugins: BTreeSet<&'static str>,
+    pub plugins: BTreeSet<&'static str>,
     /// What becomes of the pod's nomination.
-    pub(crate) nomination: Nomination,
+    pub nomination: Nomination,
 }
 
 impl Refusal {
-    pub(crate) fn of(error: &FitError) -> Self {
+    /// What a search found.
+    #[must_use]
+    pub fn of(error: &FitError) -> Self {
         Refusal { message: error.message(), plugins: error.plugins(), nomination: error.nomination.clone() }
     }
 }
@@ -38,20 +40,24 @@ struct Unfit {
 
 /// What is carried from one cycle to the next.
 #[derive(Default)]
-pub(crate) struct Decider {
+pub struct Decider {
     unfit: Option<Unfit>,
     carried: Carried,
 }
 
 impl Decider {
     /// What is known of such a pod already, without a cycle.
-    pub(crate) fn known(&self, pod: &PodInfo, snapshot: &Snapshot) -> Option<Refusal> {
+    #[must_use]
+    pub fn known(&self, pod: &PodInfo, snapshot: &Snapshot) -> Option<Refusal> {
         let unfit = self.unfit.as_ref().filter(|u| u.generation == snapshot.generation)?;
         (pod.nominated.is_empty() && unfit.pod.same_template(pod)).then(|| unfit.refusal.clone())
     }
 
     /// Runs a cycle.
-    pub(crate) fn decide(
+    ///
+    /// # Errors
+    /// As [`schedule_one`].
+    pub fn decide(
         &mut self,
         framework: &Framework,
         snapshot: &Snapshot,

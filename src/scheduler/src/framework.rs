@@ -11,7 +11,7 @@ pub use status::{Code, Failure, Reason, Reasons, Refusals, Status};
 use crate::cache::{NodePod, NodeState, Snapshot};
 use crate::cycle::Sample;
 use crate::extender::{self, Extender};
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{NodeInfo, Part, PodInfo};
 use crate::objects::Change;
 use crate::plugins::volume_binding::VolumePlan;
 use futures::future::BoxFuture;
@@ -170,17 +170,15 @@ impl ClusterEvent {
     }
 }
 
-/// What a plugin's verdict on a node, or its raw score, hangs on, beside the pod. What its PreFilter and PreScore
-/// keep or leave out then hangs on the pod alone, and of the pod on nothing that only says what it is to other pods
-/// ([`PodInfo::same_shape`]).
+/// What a plugin's verdict on a node and its raw score hang on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoesBy {
     /// Anything.
     Cluster,
-    /// The node as it is, with the pods on it.
-    Node,
-    /// That, and how many nodes there are and have which image.
-    NodeAndImages,
+    /// The node as it is, with the pods on it, and these parts of the pod: its Filter and Score are asked about a pod
+    /// that has nothing else, without what its PreFilter and PreScore keep, and what they say holds until the node
+    /// changes. Whether they are asked at all is still for PreFilter and PreScore to say.
+    Node(&'static [Part]),
 }
 
 /// What every plugin has.
@@ -196,7 +194,7 @@ pub trait Plugin: Send + Sync {
         self.may_help(pod, event)
     }
 
-    /// What its Filter and Score go by, beside the pod. What goes by the node alone is asked once per template.
+    /// What its Filter and Score go by.
     fn goes_by(&self) -> GoesBy {
         GoesBy::Cluster
     }
@@ -341,6 +339,12 @@ pub trait PreScore: Plugin {
 pub trait Score: Plugin {
     /// The raw score.
     fn score(&self, state: &CycleState, pod: &PodInfo, node: &NodeState, snapshot: &Snapshot) -> i64;
+
+    /// What the raw score goes by of other nodes, if the plugin goes by the node otherwise: as long as these numbers
+    /// and the nodes' names stay, so does the score of a node that did not change.
+    fn beside(&self, _pod: &PodInfo, _snapshot: &Snapshot) -> Vec<usize> {
+        Vec::new()
+    }
 
     /// Brings the scores into 0..=100, in place.
     fn normalize(&self, _scores: &mut [i64]) {}

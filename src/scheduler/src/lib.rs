@@ -22,7 +22,7 @@ pub mod clients;
 pub mod config;
 pub mod cycle;
 pub mod debug;
-mod decide;
+pub mod decide;
 mod evict;
 pub mod explain;
 pub mod extender;

@@ -43,24 +43,25 @@ fn asked() -> Asked {
 
 fn row(name: &str, f: &Figures) -> String {
     format!(
-        "| {name} | {:.0} | {:.2} / {:.2} / {:.2} | {:.0} | {} |",
-        f.per_second, f.p50_ms, f.p99_ms, f.max_ms, f.cpu_micros, f.refused
+        "| {name} | {:.0} | {:.2} / {:.2} / {:.2} | {:.0} | {} | {} in {:.0} ms |",
+        f.per_second, f.p50_ms, f.p99_ms, f.max_ms, f.cpu_micros, f.refused, f.waiting, f.stuck_ms
     )
 }
 
 fn document(name: &str, f: &Figures) -> Value {
     json!({"workload": name, "decisionsPerSecond": f.per_second, "p50Milliseconds": f.p50_ms,
         "p99Milliseconds": f.p99_ms, "maxMilliseconds": f.max_ms, "cpuMicrosecondsPerDecision": f.cpu_micros,
-        "placed": f.placed, "refused": f.refused, "filterCalls": f.filter_calls})
+        "placed": f.placed, "refused": f.refused, "filterCalls": f.filter_calls, "waiting": f.waiting,
+        "millisecondsToRefuseThem": f.stuck_ms})
 }
 
 fn main() {
     let Asked { size, only, json: file } = asked();
     println!("{} nodes, {} pods there, {} decided\n", size.nodes, size.pods, size.measured);
     println!(
-        "| workload | decisions/s | CPU of a decision, p50 / p99 / max, ms | loop, CPU µs each | refused |"
+        "| workload | decisions/s | CPU of a decision, p50 / p99 / max, ms | loop, CPU µs each | refused | wait all the while |"
     );
-    println!("|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|");
     let mut all = Vec::new();
     for workload in ALL.iter().filter(|w| only.as_ref().is_none_or(|o| w.name.contains(o.as_str()))) {
         let figures = measure(workload, size);
@@ -87,6 +88,7 @@ mod tests {
             let figures = measure(workload, size);
             assert_eq!(figures.placed + figures.refused, size.measured, "{}", workload.name);
             assert_eq!(figures.refused, 0, "{}", workload.name);
+            assert_eq!(figures.waiting, workload.waiting(size).count(), "{}", workload.name);
             assert!(figures.filter_calls > 0, "{}", workload.name);
         }
     }

@@ -5,7 +5,8 @@
 use crate::workloads::{Size, Workload};
 use cpu_time::ThreadTime;
 use podway_flow::Micros;
-use podway_scheduler::cycle::{Carried, CycleError, Trace, schedule_one};
+use podway_scheduler::cycle::{CycleError, Trace};
+use podway_scheduler::decide::{Decider, Refusal};
 use podway_scheduler::explain::ring::{Outcome, Ring};
 use podway_scheduler::framework::{ClusterEvent, Point};
 use podway_scheduler::model::PodInfo;
@@ -30,29 +31,36 @@ pub(crate) struct Figures {
     pub(crate) placed: usize,
     pub(crate) refused: usize,
     pub(crate) filter_calls: u64,
+    /// Those that fit nowhere and still wait in the end, and what it took to refuse them all.
+    pub(crate) waiting: usize,
+    pub(crate) stuck_ms: f64,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
     let framework = default_framework();
     let mut cache = workload.cluster(size);
-    let (mut queue, mut ring, mut carried) = (Queue::default(), Ring::default(), Carried::default());
+    let (mut queue, mut ring, mut decider) = (Queue::default(), Ring::default(), Decider::default());
     for pod in workload.waiting(size) {
         queue.upsert(pod, Micros(0));
     }
-    // Who fits nowhere is found out before the clock runs, as in scheduler_perf.
+    // Who fits nowhere is found out before the decisions that count.
+    let before = ThreadTime::now();
     while let Some(queued) = queue.pop(Micros(0)) {
-        let found = schedule_one(
-            None,
-            &framework,
-            &cache.snapshot(),
-            &queued.pod,
-            &|| Micros(0),
-            &mut Trace::default(),
-        );
-        let Err(CycleError::Unfit(error)) = found else { continue };
-        queue.unschedulable(queued, error.plugins(), Micros(0));
+        let snapshot = cache.snapshot();
+        let known = decider.known(&queued.pod, &snapshot);
+        let found = known.or_else(|| {
+            let mut trace = Trace::default();
+            let found = decider.decide(&framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
+            match found.err()? {
+                CycleError::Unfit(error) => Some(Refusal::of(&error)),
+                CycleError::Failed(_) => None,
+            }
+        });
+        let Some(refusal) = found else { continue };
+        queue.unschedulable(queued, refusal.plugins, Micros(0));
     }
+    let stuck = before.elapsed();
     let (mut decided, mut loops) = (Vec::with_capacity(size.measured), Duration::ZERO);
     let (mut placed, mut refused, mut filter_calls) = (0, 0, 0);
     let mut began = Instant::now();
@@ -65,8 +73,7 @@ pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
         let Some(queued) = queue.pop(Micros(0)) else { continue };
         let mut trace = Trace { rows: Some(5), ..Trace::default() };
         let snapshot = cache.snapshot();
-        let found =
-            schedule_one(Some(&mut carried), &framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
+        let found = decider.decide(&framework, &snapshot, &queued.pod, &|| Micros(0), &mut trace);
         let decision = start.elapsed();
         match found {
             Ok(decision) => {
@@ -110,5 +117,7 @@ pub(crate) fn measure(workload: &Workload, size: Size) -> Figures {
         placed,
         refused,
         filter_calls,
+        waiting: queue.lengths().unschedulable,
+        stuck_ms: stuck.as_secs_f64() * 1e3,
     }
 }

@@ -56,6 +56,8 @@ pub(crate) const ALL: &[Workload] = &[
         200,
     ),
     plain("MixedSchedulingBasePod", mixed, 1000),
+    // None of scheduler_perf's: pods of twenty Deployments by turns that ask for other amounts and images.
+    plain("DeploymentsOfManySizes", sized, 1000),
     Workload { name: "Unschedulable", one: |_| (json!({}), json!({})), there: 200, stuck: 10_000 },
 ];
 
@@ -109,6 +111,13 @@ fn mixed(i: usize) -> (Value, Value) {
         3 => spread("DoNotSchedule", ZONE),
         _ => spread("ScheduleAnyway", ZONE),
     }
+}
+
+fn sized(i: usize) -> (Value, Value) {
+    let n = i % 20;
+    let requests = json!({"cpu": format!("{}m", 50 + n), "memory": format!("{}Mi", 400 + n)});
+    let image = format!("registry.example/app-{n}:1");
+    (app(n), json!({"containers": [{"name": "app", "image": image, "resources": {"requests": requests}}]}))
 }
 
 fn pod_of(name: &str, (labels, more): (Value, Value)) -> PodInfo {

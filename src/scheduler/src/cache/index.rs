@@ -1,6 +1,6 @@
 //! What has been counted over the pods on the nodes, and how it is kept up to date.
 //!
-//! A plugin asks a [snapshot](super::Snapshot) for a [`Tally`]. The first time that is counted over all pods.
+//! A plugin asks a [snapshot](super::Snapshot) for a [`Tally`]. The first time that is counted over all classes of pods.
 //! From then on the cache notes down every pod that comes or goes, and the next snapshot's tally is the last
 //! one's plus what is noted since: a decision costs what has changed, not what there is. The tallies are a memo
 //! and no state: each is what counting anew would give, which a test compares.
@@ -8,10 +8,10 @@
 //! An index holds for one set of nodes, with their labels and taints, and one set of namespaces: when these
 //! change, the cache begins a new one.
 
-use super::node::{Alike, NodeState};
+use super::node::NodeState;
 use super::snapshot::Snapshot;
 use super::tally::{Domains, Step, Tally};
-use crate::classes::ClassId;
+use super::whereabouts::Whereabouts;
 use std::any::{Any, TypeId};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -27,6 +27,8 @@ const KEPT: usize = 1 << 20;
 pub(crate) struct Index {
     domains: Mutex<HashMap<String, Arc<Domains>>>,
     steps: Mutex<Steps>,
+    /// With the generation of the snapshot that they hold for.
+    whereabouts: Mutex<Option<(u64, Whereabouts)>>,
     tallies: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
 }
 
@@ -89,20 +91,20 @@ impl Index {
         let mut all = lock(&self.tallies);
         let none = || Box::new(Tallies::<T> { by_question: HashMap::new(), size: 0, clock: 0 });
         let tallies = all.entry(TypeId::of::<T>()).or_insert_with(|| none() as Box<dyn Any + Send>);
-        let Some(tallies) = tallies.downcast_mut::<Tallies<T>>() else { return count(of, snapshot) };
+        let Some(tallies) = tallies.downcast_mut::<Tallies<T>>() else { return self.count(of, snapshot) };
         tallies.clock += 1;
         let now = tallies.clock;
         if let Some(counted) = tallies.by_question.get_mut(of) {
             if counted.generation > snapshot.generation {
                 // Somebody still holds an earlier snapshot.
-                return count(of, snapshot);
+                return self.count(of, snapshot);
             }
             if self.catch_up(counted, of, snapshot) {
                 counted.used = now;
                 return counted.tally.clone();
             }
         }
-        let tally: Arc<T> = count(of, snapshot);
+        let tally: Arc<T> = self.count(of, snapshot);
         let counted = Counted { generation: snapshot.generation, used: now, tally: tally.clone() };
         tallies.put(of.clone(), counted);
         tally
@@ -110,18 +112,44 @@ impl Index {
 
     /// Brings it to the snapshot's generation; false when what it takes is forgotten.
     fn catch_up<T: Tally>(&self, counted: &mut Counted<T>, of: &T::Of, snapshot: &Snapshot) -> bool {
-        let steps = lock(&self.steps);
-        if counted.generation < steps.forgotten {
-            return false;
-        }
-        let first = steps.kept.partition_point(|(generation, _)| *generation <= counted.generation);
-        for (_, step) in steps.kept.range(first..).take_while(|(g, _)| *g <= snapshot.generation) {
+        let known = self.since(counted.generation, snapshot, |step| {
             if T::counts(of, &step.class, snapshot) {
                 Arc::make_mut(&mut counted.tally).step(step, snapshot);
             }
+        });
+        if known {
+            counted.generation = snapshot.generation;
         }
-        counted.generation = snapshot.generation;
+        known
+    }
+
+    /// Each step from a generation to the snapshot's; false when they are forgotten.
+    fn since(&self, generation: u64, snapshot: &Snapshot, take: impl FnMut(&Step)) -> bool {
+        let steps = lock(&self.steps);
+        if generation < steps.forgotten {
+            return false;
+        }
+        let first = steps.kept.partition_point(|(made, _)| *made <= generation);
+        let new = steps.kept.range(first..).take_while(|(made, _)| *made <= snapshot.generation);
+        new.map(|(_, step)| step).for_each(take);
         true
+    }
+
+    /// Counts over all pods, class by class.
+    fn count<T: Tally>(&self, of: &T::Of, snapshot: &Snapshot) -> Arc<T> {
+        let mut known = lock(&self.whereabouts);
+        if known.as_ref().is_some_and(|(generation, _)| *generation > snapshot.generation) {
+            // Somebody still holds an earlier snapshot.
+            return Arc::new(Whereabouts::read(&snapshot.nodes).count(of, snapshot));
+        }
+        // What panicked in the midst of the steps would leave it half done.
+        let caught_up = known.take().and_then(|(generation, mut whereabouts)| {
+            self.since(generation, snapshot, |step| whereabouts.step(step)).then_some(whereabouts)
+        });
+        let whereabouts = caught_up.unwrap_or_else(|| Whereabouts::read(&snapshot.nodes));
+        let tally = Arc::new(whereabouts.count(of, snapshot));
+        *known = Some((snapshot.generation, whereabouts));
+        tally
     }
 }
 
@@ -138,19 +166,4 @@ impl<T: Tally> Tallies<T> {
             self.size = self.size.saturating_sub(gone.tally.size());
         }
     }
-}
-
-/// Counts over all pods.
-pub(super) fn count<T: Tally>(of: &T::Of, snapshot: &Snapshot) -> Arc<T> {
-    let mut tally = T::none(of, snapshot);
-    let mut counts: HashMap<ClassId, bool> = HashMap::new();
-    for node in snapshot.nodes.iter() {
-        for (id, Alike { class, all, staying }) in &node.usage.alike {
-            if *counts.entry(*id).or_insert_with(|| T::counts(of, class, snapshot)) {
-                let step = Step { node: node.at, class: class.clone(), all: *all, staying: *staying };
-                tally.step(&step, snapshot);
-            }
-        }
-    }
-    Arc::new(tally)
 }

@@ -22,7 +22,6 @@ pub struct Snapshot {
     pub(super) images: Arc<HashMap<String, usize>>,
     pub(super) index: Arc<Index>,
     pub(super) nodes_generation: u64,
-    pub(super) images_generation: u64,
 }
 
 /// The pods that are nominated to a node, by its name.
@@ -61,16 +60,10 @@ impl Snapshot {
         self.images.get(name).copied().unwrap_or(0)
     }
 
-    /// When the nodes were last not the same ones any more.
+    /// When nodes came or went last: until then each was at its place. 0 when they are only thought to be so.
     #[must_use]
     pub fn nodes_generation(&self) -> u64 {
         self.nodes_generation
-    }
-
-    /// When they last had other images.
-    #[must_use]
-    pub fn images_generation(&self) -> u64 {
-        self.images_generation
     }
 
     /// The values of a node label, and which node has which.

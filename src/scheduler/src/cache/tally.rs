@@ -2,7 +2,7 @@
 
 use super::node::NodeState;
 use super::snapshot::Snapshot;
-use crate::classes::Class;
+use crate::classes::{Class, ClassId};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -103,7 +103,9 @@ impl Sums {
 pub struct Step {
     /// Which node of the snapshot.
     pub node: usize,
-    /// What the pods have in common.
+    /// Their class' number.
+    pub id: ClassId,
+    /// What they have in common.
     pub class: Arc<Class>,
     /// How many came; negative: left.
     pub all: i64,

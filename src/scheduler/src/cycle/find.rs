@@ -4,11 +4,11 @@
 //! (`pkg/scheduler/schedule_one.go` findNodesThatPassFilters and numFeasibleNodesToFind of 1.36): it ends with so
 //! many nodes that pass, and the next cycle begins where this one ended.
 
-use super::template::Template;
+use super::columns::{Columns, Say};
 use super::{Cluster, Narrowed, Trace};
 use crate::cache::{NodePod, NodeState, Snapshot, UNCLASSED};
 use crate::extender;
-use crate::framework::{Code, CycleState, Filter, Framework, GoesBy, Point, Refusals, Status};
+use crate::framework::{Code, CycleState, Filter, Framework, Point, Refusals, Status};
 use crate::model::PodInfo;
 use std::sync::Arc;
 
@@ -83,6 +83,53 @@ fn run(
     refusal.map_or(Ok(()), Err)
 }
 
+/// What the plugins that go by the node alone have said.
+struct Known<'a> {
+    columns: &'a mut Columns,
+    /// The plugins that may refuse a node, by their place, each with its column if it has one.
+    steps: Vec<(usize, Option<usize>)>,
+    none: CycleState,
+}
+
+impl<'a> Known<'a> {
+    fn of(
+        columns: &'a mut Columns,
+        plugins: &[&Arc<dyn Filter>],
+        cluster: &Cluster<'_>,
+        calls: &mut [u64],
+    ) -> Self {
+        let says = columns.filters(plugins, cluster, calls).into_iter().enumerate();
+        let steps = says.filter_map(|(at, say)| match say {
+            Say::Passes => None,
+            Say::Kept(column) => Some((at, Some(column))),
+            Say::Asked => Some((at, None)),
+        });
+        Known { steps: steps.collect(), columns, none: CycleState::default() }
+    }
+
+    /// What the first plugin says that refuses.
+    fn run(
+        &mut self,
+        plugins: &[&Arc<dyn Filter>],
+        state: &CycleState,
+        pod: &PodInfo,
+        node: &NodeState,
+        calls: &mut [u64],
+    ) -> Result<(), Status> {
+        for (at, column) in &self.steps {
+            let (plugin, calls) = (&**plugins[*at], &mut calls[*at]);
+            match column {
+                Some(column) => self.columns.filter(*column, plugin, (node, &self.none), calls)?,
+                None => {
+                    *calls += 1;
+                    plugin.filter(state, pod, node)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What came of filtering.
 pub(super) struct Filtered<'a> {
     /// The nodes that take the pod.
@@ -99,15 +146,11 @@ pub(super) fn filter<'a>(
     cluster: &Cluster<'a>,
     state: &CycleState,
     (only, narrowed_by): &Narrowed,
-    (start, mut template): (&mut usize, Option<&mut Template>),
+    (start, columns): (&mut usize, Option<&mut Columns>),
     trace: &mut Trace,
 ) -> Result<Filtered<'a>, Status> {
     let Cluster { framework, pod, snapshot } = *cluster;
     let plugins: Vec<_> = framework.filter.iter().filter(|p| !state.skips_filter(p.name())).collect();
-    // Those that stand first and go by the node alone have said it to another of the shape. Where they end hangs on
-    // the profile: which of the others have nothing to say differs from pod to pod.
-    let first_ones = framework.filter.iter().take_while(|p| p.goes_by() == GoesBy::Node);
-    let local = first_ones.filter(|p| !state.skips_filter(p.name())).count();
     let mut calls = vec![0; plugins.len()];
     let (mut feasible, mut rejected) = (Vec::new(), Vec::new());
     let nominated = snapshot.node(&pod.nominated).filter(|_| !pod.nominated.is_empty());
@@ -124,6 +167,9 @@ pub(super) fn filter<'a>(
     let among = if only.is_some() { nodes.iter().filter(|n| named(n)).count() } else { nodes.len() };
     let asks = framework.extenders.iter().any(|e| e.filters() || e.weight().is_some());
     let enough = framework.sample.enough(among, asks || !framework.score.is_empty());
+    // A pod that is for a few nodes only has no column that another will ask for.
+    let columns = columns.filter(|_| only.is_none() && !nodes.is_empty());
+    let mut known = columns.map(|columns| Known::of(columns, &plugins, cluster, &mut calls));
     let mut looked_at = 0;
     let (before, after) = nodes.split_at(first);
     for node in after.iter().chain(before) {
@@ -135,16 +181,9 @@ pub(super) fn filter<'a>(
         }
         looked_at += 1;
         let promised = snapshot.any_nominated() && !snapshot.nominated(&node.info.name).is_empty();
-        let verdict = match template.as_deref_mut().filter(|_| !promised) {
+        let verdict = match known.as_mut().filter(|_| !promised) {
             None => passes(&plugins, (framework, snapshot), state, pod, node, &mut calls),
-            Some(template) => {
-                let (known, others) = plugins.split_at(local);
-                let (known_calls, other_calls) = calls.split_at_mut(local);
-                match template.filter(known, state, cluster, node.at, known_calls) {
-                    Some(status) => Err(status.clone()),
-                    None => run(others, state, pod, node, other_calls),
-                }
-            }
+            Some(known) => known.run(&plugins, state, pod, node, &mut calls),
         };
         match verdict {
             Err(status) if status.code == Code::Error => return Err(status),

@@ -24,9 +24,13 @@ struct World {
     team: BTreeMap<String, String>,
 }
 
-fn node(at: u8, zone: u8, tainted: bool) -> Arc<NodeInfo> {
+fn node(at: u8, zone: u8, how: u8) -> Arc<NodeInfo> {
     let name = format!("n{at}");
-    let taints = if tainted { json!([{"key": "t", "effect": "NoSchedule"}]) } else { json!([]) };
+    let taints = match how {
+        0..=150 => json!([]),
+        151..=200 => json!([{"key": "t", "effect": "PreferNoSchedule"}]),
+        _ => json!([{"key": "t", "effect": "NoSchedule"}]),
+    };
     let mut labels = json!({"kubernetes.io/hostname": name});
     // Some are in no zone.
     if zone > 0 {
@@ -45,8 +49,9 @@ fn term(app: u8, key: &str, more: Value) -> Value {
     term
 }
 
-/// One of some templates, each with something that is counted.
-fn pod(uid: &str, template: u8) -> PodInfo {
+/// One of some templates, each with something that is counted, in one of some shapes, by what is read of the pod and
+/// its node alone.
+fn pod(uid: &str, template: u8, shape: u8) -> PodInfo {
     const HOST: &str = "kubernetes.io/hostname";
     const ZONE: &str = "topology.kubernetes.io/zone";
     let required =
@@ -61,6 +66,7 @@ fn pod(uid: &str, template: u8) -> PodInfo {
         json!([c])
     };
     let app = template % 3;
+    let cpu = ["100m", "700m", "2"][usize::from(shape % 3)];
     let none = || json!({});
     let (affinity, spread) = match template {
         0 => (none(), json!([])),
@@ -81,7 +87,11 @@ fn pod(uid: &str, template: u8) -> PodInfo {
     let pod: v1::Pod = serde_json::from_value(json!({
         "metadata": {"name": uid, "namespace": "d", "uid": uid, "labels": {"app": format!("a{app}")},
             "ownerReferences": if template == 0 { owner } else { json!([]) }},
-        "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "100m"}}}],
+        "spec": {"containers": [{"name": "c", "image": format!("i{}", shape % 3),
+                "ports": if shape.is_multiple_of(5) { json!([{"containerPort": 80, "hostPort": 80}]) } else { json!([]) },
+                "resources": {"requests": {"cpu": cpu}}}],
+            "nodeSelector": if shape.is_multiple_of(7) { json!({ZONE: "z1"}) } else { json!({}) },
+            "tolerations": if shape.is_multiple_of(2) { json!([{"key": "t", "operator": "Exists"}]) } else { json!([]) },
             "affinity": affinity, "topologySpreadConstraints": spread}}))
     .unwrap();
     PodInfo::parse(&pod).unwrap()
@@ -91,9 +101,9 @@ impl World {
     /// The change, in the world and in the cache that keeps up with it.
     fn change(&mut self, cache: &mut Cache, (what, which, how): Change) {
         let uid = format!("u{}", which % 24);
-        match what % 8 {
+        match what % 10 {
             0 => {
-                let node = node(which % 6, how % 4, how > 200);
+                let node = node(which % 6, how % 4, how);
                 self.nodes.insert(node.name.to_string(), node.clone());
                 cache.set_node(node);
             }
@@ -128,8 +138,17 @@ impl World {
                     cache.set_node(node.clone());
                 }
             }
+            6 => {
+                // It pulled images, or was cordoned.
+                let name = format!("n{}", which % 6);
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    let images = BTreeMap::from([(format!("i{}:latest", how % 3), i64::from(how) << 22)]);
+                    *node = Arc::new(NodeInfo { images, unschedulable: how > 200, ..(**node).clone() });
+                    cache.set_node(node.clone());
+                }
+            }
             _ => {
-                let (pod, node) = (Arc::new(pod(&uid, how % 10)), format!("n{}", which % 6));
+                let (pod, node) = (Arc::new(pod(&uid, how % 10, which)), format!("n{}", which % 6));
                 self.pods.insert(uid, (pod.clone(), node.clone()));
                 cache.assume(pod, &node);
             }
@@ -164,17 +183,17 @@ proptest! {
     #[test]
     fn what_is_kept_decides_as_what_is_counted_anew(
         changes in proptest::collection::vec(any::<Change>().prop_map(|c| c), 1..80),
-        asked in proptest::collection::vec(0..10_u8, 80),
+        asked in proptest::collection::vec((0..10_u8, any::<u8>()), 80),
     ) {
         let (mut world, mut cache, mut carried) = (World::default(), with_replica_set(), Carried::default());
         for at in 0..5 {
             world.change(&mut cache, (0, at, at));
         }
-        for (change, template) in changes.into_iter().zip(asked) {
+        for (change, (template, shape)) in changes.into_iter().zip(asked) {
             world.change(&mut cache, change);
-            let pod = pod("asking", template);
+            let pod = pod("asking", template, shape);
             let (kept, anew) = (said(&mut cache, &pod, &mut carried), said(&mut world.fresh(), &pod, &mut Carried::default()));
-            assert_eq!(format!("{kept:?}"), format!("{anew:?}"), "after {change:?}, template {template}");
+            assert_eq!(format!("{kept:?}"), format!("{anew:?}"), "after {change:?}, template {template}, shape {shape}");
         }
     }
 }

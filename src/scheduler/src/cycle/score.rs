@@ -1,10 +1,10 @@
 //! What each feasible node is worth, and which one is taken.
 
-use super::template::Template;
+use super::columns::Columns;
 use super::{Cluster, NodeScore, PluginName, Trace};
 use crate::cache::NodeState;
 use crate::extender;
-use crate::framework::{CycleState, GoesBy, Point};
+use crate::framework::{CycleState, Point};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -32,36 +32,36 @@ pub(super) fn score(
     cluster: &Cluster<'_>,
     state: &CycleState,
     feasible: &[&NodeState],
-    mut template: Option<&mut Template>,
+    mut columns: Option<&mut Columns>,
     trace: &mut Trace,
 ) -> Scored {
     let Cluster { framework, pod, snapshot } = *cluster;
     let mut totals = vec![0_i64; feasible.len()];
-    let mut columns = Vec::new();
+    let mut all = Vec::new();
     for (plugin, weight) in framework.score.iter().filter(|(p, _)| !state.skips_score(p.name())) {
-        let raw: Vec<i64> = match template.as_deref_mut().filter(|_| plugin.goes_by() != GoesBy::Cluster) {
-            None => feasible.iter().map(|n| plugin.score(state, pod, n, snapshot)).collect(),
-            Some(template) => template.score(plugin.as_ref(), state, cluster, feasible.iter().map(|n| n.at)),
-        };
+        let kept = columns.as_deref_mut().and_then(|c| c.score(plugin.as_ref(), cluster, feasible));
+        let raw = kept.unwrap_or_else(|| {
+            feasible.iter().map(|n| plugin.score(state, pod, n, snapshot)).collect::<Vec<i64>>()
+        });
         trace.called(plugin.name(), Point::Score, u64::try_from(raw.len()).unwrap_or(u64::MAX));
         let mut normal = raw.clone();
         plugin.normalize(&mut normal);
         for (total, normal) in totals.iter_mut().zip(&normal) {
             *total += weight * normal;
         }
-        columns.push(Column { plugin: plugin.name().into(), weight: *weight, raw, normal });
+        all.push(Column { plugin: plugin.name().into(), weight: *weight, raw, normal });
     }
     for extender::Scores { name, weight, raw, normal } in extender::scores(framework, pod, feasible) {
         for (total, normal) in totals.iter_mut().zip(&normal) {
             *total = total.saturating_add(weight.saturating_mul(*normal));
         }
-        columns.push(Column { plugin: name.into(), weight, raw, normal });
+        all.push(Column { plugin: name.into(), weight, raw, normal });
     }
     let best = totals.iter().copied().max().unwrap_or(0);
     let ties: Vec<usize> = (0..totals.len()).filter(|i| totals[*i] == best).collect();
     let second = if ties.len() > 1 { Some(best) } else { totals.iter().copied().filter(|t| *t < best).max() };
     let chosen = choose(&ties, &pod.uid).and_then(|i| feasible.get(i)).map(|n| n.info.name.clone());
-    Scored { chosen, margin: second.map(|s| best - s), rows: rows(feasible, &totals, &columns, trace.rows) }
+    Scored { chosen, margin: second.map(|s| best - s), rows: rows(feasible, &totals, &all, trace.rows) }
 }
 
 /// The best nodes with their scores; equals by name.

@@ -138,7 +138,14 @@ impl<const N: usize> PartialEq<[&str; N]> for Reasons {
 
 impl<T: Into<Reason>> FromIterator<T> for Reasons {
     fn from_iter<I: IntoIterator<Item = T>>(all: I) -> Self {
-        Reasons::Many(all.into_iter().map(Into::into).collect())
+        let mut all: Vec<Reason> = all.into_iter().map(Into::into).collect();
+        match (all.pop(), all.is_empty()) {
+            (Some(one), true) => Reasons::One(one),
+            (last, _) => {
+                all.extend(last);
+                Reasons::Many(all)
+            }
+        }
     }
 }
 

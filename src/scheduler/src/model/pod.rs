@@ -225,18 +225,6 @@ impl PodInfo {
     /// them on a cluster is decided of the other.
     #[must_use]
     pub fn same_template(&self, other: &PodInfo) -> bool {
-        self.same_shape(other)
-            && self.labels == other.labels
-            && self.owner == other.owner
-            && self.spread == other.spread
-            && self.affinity == other.affinity
-            && self.original.annotations() == other.original.annotations()
-    }
-
-    /// True for pods that differ in nothing but what they are to other pods, by labels, owner, spread and affinity:
-    /// what goes by the pod and the node alone is the same for them.
-    #[must_use]
-    pub fn same_shape(&self, other: &PodInfo) -> bool {
         // Every field is named, so that a new one is not forgotten.
         let PodInfo {
             namespace,
@@ -244,10 +232,10 @@ impl PodInfo {
             uid: _,
             generation: _,
             version: _,
-            labels: _,
-            owner: _,
-            spread: _,
-            affinity: _,
+            labels,
+            owner,
+            spread,
+            affinity,
             scheduler_name,
             node_name,
             priority,
@@ -270,9 +258,13 @@ impl PodInfo {
             never_preempts,
             started,
             preempted,
-            original: _,
+            original,
         } = self;
         *namespace == other.namespace
+            && *labels == other.labels
+            && *owner == other.owner
+            && *spread == other.spread
+            && *affinity == other.affinity
             && *scheduler_name == other.scheduler_name
             && *node_name == other.node_name
             && *priority == other.priority
@@ -293,6 +285,7 @@ impl PodInfo {
             && *never_preempts == other.never_preempts
             && *started == other.started
             && *preempted == other.preempted
+            && original.annotations() == other.original.annotations()
     }
 
     /// `namespace/name`.

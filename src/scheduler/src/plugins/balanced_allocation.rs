@@ -4,7 +4,7 @@ use super::allocation::amounts;
 use super::args::BalancedArgs;
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{ClusterEvent, CycleState, GoesBy, MAX_NODE_SCORE, Plugin, PreScore, Score};
-use crate::model::PodInfo;
+use crate::model::{Part, PodInfo};
 
 /// The plugin, with its args.
 #[derive(Default)]
@@ -16,7 +16,7 @@ impl Plugin for BalancedAllocation {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::Requests])
     }
 
     fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{ClusterEvent, CycleState, GoesBy, MAX_NODE_SCORE, Plugin, Score};
-use crate::model::PodInfo;
+use crate::model::{Part, PodInfo};
 
 /// The plugin.
 pub struct ImageLocality;
@@ -17,7 +17,7 @@ impl Plugin for ImageLocality {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::NodeAndImages
+        GoesBy::Node(&[Part::Images])
     }
 
     fn may_help(&self, _: &PodInfo, _: &ClusterEvent) -> bool {
@@ -60,6 +60,10 @@ impl Score for ImageLocality {
             })
             .fold(0, i64::saturating_add);
         score_of(sum, pod.container_count)
+    }
+
+    fn beside(&self, pod: &PodInfo, snapshot: &Snapshot) -> Vec<usize> {
+        pod.images.iter().map(|image| snapshot.nodes_with_image(&normalized(image))).collect()
     }
 }
 

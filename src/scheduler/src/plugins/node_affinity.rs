@@ -6,7 +6,7 @@ use crate::framework::{
     ClusterEvent, CycleState, Filter, GoesBy, Plugin, PreFilter, PreFilterResult, PreScore, Score, Status,
     default_normalize,
 };
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{NodeInfo, Part, PodInfo};
 use std::collections::BTreeSet;
 
 /// The plugin, with what its profile adds.
@@ -40,7 +40,7 @@ impl Plugin for NodeAffinity {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::Selection, Part::Preferences])
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

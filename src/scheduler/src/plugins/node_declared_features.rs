@@ -6,7 +6,7 @@ use crate::cache::{NodeState, Snapshot};
 use crate::framework::{
     ClusterEvent, CycleState, Filter, GoesBy, Plugin, PreFilter, PreFilterResult, Status,
 };
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{NodeInfo, Part, PodInfo};
 
 /// The plugin.
 pub struct NodeDeclaredFeatures;
@@ -23,7 +23,7 @@ impl Plugin for NodeDeclaredFeatures {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::Needs])
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {

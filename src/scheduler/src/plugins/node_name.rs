@@ -2,7 +2,7 @@
 
 use crate::cache::NodeState;
 use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Status};
-use crate::model::PodInfo;
+use crate::model::{Part, PodInfo};
 
 /// The plugin.
 pub struct NodeName;
@@ -15,7 +15,7 @@ impl Plugin for NodeName {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::NodeName])
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

@@ -4,7 +4,7 @@ use crate::cache::{NodeState, Snapshot};
 use crate::framework::{
     ClusterEvent, CycleState, Filter, GoesBy, Plugin, PreFilter, PreFilterResult, Status,
 };
-use crate::model::{HostPort, PodInfo};
+use crate::model::{HostPort, Part, PodInfo};
 
 /// The plugin.
 pub struct NodePorts;
@@ -21,7 +21,7 @@ impl Plugin for NodePorts {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::HostPorts])
     }
 
     fn may_help(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {

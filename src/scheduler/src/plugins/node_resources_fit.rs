@@ -4,7 +4,7 @@ use super::allocation::{amounts, score};
 use super::args::FitArgs;
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{ClusterEvent, Code, CycleState, Filter, GoesBy, Plugin, Reason, Score, Status};
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{NodeInfo, Part, PodInfo};
 
 /// The plugin, with its args.
 #[derive(Default)]
@@ -33,7 +33,7 @@ impl Plugin for NodeResourcesFit {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::Requests, Part::NonZero])
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

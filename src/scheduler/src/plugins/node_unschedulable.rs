@@ -3,7 +3,7 @@
 use crate::cache::NodeState;
 use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Status};
 use crate::model::node::{Effect, Taint};
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{NodeInfo, Part, PodInfo};
 
 /// The plugin.
 pub struct NodeUnschedulable;
@@ -31,7 +31,7 @@ impl Plugin for NodeUnschedulable {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::Tolerations])
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {

@@ -3,7 +3,7 @@
 use crate::cache::{NodeState, Snapshot};
 use crate::framework::{ClusterEvent, CycleState, Filter, GoesBy, Plugin, Score, Status, default_normalize};
 use crate::model::node::Effect;
-use crate::model::{NodeInfo, PodInfo};
+use crate::model::{NodeInfo, Part, PodInfo};
 
 /// The plugin.
 pub struct TaintToleration;
@@ -24,7 +24,7 @@ impl Plugin for TaintToleration {
     }
 
     fn goes_by(&self) -> GoesBy {
-        GoesBy::Node
+        GoesBy::Node(&[Part::Tolerations])
     }
 
     fn hears(&self, event: &ClusterEvent) -> bool {
