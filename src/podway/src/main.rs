@@ -2,6 +2,7 @@
 //!
 //! Installed (or linked) as `kubectl-podway`, it answers to `kubectl podway …`.
 
+mod allocator;
 mod commands;
 mod daemon;
 mod go_duration;
