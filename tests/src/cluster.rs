@@ -16,6 +16,9 @@ const COMMAND: Duration = Duration::from_secs(120);
 /// `podway up` on a bare machine builds the control plane.
 const UP: Duration = Duration::from_secs(900);
 
+/// Set where the nodes' cgroups are to be systemd's.
+pub const SYSTEMD: &str = "PODWAY_E2E_SYSTEMD";
+
 /// Where in the state directory the agents look for a receiver of traces.
 pub const TRACES: &str = "otlp.sock";
 
@@ -232,5 +235,8 @@ async fn podway_up(state_dir: &Path, nodes: u8) -> anyhow::Result<Answer> {
         command.env("OTEL_EXPORTER_OTLP_ENDPOINT", traces);
     }
     command.args(["up", "--no-demo", "--nodes", &nodes.to_string(), "--state-dir"]).arg(state_dir);
+    if std::env::var_os(SYSTEMD).is_some() {
+        command.args(["--cgroup-driver", "systemd"]);
+    }
     run(&mut command, "", UP).await
 }

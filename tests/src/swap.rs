@@ -4,7 +4,7 @@
 //! marked as the cluster's, so that `podway down` finds it whatever happens; [`Swapped::stop`] ends it, and
 //! `up` again brings back our own. The pods of the one runtime are not seen by the other: delete them first.
 
-use crate::cluster::{Cluster, built};
+use crate::cluster::{Cluster, SYSTEMD, built};
 use crate::cri::server::Containerd as Settings;
 use crate::namespace::LIMIT;
 use crate::wait;
@@ -307,7 +307,9 @@ fn kubelet_argv(
     let dir = kubelet_dir(cluster, node);
     std::fs::create_dir_all(&dir)?;
     let address = cluster.network(node)?.address().to_string();
-    root_cgroup(&cluster.network(node)?.cgroup())?;
+    let network = cluster.network(node)?;
+    let systemd = std::env::var_os(SYSTEMD).is_some();
+    root_cgroup(&if systemd { format!("/podway.slice/{}", network.slice()) } else { network.cgroup() })?;
     let config = dir.join("config.json");
     std::fs::write(&config, kubelet_config(cluster, node, &address, endpoint)?)?;
     Ok(vec![
@@ -342,6 +344,7 @@ fn kubelet_config(cluster: &Cluster, node: &str, address: &str, endpoint: &str) 
         "containerRuntimeEndpoint": endpoint,
         "failCgroupV1": false,
         "failSwapOn": false,
+        // Heeded with a runtime that does not say which it has (KEP-4033): ours and containerd do.
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cluster.network(node)?.cgroup(),
         "enforceNodeAllocatable": [],

@@ -30,6 +30,8 @@ mod schedule;
 mod stock;
 #[path = "e2e/streams.rs"]
 mod streams;
+#[path = "e2e/systemd.rs"]
+mod systemd;
 #[path = "e2e/traces.rs"]
 mod traces;
 
@@ -101,6 +103,7 @@ const CASES: &[Case] = &[
     case!(ALONE, existing::a_node_joins_and_leaves),
     case!(ALONE, containerd::the_agent_on_it),
     case!(ALONE, kubelet::on_our_runtime),
+    case!(ALONE, systemd::nodes_of_its_own),
 ];
 
 /// Holds mostly: once in six runs the agent of the DaemonSet left its cgroups of all pods behind, and once the disk

@@ -1,9 +1,11 @@
 //! Configuration of the agent; the names are the kubelet's flags in snake case.
 
+use crate::cgroups::layout::Driver;
 use crate::gc::collect::ImagePolicy;
 use crate::gc::logs;
 use crate::node::allocatable::Reservation;
 use crate::node::pressure::Thresholds;
+use crate::shutdown::periods::Periods;
 use crate::traces::Tracing;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,6 +26,8 @@ pub struct Config {
     pub pod_logs_dir: PathBuf,
     /// `--cgroup-root`: the cgroup under which `kubepods` lies, `/` for the root.
     pub cgroup_root: String,
+    /// `cgroupDriver`: who manages cgroups where the runtime does not say; once the agent runs, who does.
+    pub cgroup_driver: Driver,
     /// `--cluster-dns`: name servers of pods with `dnsPolicy: ClusterFirst`; empty: the host's.
     pub cluster_dns: Vec<IpAddr>,
     /// `--cluster-domain`.
@@ -56,6 +60,8 @@ pub struct Config {
     pub server_tls_bootstrap: bool,
     /// The API server's audit log, from which steps 1 to 3 of a flow are read; absent: coarse times.
     pub audit_log: Option<PathBuf>,
+    /// `shutdownGracePeriod` or `shutdownGracePeriodByPodPriority`: what pods have when the machine is shut down.
+    pub shutdown: Periods,
     /// Whether `PodFlow` objects are written.
     pub podflow: bool,
     /// `tracing`: where traces of starts go; none: nowhere.
@@ -107,7 +113,7 @@ impl Config {
             "clusterDNS": self.cluster_dns,
             "clusterDomain": self.cluster_domain,
             "cgroupRoot": self.cgroup_root,
-            "cgroupDriver": "cgroupfs",
+            "cgroupDriver": self.cgroup_driver.name(),
             "resolvConf": self.resolv_conf,
             "maxPods": self.max_pods,
             "podLogsDir": self.pod_logs_dir,
@@ -119,13 +125,19 @@ impl Config {
             "containerRuntimeEndpoint": self.container_runtime_endpoint,
             "kubeReserved": self.reservation.kube.shown(),
             "systemReserved": self.reservation.system.shown(),
-            "enforceNodeAllocatable": [if self.reservation.enforce { "pods" } else { "none" }],
+            "enforceNodeAllocatable": self.reservation.enforced(),
+            "systemReservedCgroup": self.reservation.system_held.as_ref().map(|held| &held.cgroup),
+            "kubeReservedCgroup": self.reservation.kube_held.as_ref().map(|held| &held.cgroup),
             "evictionHard": hard,
             "evictionSoft": soft,
             "evictionSoftGracePeriod": graces,
             "evictionMinimumReclaim": reclaim,
             "evictionMaxPodGracePeriod": t.max_pod_grace.as_secs(),
             "evictionPressureTransitionPeriod": seconds(t.transition),
+            "shutdownGracePeriodByPodPriority": self.shutdown.list().iter().map(|period| json!({
+                "priority": period.priority,
+                "shutdownGracePeriodSeconds": period.time.as_secs(),
+            })).collect::<Vec<_>>(),
             "containerLogMaxSize": self.container_logs.max_size.to_string(),
             "containerLogMaxFiles": self.container_logs.max_files,
             "imageGCHighThresholdPercent": self.image_gc.high,
@@ -144,6 +156,7 @@ impl Default for Config {
             root_dir: PathBuf::from("/var/lib/podway/agent"),
             pod_logs_dir: PathBuf::from("/var/log/pods"),
             cgroup_root: "/".to_owned(),
+            cgroup_driver: Driver::default(),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
@@ -160,6 +173,7 @@ impl Default for Config {
             rotate_certificates: false,
             server_tls_bootstrap: false,
             audit_log: None,
+            shutdown: Periods::default(),
             podflow: true,
             tracing: None,
             static_pod_path: None,

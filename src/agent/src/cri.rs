@@ -1,6 +1,7 @@
 //! The runtime as the agent calls it: CRI v1 with the kubelet's deadlines, each call counted, and the
 //! flow records that came back with it, of failed calls too.
 
+use crate::cgroups::layout::Driver;
 use crate::metrics::Metrics;
 use crate::pod::core::{Instance, Observed, Sandbox, State};
 use crate::pod::{cri_config, observe};
@@ -105,6 +106,22 @@ impl Cri {
         let request = timed(v1::VersionRequest { version: "v1".to_owned() }, TIMEOUT);
         let result = self.runtime.clone().version(request).await;
         self.answer("version", begun, result, |v| (v.runtime_name, v.runtime_version)).result
+    }
+
+    /// Who manages the runtime's cgroups; `None` where it does not say (`RuntimeConfig` came with CRI 0.28).
+    pub async fn cgroup_driver(&self) -> Result<Option<Driver>, CallError> {
+        let begun = Instant::now();
+        let request = timed(v1::RuntimeConfigRequest {}, TIMEOUT);
+        let result = self.runtime.clone().runtime_config(request).await;
+        let linux = self.answer("runtime_config", begun, result, |r| r.linux).result;
+        match linux {
+            Ok(linux) => Ok(linux.map(|linux| match linux.cgroup_driver() {
+                v1::CgroupDriver::Systemd => Driver::Systemd,
+                v1::CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+            })),
+            Err(e) if e.code == Code::Unimplemented => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Makes a sandbox; its id.

@@ -57,8 +57,8 @@ impl std::fmt::Debug for Eviction {
     }
 }
 
-/// Whether the pod may be evicted at all: it is not at its end and not going.
-fn active(view: &PodView) -> bool {
+/// Whether the node may end the pod at all: it is not at its end and not going.
+pub(crate) fn active(view: &PodView) -> bool {
     let phase = view.object.status.as_ref().and_then(|s| s.phase.as_deref());
     !matches!(phase, Some("Succeeded" | "Failed")) && view.object.metadata.deletion_timestamp.is_none()
 }

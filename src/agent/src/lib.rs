@@ -23,6 +23,7 @@ pub mod pods;
 pub mod probe;
 pub mod run;
 pub mod server;
+pub mod shutdown;
 pub mod source;
 pub mod statics;
 pub mod stats;

@@ -18,6 +18,7 @@ pub mod oom;
 pub mod pressure;
 pub mod runtime;
 
+use crate::cgroups::layout::Layout;
 use crate::config::Config;
 use allocatable::Reservation;
 use futures::StreamExt as _;
@@ -33,6 +34,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -103,6 +105,7 @@ pub struct Handle {
     state: watch::Receiver<State>,
     poke: Arc<Notify>,
     memory: Arc<Mutex<Memory>>,
+    leaving: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -122,6 +125,12 @@ impl Handle {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// The machine is about to be shut down, or is no longer: the Node's Ready says so at once.
+    pub fn shutting_down(&self, is: bool) {
+        self.leaving.store(is, Ordering::Relaxed);
+        self.poke();
     }
 
     /// Has the node looked at now: an image was pulled, the runtime came back.
@@ -150,6 +159,7 @@ pub struct Registrar {
     machine: Option<Machine>,
     sample: Option<Sample>,
     memory: Arc<Mutex<Memory>>,
+    leaving: Arc<AtomicBool>,
     addresses: Option<Vec<NodeAddress>>,
     runtime: Known,
     reported: Option<Instant>,
@@ -171,6 +181,7 @@ impl Registrar {
         client: Client,
         probe: Arc<dyn Probe>,
         config: &Config,
+        layout: &Layout,
         thresholds: Thresholds,
     ) -> Result<Self, NodeError> {
         if config.node_name.is_empty() {
@@ -191,7 +202,7 @@ impl Registrar {
             port: config.port,
             max_pods: config.max_pods,
             root_dir: config.root_dir.clone(),
-            reader: Reader::new(Path::new("/"), &config.cgroup_root),
+            reader: Reader::new(Path::new("/"), layout),
             thresholds,
             reservation: config.reservation.clone(),
             state: watch::Sender::new(State::default()),
@@ -199,6 +210,7 @@ impl Registrar {
             machine: None,
             sample: None,
             memory: Arc::default(),
+            leaving: Arc::default(),
             addresses: None,
             runtime: Known::default(),
             reported: None,
@@ -217,7 +229,8 @@ impl Registrar {
     #[must_use]
     pub fn handle(&self) -> Handle {
         let memory = Arc::clone(&self.memory);
-        Handle { state: self.state.subscribe(), poke: Arc::clone(&self.poke), memory }
+        let leaving = Arc::clone(&self.leaving);
+        Handle { state: self.state.subscribe(), poke: Arc::clone(&self.poke), memory, leaving }
     }
 
     /// Keeps the node until `shutdown`.
@@ -354,6 +367,7 @@ impl Registrar {
             machine: self.machine.as_ref(),
             sample: self.sample.as_ref(),
             pressures: self.state.borrow().pressures,
+            shutting_down: self.leaving.load(Ordering::Relaxed),
             runtime: &self.runtime,
             addresses: self.addresses.as_deref(),
             port: self.port,

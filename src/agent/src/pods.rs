@@ -6,7 +6,7 @@ mod files;
 use crate::cri::Told;
 use crate::eviction;
 use crate::node;
-use crate::pod::admission::{self, Ask, Offer};
+use crate::pod::admission::{self, Ask, Offer, Refusal};
 use crate::pod::context::Context;
 use crate::pod::core::{Ending, Terminal};
 use crate::pod::model::Pod;
@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podway_flow::Micros;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -59,6 +60,8 @@ pub struct Pods {
     node: watch::Receiver<node::State>,
     table: Mutex<Table>,
     files: files::Files,
+    /// Whether no pod is taken, as the machine is about to be shut down.
+    refusing: AtomicBool,
 }
 
 fn terminal(pod: &api::Pod) -> bool {
@@ -78,7 +81,19 @@ impl Pods {
         root: std::path::PathBuf,
     ) -> Arc<Self> {
         let files = files::Files::new(client, root);
-        Arc::new(Pods { context, offer, node, table: Mutex::default(), files })
+        Arc::new(Pods {
+            context,
+            offer,
+            node,
+            table: Mutex::default(),
+            files,
+            refusing: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether pods that are new to the node are refused, all of them.
+    pub fn refuse(&self, all: bool) {
+        self.refusing.store(all, Ordering::Relaxed);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -157,7 +172,12 @@ impl Pods {
         let live = table.pods.values().filter(|e| !terminal(&e.handle.view.borrow().object));
         let others: Vec<&Ask> = live.map(|e| &e.ask).collect();
         let (pressures, offer) = (self.node.borrow().pressures, self.offered());
-        let refusal = eviction::refuses(object, pressures)
+        let leaving = self.refusing.load(Ordering::Relaxed).then(|| Refusal {
+            reason: "NodeShutdown".to_owned(),
+            message: "Pod was rejected as the node is shutting down.".to_owned(),
+        });
+        let refusal = leaving
+            .or_else(|| eviction::refuses(object, pressures))
             .or_else(|| admission::admit(object.spec.as_ref()?, &others, &offer).err())?;
         self.context.metrics.refused(&refusal.reason);
         let (api, pod, refused) = (Arc::clone(&self.context.api), object.clone(), refusal.clone());

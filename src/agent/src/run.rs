@@ -6,6 +6,7 @@ use crate::api::KubeApi;
 use crate::audit::AuditLog;
 use crate::certificates::client::Swap;
 use crate::certificates::rotate;
+use crate::cgroups::layout::Layout;
 use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::cri::Cri;
@@ -25,6 +26,7 @@ use crate::pod::context::Context;
 use crate::pod::ledger::Ledger;
 use crate::pod::status;
 use crate::pods::Pods;
+use crate::shutdown::Shutdown;
 use crate::statics::dir::Dir;
 use crate::stats::Stats;
 use crate::status::pace::Pace;
@@ -45,12 +47,14 @@ use std::fmt;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+/// Where the kernel's cgroups are.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// How often a runtime that does not serve yet is tried.
 const CONNECT: Duration = Duration::from_millis(200);
 
@@ -80,6 +84,12 @@ pub enum RunError {
         "the pods' cgroups cannot be made: give another --cgroup-root, or run where cgroups are writable"
     )]
     Cgroups(#[from] CgroupError),
+    /// The names that they would have.
+    #[error("--cgroup-root {0}: with the runtime's cgroup driver systemd give plain names, as in /podway")]
+    CgroupRoot(String, #[source] podway_systemd::InvalidSlice),
+    /// The cgroups of others.
+    #[error(transparent)]
+    Reserved(#[from] enforce::ReservedError),
     /// What the machine has.
     #[error("the machine cannot be read")]
     Machine(#[from] MachineError),
@@ -101,7 +111,7 @@ pub enum RunError {
 }
 
 /// Runs the agent as configured until `shutdown`; the certificate of `rotation` is renewed in time. Pods and their
-/// processes live on after it.
+/// processes live on after it. Where their cgroups are is told in `layout` before the first is made.
 ///
 /// # Errors
 /// [`RunError`] when it cannot begin or cannot go on.
@@ -110,18 +120,24 @@ pub async fn run(
     config: Config,
     rotation: Option<Swap>,
     shutdown: CancellationToken,
+    layout: &OnceLock<Layout>,
 ) -> Result<(), RunError> {
     let ended = shutdown.clone();
     tokio::select! {
         () = ended.cancelled() => Ok(()),
-        result = work(client, config, rotation, shutdown) => result,
+        result = work(client, config, rotation, shutdown, layout) => result,
     }
 }
 
 /// Takes the cgroups of all pods along where there are no pods: an agent that does not come back has left nothing,
 /// and one that does makes them again. To be called once no task of [`run`] is left that could make them.
-pub fn leave(cgroup_root: &str) {
-    if let Err(error) = Cgroups::new(Path::new("/sys/fs/cgroup"), cgroup_root).leave() {
+pub fn leave(layout: &Layout) {
+    let cgroups = Cgroups::new(Path::new(CGROUPS), layout.clone());
+    let thread = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(thread) => thread,
+        Err(error) => return tracing::info!(%error, "the pods' cgroups stay"),
+    };
+    if let Err(error) = thread.block_on(cgroups.leave()) {
         tracing::info!(?error, "the pods' cgroups stay");
     }
 }
@@ -131,11 +147,11 @@ async fn work(
     config: Config,
     rotation: Option<Swap>,
     shutdown: CancellationToken,
+    told: &OnceLock<Layout>,
 ) -> Result<(), RunError> {
     let mut private = std::fs::DirBuilder::new();
     let made = private.recursive(true).mode(0o700).create(&config.root_dir);
     made.map_err(|e| RunError::Dir(config.root_dir.clone(), e))?;
-    let limits = pods_limits(&config)?;
     let channel = connect(&config.container_runtime_endpoint).await?;
     let metrics = Arc::new(Metrics::new(&config.node_name));
     let cri = Cri::new(channel.clone(), Arc::clone(&metrics));
@@ -144,11 +160,14 @@ async fn work(
         source,
     })?;
     tracing::info!(runtime, version, node = config.node_name, "the runtime answers");
+    let (config, layout) = cgroup_layout(&cri, config).await?;
+    let layout = told.get_or_init(|| layout);
+    let limits = pods_limits(&config, layout)?;
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let probe = Arc::new(CriProbe(channel.clone()));
     let thresholds = config.thresholds.clone().with_allocatable(config.reservation.enforce);
-    let registrar = Registrar::new(client.clone(), probe, &config, thresholds.clone())?;
+    let registrar = Registrar::new(client.clone(), probe, &config, layout, thresholds.clone())?;
     let node_handle = registrar.handle();
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -211,6 +230,7 @@ async fn work(
         &client,
         &config,
         &node,
+        layout.clone(),
         cri.clone(),
         metrics,
         runtime,
@@ -219,9 +239,10 @@ async fn work(
         node_handle.state(),
     )?;
     let context = Context { traces, ..context };
-    context.cgroups.prepare(limits.milli_cpu)?;
-    let (cgroups, told) =
-        (Arc::clone(&context.cgroups), events::Writer::new(client.clone(), &config.node_name));
+    context.cgroups.prepare(limits.milli_cpu).await?;
+    let told = events::Writer::new(client.clone(), &config.node_name);
+    enforce::others(&context.cgroups, &config.reservation, &told).await?;
+    let cgroups = Arc::clone(&context.cgroups);
     tasks.spawn(async move {
         enforce::keep(cgroups, limits, told).await;
         "limits of all pods"
@@ -234,7 +255,7 @@ async fn work(
         modules: context.modules,
     };
     let pods = Pods::new(context, offer, node_handle.state(), client.clone(), config.root_dir.clone());
-    let stats = Arc::new(Stats::new(Arc::new(cri.clone()), &config));
+    let stats = Arc::new(Stats::new(Arc::new(cri.clone()), &config, layout));
     let parts = server::Parts {
         client: client.clone(),
         pods: Arc::clone(&pods) as _,
@@ -268,6 +289,7 @@ async fn work(
         ooms.run(told).await;
         "watch of the kernel's log"
     });
+    let shutdown_events = node_events.clone();
     let eviction = Eviction {
         pods: Arc::clone(&pods),
         stats,
@@ -275,7 +297,7 @@ async fn work(
         events: node_events,
         node: node_handle.clone(),
         thresholds,
-        reader: Reader::new(Path::new("/"), &config.cgroup_root),
+        reader: Reader::new(Path::new("/"), layout),
         root_dir: config.root_dir.clone(),
         metrics: Arc::clone(&counts),
     };
@@ -283,6 +305,18 @@ async fn work(
         eviction.run().await;
         "eviction"
     });
+    if !config.shutdown.is_empty() {
+        let shutdown = Shutdown {
+            pods: Arc::clone(&pods),
+            node: node_handle.clone(),
+            events: shutdown_events,
+            periods: config.shutdown.clone(),
+        };
+        tasks.spawn(async move {
+            shutdown.run().await;
+            "watch of the machine's shutdown"
+        });
+    }
     let (logs_cri, logged, policy) = (cri.clone(), Arc::clone(&pods), config.container_logs);
     tasks.spawn(async move {
         gc::rotate_logs(logs_cri, logged, policy).await;
@@ -319,9 +353,24 @@ async fn work(
     }
 }
 
+/// The configuration with the cgroup driver that the runtime has, and where cgroups are then (KEP-4033): two managers
+/// of one tree would take each other's away. A runtime that does not say leaves it to the configuration.
+async fn cgroup_layout(cri: &Cri, config: Config) -> Result<(Config, Layout), RunError> {
+    let said = cri.cgroup_driver().await;
+    let said = said.map_err(|source| RunError::Runtime {
+        endpoint: config.container_runtime_endpoint.clone(),
+        source,
+    })?;
+    let config = Config { cgroup_driver: said.unwrap_or(config.cgroup_driver), ..config };
+    let layout = Layout::new(config.cgroup_driver, &config.cgroup_root);
+    let layout = layout.map_err(|e| RunError::CgroupRoot(config.cgroup_root.clone(), e))?;
+    tracing::info!(driver = config.cgroup_driver.name(), pods = layout.pods().path, "cgroups");
+    Ok((config, layout))
+}
+
 /// What all pods together may have, once it is clear that not more is kept from them than there is.
-fn pods_limits(config: &Config) -> Result<PodsLimits, RunError> {
-    let reader = Reader::new(Path::new("/"), &config.cgroup_root);
+fn pods_limits(config: &Config, layout: &Layout) -> Result<PodsLimits, RunError> {
+    let reader = Reader::new(Path::new("/"), layout);
     let machine = reader.machine()?;
     let capacity = Capacity {
         cpus: machine.cpus,
@@ -375,6 +424,7 @@ fn context(
     client: &Client,
     config: &Config,
     node: &Node,
+    layout: Layout,
     cri: Cri,
     metrics: Arc<Metrics>,
     runtime: String,
@@ -390,7 +440,7 @@ fn context(
     let of = |kind: &str| addresses.iter().filter(|a| a.type_ == kind).map(|a| a.address.clone()).collect();
     let ips: Vec<String> = of("InternalIP");
     let hostnames: Vec<String> = of("Hostname");
-    let cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"), &config.cgroup_root);
+    let cgroups = Cgroups::new(Path::new(CGROUPS), layout);
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
     let source = Arc::new(ApiSource::new(client.clone()));
     Ok(Context {

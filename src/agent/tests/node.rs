@@ -20,6 +20,7 @@ use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Client, ResourceExt as _};
+use podway_agent::cgroups::layout::{Driver, Layout};
 use podway_agent::node::pressure::{Amount, Signal, Thresholds};
 use podway_agent::node::{Handle, Registrar, addresses};
 use podway_agent::server::{Parts, Server};
@@ -39,6 +40,11 @@ fn thresholds() -> Thresholds {
     Thresholds::hard_only(&[&[(Signal::Memory, Amount::Exact(100 << 20))], disks.as_slice()].concat())
 }
 
+/// The whole machine, as most have it.
+fn layout() -> Layout {
+    Layout::new(Driver::Cgroupfs, "/").unwrap()
+}
+
 fn condition<'a>(node: &'a Node, kind: &str) -> [&'a str; 3] {
     let all = node.status.as_ref().unwrap().conditions.as_ref().unwrap();
     let found = all.iter().find(|c| c.type_ == kind).unwrap();
@@ -56,7 +62,8 @@ fn register(
     port: u16,
 ) -> (Handle, CancellationToken) {
     let probe: Arc<FakeRuntime> = Arc::clone(runtime);
-    let registrar = Registrar::new(client.clone(), probe, config, thresholds()).unwrap().with_port(port);
+    let registrar =
+        Registrar::new(client.clone(), probe, config, &layout(), thresholds()).unwrap().with_port(port);
     let (handle, stop) = (registrar.handle(), CancellationToken::new());
     tokio::spawn(registrar.run(stop.clone()));
     (handle, stop)
@@ -89,7 +96,7 @@ async fn whole(cluster: &Cluster, dir: &Path) {
         client: client.clone(),
         pods: pods.clone(),
         streaming: streaming.clone(),
-        stats: Arc::new(Stats::new(used.clone(), &config)),
+        stats: Arc::new(Stats::new(used.clone(), &config, &layout())),
         configz: Arc::new(config.configz()),
         system_logs: dir.to_owned(),
         node: state.subscribe(),

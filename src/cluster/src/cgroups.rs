@@ -80,6 +80,26 @@ pub(crate) async fn remove(cgroup: &str) -> Result<(), CgroupError> {
     remove_in(Path::new(ROOT), cgroup).await
 }
 
+/// The same for a node whose cgroups systemd has: it ends the slice with all that is in it, and forgets the slice of
+/// all nodes with the last of them.
+pub(crate) async fn remove_slice(slice: &str) -> Result<(), CgroupError> {
+    let (above, path) = ("podway.slice", format!("/podway.slice/{slice}"));
+    if trees(Path::new(ROOT), &path).is_empty() {
+        return Ok(());
+    }
+    stop(slice).await?;
+    remove(&path).await?;
+    if trees(Path::new(ROOT), above).is_empty() { stop(above).await } else { Ok(()) }
+}
+
+async fn stop(unit: &str) -> Result<(), CgroupError> {
+    let failed = |source| CgroupError::Io { what: "have systemd stop", path: unit.to_owned(), source };
+    let output = tokio::process::Command::new("systemctl").args(["stop", "--", unit]).output().await;
+    let output = output.map_err(failed)?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(failed(io::Error::other(said))) }
+}
+
 async fn remove_in(root: &Path, cgroup: &str) -> Result<(), CgroupError> {
     let trees = trees(root, cgroup);
     let mut left = 20;

@@ -182,6 +182,7 @@ pub(crate) async fn node(node: &NodeParts, state: &State) -> Result<(), DownErro
 async fn remains(node: &NodeParts) -> Result<(), DownError> {
     let mut failures = Failures(None);
     failures.keep(cgroups::remove(&node.network.cgroup()).await);
+    failures.keep(cgroups::remove_slice(&node.network.slice()).await);
     for dir in [&node.network.run_dir(), node.dir()] {
         let unmounted = mounts::unmount_below(dir);
         // Not through what is still mounted there.

@@ -145,6 +145,11 @@ impl NodeNetwork {
         format!("/podway/{}", self.netns())
     }
 
+    /// What that is to systemd, where it manages cgroups: `podway-podway_node_0.slice`.
+    pub fn slice(self) -> String {
+        format!("podway-{}.slice", self.netns().replace('-', "_"))
+    }
+
     /// Where its runtime keeps what a reboot ends: socket paths have room for 107 bytes only, so it
     /// is not below the state directory.
     pub fn run_dir(self) -> PathBuf {

@@ -63,6 +63,8 @@ pub struct Shared {
     pub audit: bool,
     /// Whether our scheduler has the pods that name none.
     pub default_scheduler: bool,
+    /// Whether systemd manages the nodes' cgroups.
+    pub systemd: bool,
 }
 
 impl NodeParts {
@@ -108,15 +110,21 @@ impl NodeParts {
         write_json(&conf_dir.join("10-podway.conflist"), &conflist)?;
         // The paths are strings of TOML as they are of JSON.
         let text = |path: &Path| json!(path.display().to_string());
+        // The agent asks the runtime who manages cgroups.
+        let (driver, parent) = match shared.systemd {
+            false => ("cgroupfs", self.network.cgroup()),
+            true => ("systemd", self.network.slice()),
+        };
         let config = format!(
-            "# Written by podway up.\nlisten = {}\nroot = {}\nstate = {}\ncgroup_parent = {}\n\
+            "# Written by podway up.\nlisten = {}\nroot = {}\nstate = {}\ncgroup_driver = {}\ncgroup_parent = {}\n\
              [registry]\nconfig_path = {}\n\
              [cni]\nbin_dirs = [{}]\nconf_dir = {}\n\
              [runc]\npath = {}\n[monitor]\npath = {}\n[metrics]\nlisten = {}\n",
             json!(format!("unix://{}", self.socket().display())),
             text(&dir.join("runtime")),
             text(&self.network.run_dir().join("state")),
-            json!(self.network.cgroup()),
+            json!(driver),
+            json!(parent),
             text(&hosts),
             text(&shared.cni),
             text(&conf_dir),

@@ -52,6 +52,8 @@ pub struct UpOptions {
     pub registry: Option<String>,
     /// Whether our scheduler has the pods that name none, too.
     pub default_scheduler: bool,
+    /// Whether systemd manages the nodes' cgroups.
+    pub systemd: bool,
     /// The `podway` binary, with `podway-monitor` beside it; without it the nodes are made and
     /// nothing is started on them, nor a scheduler.
     pub podway: Option<PathBuf>,
@@ -67,6 +69,7 @@ impl Default for UpOptions {
             kubeconfig: None,
             registry: None,
             default_scheduler: false,
+            systemd: false,
             podway: None,
         }
     }
@@ -247,6 +250,7 @@ impl Work<'_> {
                 registry_only: options.registry.is_some(),
                 audit: existing.is_none(),
                 default_scheduler: options.default_scheduler,
+                systemd: options.systemd,
             };
             let nodes: Vec<NodeParts> =
                 network.nodes(options.nodes).map(|n| NodeParts::new(layout, n)).collect();

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use podway_agent::cgroups::layout::Driver;
 use podway_agent::config::Config;
-use podway_agent::node::allocatable::Reserved;
+use podway_agent::node::allocatable::{Held, Reserved};
+use podway_agent::shutdown::periods::{Period, Periods};
 use podway_agent::traces::Tracing;
 use serde::Deserialize;
 
@@ -29,6 +31,7 @@ struct KubeletConfiguration {
     cluster_dns: Option<Vec<IpAddr>>,
     cluster_domain: Option<String>,
     cgroup_root: Option<String>,
+    cgroup_driver: Option<Driver>,
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
     pod_logs_dir: Option<PathBuf>,
@@ -44,6 +47,8 @@ struct KubeletConfiguration {
     authentication: Authentication,
     kube_reserved: Option<BTreeMap<String, String>>,
     system_reserved: Option<BTreeMap<String, String>>,
+    system_reserved_cgroup: Option<String>,
+    kube_reserved_cgroup: Option<String>,
     enforce_node_allocatable: Option<Vec<String>>,
     eviction_hard: Option<BTreeMap<String, String>>,
     merge_default_eviction_settings: Option<bool>,
@@ -55,6 +60,9 @@ struct KubeletConfiguration {
     eviction_minimum_reclaim: BTreeMap<String, String>,
     eviction_max_pod_grace_period: Option<u32>,
     eviction_pressure_transition_period: Option<String>,
+    shutdown_grace_period: Option<String>,
+    shutdown_grace_period_critical_pods: Option<String>,
+    shutdown_grace_period_by_pod_priority: Option<Vec<ShutdownPeriod>>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<usize>,
     #[serde(rename = "imageGCHighThresholdPercent")]
@@ -142,6 +150,7 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut config.cluster_dns, file.cluster_dns);
     set(&mut config.cluster_domain, file.cluster_domain);
     set(&mut config.cgroup_root, file.cgroup_root);
+    set(&mut config.cgroup_driver, file.cgroup_driver);
     set(&mut config.resolv_conf, file.resolv_conf);
     set(&mut config.max_pods, file.max_pods);
     set(&mut config.pod_logs_dir, file.pod_logs_dir);
@@ -159,7 +168,11 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut kept.kube, file.kube_reserved.as_ref().map(|l| reserved("kubeReserved", l)).transpose()?);
     set(&mut kept.system, file.system_reserved.as_ref().map(|l| reserved("systemReserved", l)).transpose()?);
     if let Some(what) = &file.enforce_node_allocatable {
-        kept.enforce = enforced(what).context("enforceNodeAllocatable")?;
+        let enforced = Enforced::parse(what).context("enforceNodeAllocatable")?;
+        kept.enforce = enforced.pods;
+        let held = |list: Option<&str>, field, cgroup| list.map(|list| held(list, field, cgroup)).transpose();
+        kept.system_held = held(enforced.system, "systemReservedCgroup", file.system_reserved_cgroup)?;
+        kept.kube_held = held(enforced.kube, "kubeReservedCgroup", file.kube_reserved_cgroup)?;
     }
     thresholds::set(
         &mut config.thresholds,
@@ -173,6 +186,8 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     )?;
     let most = file.eviction_max_pod_grace_period.map(|s| Duration::from_secs(s.into()));
     set(&mut config.thresholds.max_pod_grace, most);
+    let (all, critical) = (file.shutdown_grace_period, file.shutdown_grace_period_critical_pods);
+    config.shutdown = shutdown(all, critical, file.shutdown_grace_period_by_pod_priority)?;
     let logs = &mut config.container_logs;
     if let Some(size) = &file.container_log_max_size {
         let bytes = podway_agent::env::quantity::value(size).and_then(|n| u64::try_from(n).ok());
@@ -207,28 +222,92 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the pods' cgroup is to be held to what the node has for them.
-fn enforced(what: &[String]) -> anyhow::Result<bool> {
-    let mut all: Vec<&str> = what.iter().map(String::as_str).collect();
-    all.sort_unstable();
-    match all.as_slice() {
-        [] | ["none"] => Ok(false),
-        ["pods"] => Ok(true),
-        _ if all.contains(&"none") => {
-            anyhow::bail!("may not contain additional enforcements when \"none\" is specified")
+/// `enforceNodeAllocatable`: which cgroups are held to what is theirs.
+struct Enforced<'a> {
+    pods: bool,
+    /// With its `-compressible`, if it has it.
+    system: Option<&'a str>,
+    kube: Option<&'a str>,
+}
+
+impl<'a> Enforced<'a> {
+    /// By the rules of pkg/kubelet/apis/config/validation.
+    fn parse(what: &'a [String]) -> anyhow::Result<Self> {
+        let mut all: Vec<&str> = what.iter().map(String::as_str).collect();
+        all.sort_unstable();
+        anyhow::ensure!(all.windows(2).all(|w| w[0] != w[1]), "duplicated enforcements");
+        anyhow::ensure!(
+            all.len() < 2 || !all.contains(&"none"),
+            "may not contain additional enforcements when \"none\" is specified"
+        );
+        let mut found = Enforced { pods: false, system: None, kube: None };
+        for one in all {
+            let place = match one {
+                "none" => continue,
+                "pods" => {
+                    found.pods = true;
+                    continue;
+                }
+                "system-reserved" | "system-reserved-compressible" => &mut found.system,
+                "kube-reserved" | "kube-reserved-compressible" => &mut found.kube,
+                _ => anyhow::bail!(
+                    "{one:?} is not one of pods, system-reserved, system-reserved-compressible, kube-reserved, \
+                     kube-reserved-compressible, none"
+                ),
+            };
+            if let Some(other) = place.replace(one) {
+                anyhow::bail!("both {other:?} and {one:?} cannot be specified together");
+            }
         }
-        _ if all.windows(2).any(|w| w[0] == w[1]) => anyhow::bail!("duplicated enforcements"),
-        _ => {
-            let other = all.into_iter().find(|w| *w != "pods").unwrap_or_default();
-            let known = ["system-reserved", "kube-reserved"];
-            anyhow::ensure!(
-                known.iter().any(|k| other.strip_suffix("-compressible").unwrap_or(other) == *k),
-                "{other:?} is not one of pods, system-reserved, system-reserved-compressible, kube-reserved, \
-                 kube-reserved-compressible, none"
-            );
-            anyhow::bail!("not supported: {other}")
-        }
+        Ok(found)
     }
+}
+
+/// The cgroup that a list of `enforceNodeAllocatable` is about.
+fn held(list: &str, field: &str, cgroup: Option<String>) -> anyhow::Result<Held> {
+    let cgroup = cgroup.filter(|name| !name.is_empty());
+    let cgroup = cgroup
+        .with_context(|| format!("{field} must be specified when {list:?} is in enforceNodeAllocatable"))?;
+    Ok(Held { cgroup, compressible: list.ends_with("-compressible") })
+}
+
+/// One of `shutdownGracePeriodByPodPriority`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ShutdownPeriod {
+    priority: i32,
+    shutdown_grace_period_seconds: u32,
+}
+
+/// What pods have when the machine is shut down, by the rules of pkg/kubelet/apis/config/validation.
+fn shutdown(
+    all: Option<String>,
+    critical: Option<String>,
+    by_priority: Option<Vec<ShutdownPeriod>>,
+) -> anyhow::Result<Periods> {
+    const ALL: &str = "shutdownGracePeriod";
+    const CRITICAL: &str = "shutdownGracePeriodCriticalPods";
+    let of = |field, text: Option<String>| text.map_or(Ok(Duration::ZERO), |text| duration(field, &text));
+    let (all, critical) = (of(ALL, all)?, of(CRITICAL, critical)?);
+    for (field, time) in [(ALL, all), (CRITICAL, critical)] {
+        anyhow::ensure!(
+            time.is_zero() || time >= Duration::from_secs(1),
+            "{field} {time:?} must be either zero or otherwise >= 1 sec"
+        );
+    }
+    anyhow::ensure!(critical <= all, "{CRITICAL} {critical:?} must be <= {ALL} {all:?}");
+    let Some(list) = by_priority.filter(|list| !list.is_empty()) else {
+        return Ok(Periods::of(all, critical));
+    };
+    anyhow::ensure!(
+        all.is_zero() && critical.is_zero(),
+        "cannot specify both {ALL} or {CRITICAL}, and shutdownGracePeriodByPodPriority at the same time"
+    );
+    let period = |p: ShutdownPeriod| {
+        let time = Duration::from_secs(p.shutdown_grace_period_seconds.into());
+        Period { priority: p.priority, time }
+    };
+    Ok(Periods::by_priority(list.into_iter().map(period).collect()))
 }
 
 /// A duration as Go writes one: `90s`, `2m0s`, `1h30m`.
@@ -308,6 +387,31 @@ mod tests {
     }
 
     #[test]
+    fn what_pods_have_when_the_machine_is_shut_down() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let read = |more: &str| {
+            let mut config = Config::default();
+            merge(&format!("{text}{more}\n"), &mut config).map(|()| config).map_err(|e| format!("{e:#}"))
+        };
+        assert!(read("").unwrap().shutdown.is_empty());
+        let config = read("shutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s").unwrap();
+        let shown = &config.configz()["shutdownGracePeriodByPodPriority"];
+        assert_eq!(shown[0]["shutdownGracePeriodSeconds"], 20);
+        assert_eq!(shown[1]["priority"], 2_000_000_000);
+        let list = "shutdownGracePeriodByPodPriority: [{priority: 5, shutdownGracePeriodSeconds: 7}]";
+        assert_eq!(read(list).unwrap().shutdown.total(), Duration::from_secs(7));
+        for (bad, says) in [
+            ("shutdownGracePeriod: 10s\nshutdownGracePeriodCriticalPods: 20s", "must be <="),
+            ("shutdownGracePeriod: 10ms", "must be either zero or otherwise >= 1 sec"),
+            (&format!("shutdownGracePeriod: 10s\n{list}"), "at the same time"),
+            ("shutdownGracePeriodByPodPriority: [{priority: 5}]", "shutdownGracePeriodSeconds"),
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(error.contains(says), "{bad}: {error}");
+        }
+    }
+
+    #[test]
     fn what_is_kept_from_pods() {
         let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
         let mut config = Config::default();
@@ -319,6 +423,18 @@ mod tests {
         let shown = config.configz();
         assert_eq!(shown["systemReserved"]["pid"], "1000");
         assert_eq!(shown["enforceNodeAllocatable"], serde_json::json!(["none"]));
+        let held = "enforceNodeAllocatable: [pods, system-reserved, kube-reserved-compressible]\n\
+                    systemReservedCgroup: /system\nkubeReservedCgroup: /kube\ncgroupDriver: systemd\n";
+        merge(&format!("{text}{held}"), &mut config).unwrap();
+        let kept = &config.reservation;
+        assert_eq!(kept.system_held, Some(Held { cgroup: "/system".to_owned(), compressible: false }));
+        assert_eq!(kept.kube_held, Some(Held { cgroup: "/kube".to_owned(), compressible: true }));
+        let (shown, all) = (config.configz(), ["pods", "system-reserved", "kube-reserved-compressible"]);
+        assert_eq!(shown["enforceNodeAllocatable"], serde_json::json!(all));
+        assert_eq!(
+            (&shown["kubeReservedCgroup"], &shown["cgroupDriver"]),
+            (&"/kube".into(), &"systemd".into())
+        );
         for (bad, says) in [
             ("kubeReserved: {disk: 1Gi}", "kubeReserved: cannot reserve \"disk\" resource"),
             (
@@ -326,11 +442,12 @@ mod tests {
                 "systemReserved: resource quantity for \"memory\" cannot be negative",
             ),
             ("systemReserved: {memory: '-1'}", "cannot be negative"),
-            ("enforceNodeAllocatable: [pods, kube-reserved]", "not supported: kube-reserved"),
+            ("enforceNodeAllocatable: [pods, kube-reserved]", "kubeReservedCgroup must be specified"),
+            ("enforceNodeAllocatable: [kube-reserved-compressible, kube-reserved]", "together"),
             ("enforceNodeAllocatable: [none, pods]", "additional enforcements"),
             ("enforceNodeAllocatable: [pods, pods]", "duplicated"),
             ("enforceNodeAllocatable: [all]", "\"all\" is not one of"),
-            ("kubeReservedCgroup: /kube", "kubeReservedCgroup"),
+            ("cgroupDriver: cgroups", "cgroupDriver"),
         ] {
             let error = merge(&format!("{text}{bad}\n"), &mut Config::default()).unwrap_err();
             let error = format!("{error:#}");

@@ -3,8 +3,10 @@
 //!
 //! Built with the feature `failpoints` only: `cargo test -p podway-runtime --features failpoints
 //! --test points`.
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
 
+#[path = "support/booted.rs"]
+mod booted;
 #[path = "support/cri.rs"]
 mod cri;
 #[path = "support/node.rs"]
@@ -17,6 +19,7 @@ use axum::response::IntoResponse as _;
 use cri::Cri;
 use node::Node;
 use podway_cri::v1;
+use podway_runtime::cgroup::driver::Driver;
 use podway_runtime::image::Digest;
 use podway_runtime::points::{Point, VARIABLE};
 use process::Process;
@@ -128,7 +131,7 @@ impl Life<'_> {
             }
             Step::Start => drop(cri.start(&self.container).await?),
             Step::Stop => {
-                let request = v1::StopContainerRequest { container_id: self.container.clone(), timeout: 30 };
+                let request = v1::StopContainerRequest { container_id: self.container.clone(), timeout: 3 };
                 drop(cri.runtime.stop_container(request).await?);
             }
             Step::Remove => {
@@ -181,19 +184,56 @@ async fn consistent(node: &Node, cri: &mut Cri, point: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_killed_at_each_step_leaves_nothing_and_the_repeated_call_succeeds() {
     let Some(node) = node::node() else { return };
+    killed_at_each_step(&node).await;
+}
+
+/// The same with the cgroup driver systemd, on a real one: booted in a container, where this executable runs
+/// once more.
+#[test]
+fn the_same_under_systemd() {
+    let Some(mut node) = node::node() else { return };
+    if std::env::var_os(booted::INSIDE).is_some() {
+        node.config.cgroup_driver = Driver::Systemd;
+        node.config.cgroup_parent = String::new();
+        node.config.monitor.cgroup = Some("podwaymonitors.slice".to_owned());
+        // Where the slices of pods that name none are.
+        node.cgroup = "/podway.slice".to_owned();
+        let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        threads.block_on(killed_at_each_step(&node));
+        let units = "systemctl list-units --all --plain --no-legend --full -- 'cri-podway-*' 'podway-monitor-*' \
+                     'podway-????????????????????*'";
+        let left = std::process::Command::new("sh").args(["-c", units]).output().unwrap();
+        assert_eq!(String::from_utf8(left.stdout).unwrap(), "", "units are left");
+        return;
+    }
+    if let Some(lacking) = booted::lacks() {
+        println!("NOT TESTED: kill -9 under systemd needs {lacking}");
+        return;
+    }
+    let mut directories = vec![node.config.cni.bin_dirs[0].clone()];
+    directories.extend(node.config.runc.path.parent().map(std::path::Path::to_owned));
+    directories.retain(|d| !d.starts_with("/usr"));
+    drop(node);
+    match booted::run(&["--exact", "the_same_under_systemd", "--nocapture"], &[], &directories) {
+        Ok(said) => println!("{said}"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+async fn killed_at_each_step(node: &Node) {
     let image = registry().await;
     let mut never = Vec::new();
     for (n, &point) in Point::ALL.iter().enumerate() {
         let point = point.name();
         let mut life = Life {
-            node: &node,
+            node,
             name: format!("p{n}"),
             image: image.clone(),
             sandbox: String::new(),
             container: String::new(),
         };
-        let mut process = Some(Process::start_with(&node, &[(VARIABLE, point)]));
-        let mut cri = process.as_mut().unwrap().connect(&node).await;
+        let mut process = Some(Process::start_with(node, &[(VARIABLE, point)]));
+        let mut cri = process.as_mut().unwrap().connect(node).await;
         let mut killed = false;
         for step in LIFE {
             let Err(error) = life.step(&mut cri, step).await else { continue };
@@ -205,9 +245,9 @@ async fn a_runtime_killed_at_each_step_leaves_nothing_and_the_repeated_call_succ
                 signal == Some(9) && log.contains(&format!("killed at {point}\n")),
                 "{point}: {step:?} failed otherwise: {error:?}, {signal:?}"
             );
-            let again = process.insert(Process::start(&node));
-            cri = again.connect(&node).await;
-            consistent(&node, &mut cri, point).await;
+            let again = process.insert(Process::start(node));
+            cri = again.connect(node).await;
+            consistent(node, &mut cri, point).await;
             if let Err(error) = life.step(&mut cri, step).await {
                 panic!("{point}: {step:?} fails when it is repeated: {error:?}");
             }
@@ -216,7 +256,7 @@ async fn a_runtime_killed_at_each_step_leaves_nothing_and_the_repeated_call_succ
             never.push(point);
         }
         assert_eq!(node.leftovers(), Vec::<String>::new(), "{point}");
-        assert_eq!((files(&node, "root/staging"), files(&node, "root/layers")), (0, 1), "{point}");
+        assert_eq!((files(node, "root/staging"), files(node, "root/layers")), (0, 1), "{point}");
     }
     assert_eq!(never, Vec::<&str>::new(), "points that no step passes");
 }

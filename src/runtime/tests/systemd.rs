@@ -53,7 +53,7 @@ fn on_a_real_systemd() {
     directories.extend(node.config.runc.path.parent().map(std::path::Path::to_owned));
     drop(node);
     directories.retain(|d| !d.starts_with("/usr"));
-    match booted::run("on_a_real_systemd", &directories) {
+    match booted::run(&["--exact", "on_a_real_systemd", "--nocapture"], &[], &directories) {
         Ok(said) => println!("{said}"),
         Err(error) => panic!("{error:#}"),
     }

@@ -21,21 +21,28 @@ const PRIVATE: &str = "unix:path=/run/systemd/private";
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A property of a unit.
-enum Property {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Property {
+    /// A number; `u64::MAX` is infinity.
+    Number(&'static str, u64),
     /// Yes or no.
     Flag(&'static str, bool),
     /// Text.
     Text(&'static str, String),
     /// Processes.
     Processes(&'static str, Vec<u32>),
+    /// The names of other units.
+    Units(&'static str, Vec<String>),
 }
 
 impl Property {
     fn wire(&self) -> (&'static str, Variant<'_>) {
         match self {
+            Property::Number(name, n) => (name, Variant::from(*n)),
             Property::Flag(name, on) => (name, Variant::from(*on)),
             Property::Text(name, text) => (name, Variant::from(text.as_str())),
             Property::Processes(name, pids) => (name, Variant::from(pids)),
+            Property::Units(name, units) => (name, Variant::from(units)),
         }
     }
 }
@@ -76,6 +83,33 @@ pub struct Manager {
 }
 
 impl Manager {
+    /// Makes a slice, or finds it there: with every kind of accounting, and no dependency but on the slice that it
+    /// lies in.
+    ///
+    /// # Errors
+    /// [`ManagerError`].
+    pub async fn start_slice(&self, slice: &Slice, v2: bool) -> Result<(), ManagerError> {
+        let mut properties = vec![
+            Property::Text("Description", format!("podway slice {slice}")),
+            Property::Units("Wants", vec![slice.parent()]),
+        ];
+        properties.extend(accounting(v2));
+        match self.start(slice.name(), &properties).await {
+            Err(ManagerError::Refused { source, .. }) if named(&source, "UnitExists") => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Changes a unit until the next boot.
+    ///
+    /// # Errors
+    /// [`ManagerError`].
+    pub async fn set(&self, unit: &str, properties: &[Property]) -> Result<(), ManagerError> {
+        let wire: Vec<(&str, Variant<'_>)> = properties.iter().map(Property::wire).collect();
+        let asked = ("change", unit);
+        self.call(asked, "SetUnitProperties", &(unit, true, wire)).await.map(drop)
+    }
+
     /// Puts a process into a scope of its own in a slice; the scope goes with its last process.
     ///
     /// # Errors

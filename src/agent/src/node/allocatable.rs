@@ -104,12 +104,29 @@ impl Reserved {
         self.0.iter().map(|(resource, (text, _))| (resource.name(), text.as_str())).collect()
     }
 
+    /// What is kept of a resource, in its own units (thousandths of processors, bytes, tasks); none where the list
+    /// does not have it.
+    #[must_use]
+    pub fn of(&self, resource: Resource) -> Option<i128> {
+        let (_, milli) = self.0.get(&resource)?;
+        Some(if resource == Resource::Cpu { *milli } else { quantity::ceil_div(*milli, 1000) })
+    }
+
     fn milli(&self, resource: Resource) -> i128 {
         self.0.get(&resource).map_or(0, |(_, n)| *n)
     }
 }
 
-/// What is kept from pods, and whether their cgroup is held to it.
+/// A cgroup that is there already, and is held to what is kept for those who run in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// As the cgroup driver names it: `/system`, `/system.slice`.
+    pub cgroup: String,
+    /// Whether only processors count, of which too few make slow and not dead.
+    pub compressible: bool,
+}
+
+/// What is kept from pods, and which cgroups are held to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// `systemReserved`.
@@ -118,11 +135,21 @@ pub struct Reservation {
     pub kube: Reserved,
     /// Whether `enforceNodeAllocatable` has `pods`, as it has by default.
     pub enforce: bool,
+    /// Where it has `system-reserved`: `systemReservedCgroup`.
+    pub system_held: Option<Held>,
+    /// Where it has `kube-reserved`: `kubeReservedCgroup`.
+    pub kube_held: Option<Held>,
 }
 
 impl Default for Reservation {
     fn default() -> Self {
-        Reservation { system: Reserved::default(), kube: Reserved::default(), enforce: true }
+        Reservation {
+            system: Reserved::default(),
+            kube: Reserved::default(),
+            enforce: true,
+            system_held: None,
+            kube_held: None,
+        }
     }
 }
 
@@ -151,6 +178,18 @@ pub struct PodsLimits {
 }
 
 impl Reservation {
+    /// `enforceNodeAllocatable`, as the configuration file has it.
+    #[must_use]
+    pub fn enforced(&self) -> Vec<&'static str> {
+        let held = |held: &Option<Held>, names: [&'static str; 2]| {
+            held.as_ref().map(|held| names[usize::from(held.compressible)])
+        };
+        let mut all = Vec::from_iter(self.enforce.then_some("pods"));
+        all.extend(held(&self.system_held, ["system-reserved", "system-reserved-compressible"]));
+        all.extend(held(&self.kube_held, ["kube-reserved", "kube-reserved-compressible"]));
+        if all.is_empty() { vec!["none"] } else { all }
+    }
+
     /// What is kept of `resource`, in thousandths.
     fn kept(&self, resource: Resource) -> i128 {
         self.system.milli(resource) + self.kube.milli(resource)
@@ -230,7 +269,12 @@ mod tests {
     }
 
     fn reservation(system: &[(&str, &str)], kube: &[(&str, &str)]) -> Reservation {
-        Reservation { system: list(system).unwrap(), kube: list(kube).unwrap(), enforce: true }
+        Reservation {
+            system: list(system).unwrap(),
+            kube: list(kube).unwrap(),
+            enforce: true,
+            ..Reservation::default()
+        }
     }
 
     const CAPACITY: Capacity = Capacity { cpus: 4, memory: 8 << 30, storage: Some(100 << 30), pids: 32768 };

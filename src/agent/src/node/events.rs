@@ -46,6 +46,19 @@ pub fn enforced(cgroup: &str, result: Result<(), String>) -> Happening {
     }
 }
 
+/// Whether the cgroup of `whose` (`system`, `kube`) could be held to what is kept for it; the note of a failure says all.
+#[must_use]
+pub fn reserved(whose: &str, cgroup: &str, failure: Option<String>) -> Happening {
+    match failure {
+        None => Happening {
+            reason: "NodeAllocatableEnforced",
+            note: format!("Updated limits on {whose} reserved cgroup {cgroup}"),
+            warning: false,
+        },
+        Some(note) => Happening { reason: "FailedNodeAllocatableEnforcement", note, warning: true },
+    }
+}
+
 /// What has happened between two statuses of node `name`.
 #[must_use]
 pub fn between(name: &str, old: &NodeStatus, new: &NodeStatus) -> Vec<Happening> {

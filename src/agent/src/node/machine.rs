@@ -3,6 +3,7 @@
 //! Everything is read below a given root, so that the tests read a tree of their own. Sizes are in
 //! bytes. Upstream's source of the same numbers is cAdvisor.
 
+use crate::cgroups::layout::Layout;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -83,18 +84,21 @@ pub struct Sample {
     pub pids: u64,
 }
 
-/// A reader of the machine at `root` (`/` but in tests) under `cgroup_root`.
+/// A reader of the machine at `root` (`/` but in tests), as far as its cgroup goes.
 #[derive(Clone, Debug)]
 pub struct Reader {
     root: PathBuf,
-    cgroup: PathBuf,
+    /// The cgroup that bounds this node, and that of all its pods, in a tree.
+    cgroup: String,
+    pods: String,
 }
 
 impl Reader {
-    /// `cgroup_root` as `--cgroup-root` has it: `/` for all of the machine.
+    /// Where cgroups are as in `layout`.
     #[must_use]
-    pub fn new(root: &Path, cgroup_root: &str) -> Self {
-        Reader { root: root.to_owned(), cgroup: PathBuf::from(cgroup_root.trim_start_matches('/')) }
+    pub fn new(root: &Path, layout: &Layout) -> Self {
+        let (cgroup, pods) = (layout.root().to_owned(), layout.pods().path.clone());
+        Reader { root: root.to_owned(), cgroup, pods }
     }
 
     /// Reads what does not change.
@@ -105,7 +109,7 @@ impl Reader {
         let online = self.text("sys/devices/system/cpu/online")?;
         let mut cpus = count(&online)
             .ok_or_else(|| MachineError::Field(self.at("sys/devices/system/cpu/online"), "list"))?;
-        if let Some(set) = self.cgroup_value("", "cpuset", "cpuset.cpus", "cpuset.cpus.effective")
+        if let Some(set) = self.cgroup_value(&self.cgroup, "cpuset", "cpuset.cpus", "cpuset.cpus.effective")
             && let Some(allowed) = count(&set).filter(|n| *n > 0)
         {
             cpus = cpus.min(allowed);
@@ -118,7 +122,7 @@ impl Reader {
         let release = self.text("etc/os-release").or_else(|_| self.text("usr/lib/os-release"));
         Ok(Machine {
             cpus,
-            memory: self.memory_limit("").map_or(total, |limit| limit.min(total)),
+            memory: self.memory_limit(&self.cgroup).map_or(total, |limit| limit.min(total)),
             swap: kib(&meminfo, "SwapTotal").unwrap_or_default(),
             huge_pages: self.huge_pages(),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
@@ -140,13 +144,13 @@ impl Reader {
         let inactive = kib(&meminfo, "Inactive(file)").unwrap_or_default();
         let mut memory_available = (free + inactive).min(total);
         let mut all = total;
-        if let Some(limit) = self.memory_limit("").filter(|limit| *limit < total) {
+        if let Some(limit) = self.memory_limit(&self.cgroup).filter(|limit| *limit < total) {
             all = limit;
-            memory_available = memory_available.min(limit.saturating_sub(self.working_set("")));
+            memory_available = memory_available.min(limit.saturating_sub(self.working_set(&self.cgroup)));
         }
-        let pods = self.memory_limit("kubepods");
+        let pods = self.memory_limit(&self.pods);
         let pods_memory =
-            pods.map(|limit| Room { all: limit, left: limit.saturating_sub(self.working_set("kubepods")) });
+            pods.map(|limit| Room { all: limit, left: limit.saturating_sub(self.working_set(&self.pods)) });
         // The fourth field of loadavg is `running/all`, of all tasks.
         let tasks = self
             .text("proc/loadavg")
@@ -183,23 +187,24 @@ impl Reader {
         kib(meminfo, name).ok_or_else(|| MachineError::Field(self.at("proc/meminfo"), name))
     }
 
-    /// A file of a cgroup below the root: of version 2 where it is there, else of version 1.
-    fn cgroup_value(&self, below: &str, controller: &str, v1: &str, v2: &str) -> Option<String> {
+    /// A file of a cgroup: of version 2 where it is there, else of version 1.
+    fn cgroup_value(&self, group: &str, controller: &str, v1: &str, v2: &str) -> Option<String> {
         let base = self.at("sys/fs/cgroup");
-        let two = base.join(&self.cgroup).join(below).join(v2);
-        let one = base.join(controller).join(&self.cgroup).join(below).join(v1);
+        let group = group.trim_start_matches('/');
+        let two = base.join(group).join(v2);
+        let one = base.join(controller).join(group).join(v1);
         std::fs::read_to_string(two).or_else(|_| std::fs::read_to_string(one)).ok()
     }
 
-    /// The limit of a cgroup below the root; none when it says `max` or a number that stands for it.
-    fn memory_limit(&self, below: &str) -> Option<u64> {
-        self.cgroup_value(below, "memory", "memory.limit_in_bytes", "memory.max")?.trim().parse().ok()
+    /// The limit of a cgroup; none when it says `max` or a number that stands for it.
+    fn memory_limit(&self, group: &str) -> Option<u64> {
+        self.cgroup_value(group, "memory", "memory.limit_in_bytes", "memory.max")?.trim().parse().ok()
     }
 
-    /// What a cgroup below the root uses, less the page cache that was not used lately.
-    fn working_set(&self, below: &str) -> u64 {
-        let used = self.cgroup_value(below, "memory", "memory.usage_in_bytes", "memory.current");
-        let stat = self.cgroup_value(below, "memory", "memory.stat", "memory.stat").unwrap_or_default();
+    /// What a cgroup uses, less the page cache that was not used lately.
+    fn working_set(&self, group: &str) -> u64 {
+        let used = self.cgroup_value(group, "memory", "memory.usage_in_bytes", "memory.current");
+        let stat = self.cgroup_value(group, "memory", "memory.stat", "memory.stat").unwrap_or_default();
         let cache = row(&stat, "total_inactive_file").or_else(|| row(&stat, "inactive_file"));
         let used = used.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default();
         used.saturating_sub(cache.unwrap_or_default())
@@ -267,6 +272,7 @@ fn pretty_name(release: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups::layout::Driver;
 
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -289,10 +295,14 @@ mod tests {
         ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "3\n"),
     ];
 
+    fn layout(root: &str) -> Layout {
+        Layout::new(Driver::Cgroupfs, root).unwrap()
+    }
+
     #[test]
     fn the_whole_machine() {
         let dir = tree(BASE);
-        let reader = Reader::new(dir.path(), "/");
+        let reader = Reader::new(dir.path(), &layout("/"));
         let machine = reader.machine().unwrap();
         assert_eq!((machine.cpus, machine.memory, machine.swap), (5, 1000 * 1024, 8 * 1024));
         assert_eq!((machine.os_image.as_str(), machine.system_uuid.as_str()), ("Debian 12", "abc"));
@@ -326,7 +336,7 @@ mod tests {
         ];
         for files in [v1, v2] {
             let dir = tree(&[BASE, &files].concat());
-            let reader = Reader::new(dir.path(), "/n");
+            let reader = Reader::new(dir.path(), &layout("/n"));
             let machine = reader.machine().unwrap();
             assert_eq!((machine.cpus, machine.memory), (2, 512_000));
             let sample = reader.sample(dir.path(), dir.path()).unwrap();

@@ -44,6 +44,8 @@ pub struct Facts<'a> {
     pub sample: Option<&'a Sample>,
     /// What is short.
     pub pressures: Pressures,
+    /// Whether the machine is about to be shut down.
+    pub shutting_down: bool,
     /// The runtime.
     pub runtime: &'a Known,
     /// The addresses; none while they are not known, then the old ones stay.
@@ -280,6 +282,9 @@ fn conditions(old: &[NodeCondition], facts: &Facts<'_>, missing: &[&str]) -> Vec
     let mut errors: Vec<String> = [runtime, network].into_iter().flatten().collect();
     if !missing.is_empty() {
         errors.push(format!("missing node capacity for resources: {}", missing.join(", ")));
+    }
+    if facts.shutting_down {
+        errors.push("node is shutting down".to_owned());
     }
     let error = joined(&errors);
     let Pressures { memory, disk, pids } = facts.pressures;

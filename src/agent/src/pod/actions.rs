@@ -90,7 +90,7 @@ pub(crate) fn sandbox_config(
         .map_err(|e| wrong(&e))?;
     let dns = dns::of_pod(&pod.object, &context.dns);
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod);
-    let cgroup = context.cgroups.pod_path(cri_config::qos(pod), &pod.uid);
+    let cgroup = context.cgroups.pod_path(cri_config::qos(pod), &pod.uid).map_err(|e| wrong(&e))?;
     let input = SandboxInput {
         hostname: &hostname,
         dns: &dns,
@@ -135,7 +135,7 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
     if let Err(e) = make_dir(Path::new(&config.log_directory), 0o755) {
         return bad(failed("FailedCreatePodSandBox", chain(&e)));
     }
-    if let Err(e) = context.cgroups.make(cri_config::qos(&pod), &pod.uid, limits) {
+    if let Err(e) = context.cgroups.make(cri_config::qos(&pod), &pod.uid, limits).await {
         return bad(failed("FailedCreatePodContainer", chain(&e)));
     }
     let begun = context.clock.now();
@@ -395,32 +395,25 @@ pub async fn resize(
 ) -> Result<(), String> {
     let limits = pod.object.spec.as_ref().map(cgroups::limits).unwrap_or_default();
     let qos = cri_config::qos(&pod);
-    context.cgroups.widen(qos, &pod.uid, limits).map_err(|e| chain(&e))?;
+    context.cgroups.widen(qos, &pod.uid, limits).await.map_err(|e| chain(&e))?;
     for (id, resources) in running {
         context.cri.update_resources(&id, resources).await.map_err(|e| e.message)?;
     }
-    context.cgroups.resize(qos, &pod.uid, limits).map_err(|e| chain(&e))
+    context.cgroups.resize(qos, &pod.uid, limits).await.map_err(|e| chain(&e))
 }
 
 /// Removes what the agent made for a pod: volumes, cgroup, and with `logs` its logs. May be repeated.
 pub async fn clean(context: Context, uid: String, logs: Option<PathBuf>) -> Result<(), String> {
     context.volumes.teardown(&uid).await.map_err(|e| chain(&e))?;
     context.userns.release(&uid);
-    let tree = context.cgroups.clone();
-    let removed = volumes::blocking("clean up", move || {
-        if let Some(logs) = logs {
-            match std::fs::remove_dir_all(&logs) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(VolumeError::Io { verb: "remove", path: logs, source: e });
-                }
-                _ => {}
+    if let Some(logs) = logs {
+        let removed = volumes::blocking("clean up", move || match std::fs::remove_dir_all(&logs) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(VolumeError::Io { verb: "remove", path: logs, source: e })
             }
-        }
-        Ok(tree.remove(&uid))
-    });
-    match removed.await {
-        Err(e) => Err(chain(&e)),
-        Ok(Err(e)) => Err(chain(&e)),
-        Ok(Ok(())) => Ok(()),
+            _ => Ok(()),
+        });
+        removed.await.map_err(|e| chain(&e))?;
     }
+    context.cgroups.remove(&uid).await.map_err(|e| chain(&e))
 }

@@ -2,6 +2,7 @@
 //! tree of their own.
 
 use super::types::{Container, Cpu, Interface, Memory, Network, Rlimit, Swap, Time};
+use crate::cgroups::layout::Layout;
 use crate::node::machine::{kib, row};
 use std::path::{Path, PathBuf};
 
@@ -33,10 +34,10 @@ pub struct Usage {
 }
 
 impl Host {
-    /// The machine at `root`, whose pods live below `cgroup_root`.
+    /// The machine at `root`, whose pods are where `layout` has them.
     #[must_use]
-    pub fn new(root: &Path, cgroup_root: &str) -> Self {
-        let pods = Path::new(cgroup_root.trim_start_matches('/')).join("kubepods");
+    pub fn new(root: &Path, layout: &Layout) -> Self {
+        let pods = PathBuf::from(layout.pods().path.trim_start_matches('/'));
         Host { root: root.to_owned(), pods }
     }
 
@@ -214,6 +215,7 @@ fn interface(line: &str) -> Option<Interface> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups::layout::Driver;
 
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -262,7 +264,8 @@ mod tests {
             [(v1, 5_000_000_000, of_cgroup), (v2, 5_000_000_000, of_proc), (&[], 320_000_000, of_proc)]
         {
             let dir = tree(&[PROC, files].concat());
-            let usage = Host::new(dir.path(), "/").read(jiff::Timestamp::from_second(1_700_000_100).unwrap());
+            let usage = Host::new(dir.path(), &Layout::new(Driver::Cgroupfs, "/").unwrap())
+                .read(jiff::Timestamp::from_second(1_700_000_100).unwrap());
             assert_eq!(usage.cpu.unwrap().usage_core_nano_seconds, Some(cpu));
             let memory = usage.memory.unwrap();
             assert_eq!(memory.working_set_bytes, Some(working));

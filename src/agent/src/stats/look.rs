@@ -6,6 +6,7 @@ use super::types::{
     Container, Cpu, Fs, Interface, Io, Memory, Network, Node, Pod, PodRef, Processes, Psi, PsiData, Runtime,
     Summary, Swap, Time, Volume,
 };
+use crate::cgroups::layout::Layout;
 use crate::config::Config;
 use crate::cri::{CallError, Cri};
 use crate::node::machine;
@@ -107,13 +108,13 @@ pub enum Depth {
 }
 
 impl Stats {
-    /// The figures of the node of `config`.
+    /// The figures of the node of `config`, whose cgroups are where `layout` has them.
     #[must_use]
-    pub fn new(source: Arc<dyn Source>, config: &Config) -> Self {
+    pub fn new(source: Arc<dyn Source>, config: &Config, layout: &Layout) -> Self {
         Stats {
             source,
             node: config.node_name.clone(),
-            host: Host::new(Path::new("/"), &config.cgroup_root),
+            host: Host::new(Path::new("/"), layout),
             disk: Arc::default(),
             root_dir: config.root_dir.clone(),
             pod_logs_dir: config.pod_logs_dir.clone(),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use podway_agent::certificates::client::Swap;
@@ -114,7 +115,8 @@ async fn rotation(args: &Args, config: &Config) -> anyhow::Result<Option<Swap>> 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config()?;
-    let cgroup_root = config.cgroup_root.clone();
+    let layout = Arc::new(OnceLock::new());
+    let told = Arc::clone(&layout);
     let ended = crate::daemon::run(|shutdown| async move {
         let rotation = rotation(&args, &config).await?;
         let client = match &rotation {
@@ -123,9 +125,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         let rotation = rotation.filter(|_| config.rotate_certificates);
         tracing::info!(node = config.node_name, "agent starts");
-        podway_agent::run::run(client, config, rotation, shutdown).await.context("the agent ended")
+        podway_agent::run::run(client, config, rotation, shutdown, &told).await.context("the agent ended")
     });
     // Also after an error: in a pod of its own its runtime may be gone before it is told to end.
-    podway_agent::run::leave(&cgroup_root);
+    if let Some(layout) = layout.get() {
+        podway_agent::run::leave(layout);
+    }
     ended
 }

@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Have podway's scheduler place the pods that name no scheduler, too.
     #[arg(long)]
     default_scheduler: bool,
+    /// Who manages the nodes' cgroups: whoever makes a directory, or the systemd of this machine.
+    #[arg(long, value_enum, default_value_t)]
+    cgroup_driver: CgroupDriver,
     /// Use this registry (plain HTTP) for every image, instead of an own one.
     #[arg(long, value_name = "HOST:PORT")]
     registry: Option<String>,
@@ -76,6 +79,7 @@ async fn up(args: Args) -> anyhow::Result<()> {
         kubeconfig,
         registry: args.registry,
         default_scheduler: args.default_scheduler,
+        systemd: args.cgroup_driver == CgroupDriver::Systemd,
         podway: Some(podway),
     };
     let logs = args.state_dir.join("logs");
@@ -87,6 +91,14 @@ async fn up(args: Args) -> anyhow::Result<()> {
         demo(&cluster).await?;
     }
     print(&exports(&cluster))
+}
+
+/// `--cgroup-driver`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum CgroupDriver {
+    #[default]
+    Cgroupfs,
+    Systemd,
 }
 
 /// What a shell needs to use the cluster; `eval "$(podway up --no-demo)"` is meant to work.

@@ -34,6 +34,9 @@ done
 for file in passwd group nsswitch.conf ld.so.cache ld.so.conf ld.so.conf.d dbus-1 alternatives ssl; do
     if [ -e "/etc/$file" ]; then cp -a "/etc/$file" etc/; fi
 done
+for file in hosts resolv.conf; do
+    if [ -e "/etc/$file" ]; then cat "/etc/$file" >"etc/$file"; fi
+done
 echo 0123456789abcdef0123456789abcdef >etc/machine-id
 : >etc/fstab
 echo podway-systemd >etc/hostname
@@ -44,7 +47,8 @@ mount -t sysfs sysfs sys
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 mount -t tmpfs -o mode=755 tmpfs dev
-for device in null zero full random urandom tty; do
+for device in null zero full random urandom tty kmsg; do
+    [ -e "/dev/$device" ] || continue
     touch "dev/$device"
     mount --bind "/dev/$device" "dev/$device"
 done

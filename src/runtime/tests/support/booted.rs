@@ -1,14 +1,15 @@
 //! A real systemd for a test: booted as process 1 of a container (namespaces, cgroups and a root of its own), in
 //! which the test's own executable runs once more, as a service, and decides how it ended.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// Set where the executable runs as the service.
 pub const INSIDE: &str = "PODWAY_TEST_UNDER_SYSTEMD";
 /// What systemd exits with where the service has succeeded: no other way out of the container has this code.
-const SUCCESS: i32 = 77;
+pub const SUCCESS: i32 = 77;
 
 /// What this machine lacks to boot it.
 #[must_use]
@@ -23,51 +24,69 @@ pub fn lacks() -> Option<String> {
     (!merged).then(|| "a /bin that is /usr/bin".to_owned())
 }
 
-/// Boots it, runs the test `name` of this executable inside with [`INSIDE`] set, and gives what it printed. The
-/// directories are there as they are here; nothing else is.
+/// Boots it, runs this executable with these arguments inside, with [`INSIDE`] and these variables set, and gives
+/// what it printed. The directories are there as they are here; nothing else is.
 ///
-/// What was said, where the test did not succeed or systemd did not come up.
-pub fn run(name: &str, directories: &[PathBuf]) -> Result<String, String> {
-    let exe = std::env::current_exe().unwrap();
-    let dir = tempfile::Builder::new().prefix("pwsd").tempdir().unwrap();
-    let at = |file: &str| dir.path().join(file);
-    std::fs::create_dir(at("root")).unwrap();
-    std::fs::create_dir(at("log")).unwrap();
-    let mut environment = vec![format!("{INSIDE}=1")];
-    for variable in ["KUBEBUILDER_ASSETS", "PODWAY_RUNC", "PODWAY_CNI"] {
-        environment.extend(std::env::var(variable).ok().map(|value| format!("{variable}={value}")));
-    }
-    let environment: String = environment.iter().map(|e| format!("Environment=\"{e}\"\n")).collect();
-    let unit = format!(
-        "[Unit]\nRequires=dbus.socket\nWants=systemd-logind.service\nAfter=dbus.service systemd-logind.service\n\
-         SuccessAction=exit-force\nSuccessActionExitStatus={SUCCESS}\nFailureAction=exit-force\nFailureActionExitStatus=1\n\
-         [Service]\nType=oneshot\nTimeoutStartSec=200\nExecStart={} --exact {name} --nocapture\n\
-         StandardOutput=append:{log}\nStandardError=append:{log}\n{environment}",
-        exe.display(),
-        log = at("log/test").display(),
-    );
-    std::fs::write(at("unit"), unit).unwrap();
-    std::fs::write(at("boot.sh"), include_str!("boot.sh")).unwrap();
-    std::fs::set_permissions(at("boot.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let group = format!("podway-systemd-{}", std::process::id());
-    let mut command = Command::new("timeout");
-    command.args(["-k", "5", "240"]).arg(at("boot.sh")).arg(&group).arg(at("root")).arg(at("unit"));
-    command.arg(exe.parent().and_then(Path::parent).unwrap());
-    command.arg(at("log")).args(directories).env_remove("INNER");
-    let console = std::fs::File::create(at("log/console")).unwrap();
-    command.stdin(Stdio::null()).stdout(console.try_clone().unwrap()).stderr(console);
-    let status = command.status();
-    remove(&group);
-    let read = |file: &str| std::fs::read_to_string(at(file)).unwrap_or_default();
-    let (status, said) = (status.unwrap(), read("log/test"));
+/// # Errors
+/// What was said, where it did not succeed; or what this machine would not do.
+pub fn run(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    directories: &[PathBuf],
+) -> Result<String, String> {
+    let (status, said, console) = boot(arguments, variables, directories)
+        .map_err(|error| format!("systemd cannot be booted: {error}"))?;
     if status.code() == Some(SUCCESS) {
         return Ok(said);
     }
     if said.is_empty() {
         // It is not what is tested that a machine lets us boot it.
-        return Ok(format!("NOT TESTED: systemd did not boot: {status}\n{}", read("log/console")));
+        return Ok(format!("NOT TESTED: systemd did not boot: {status}\n{console}"));
     }
-    Err(format!("{status}\n{said}\nsystemd said:\n{}", read("log/console")))
+    Err(format!("{status}\n{said}\nsystemd said:\n{console}"))
+}
+
+/// How it ended, and what was said by the service and by systemd.
+fn boot(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    directories: &[PathBuf],
+) -> io::Result<(ExitStatus, String, String)> {
+    let exe = std::env::current_exe()?;
+    let dir = tempfile::Builder::new().prefix("pwsd").tempdir()?;
+    let at = |file: &str| dir.path().join(file);
+    std::fs::create_dir(at("root"))?;
+    std::fs::create_dir(at("log"))?;
+    let mut environment = vec![format!("{INSIDE}=1")];
+    for variable in ["KUBEBUILDER_ASSETS", "PODWAY_RUNC", "PODWAY_CNI"] {
+        environment.extend(std::env::var(variable).ok().map(|value| format!("{variable}={value}")));
+    }
+    environment.extend(variables.iter().map(|(name, value)| format!("{name}={value}")));
+    let environment: String = environment.iter().map(|e| format!("Environment=\"{e}\"\n")).collect();
+    let unit = format!(
+        "[Unit]\nRequires=dbus.socket\nWants=systemd-logind.service\nAfter=dbus.service systemd-logind.service\n\
+         SuccessAction=exit-force\nSuccessActionExitStatus={SUCCESS}\nFailureAction=exit-force\nFailureActionExitStatus=1\n\
+         [Service]\nType=oneshot\nTimeoutStartSec=600\nExecStart={} {arguments}\n\
+         StandardOutput=append:{log}\nStandardError=append:{log}\n{environment}",
+        exe.display(),
+        arguments = arguments.join(" "),
+        log = at("log/test").display(),
+    );
+    std::fs::write(at("unit"), unit)?;
+    std::fs::write(at("boot.sh"), include_str!("boot.sh"))?;
+    std::fs::set_permissions(at("boot.sh"), std::fs::Permissions::from_mode(0o755))?;
+    let group = format!("podway-systemd-{}", std::process::id());
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", "640"]).arg(at("boot.sh")).arg(&group).arg(at("root")).arg(at("unit"));
+    // Where this executable is, and the programs that were built beside it.
+    command.args(exe.parent().and_then(Path::parent));
+    command.arg(at("log")).args(directories).env_remove("INNER");
+    let console = std::fs::File::create(at("log/console"))?;
+    command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
+    let status = command.status();
+    remove(&group);
+    let read = |file: &str| std::fs::read_to_string(at(file)).unwrap_or_default();
+    Ok((status?, read("log/test"), read("log/console")))
 }
 
 /// The container's cgroups: all that was in them has ended with its process 1.

@@ -3,6 +3,7 @@
 
 use super::cri::{self, Cri};
 use super::node::Node;
+use podway_runtime::cgroup::driver::Driver;
 use podway_runtime::config::Config;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
@@ -27,11 +28,15 @@ impl Process {
     pub fn start_with(node: &Node, environment: &[(&str, &str)]) -> Process {
         let c = &node.config;
         let mut text = format!(
-            "listen = {:?}\nroot = {:?}\nstate = {:?}\ncgroup_parent = {:?}\n[cni]\nbin_dirs = {:?}\nconf_dir = {:?}\n[runc]\npath = {:?}\n[monitor]\npath = {:?}\n",
+            "listen = {:?}\nroot = {:?}\nstate = {:?}\ncgroup_parent = {:?}\ncgroup_driver = {:?}\n[cni]\nbin_dirs = {:?}\nconf_dir = {:?}\n[runc]\npath = {:?}\n[monitor]\npath = {:?}\n",
             c.listen,
             c.root,
             c.state,
             c.cgroup_parent,
+            match c.cgroup_driver {
+                Driver::Cgroupfs => "cgroupfs",
+                Driver::Systemd => "systemd",
+            },
             c.cni.bin_dirs,
             c.cni.conf_dir,
             c.runc.path,

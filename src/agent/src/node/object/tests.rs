@@ -50,6 +50,7 @@ fn kept<T>(
         machine: Some(&machine()),
         sample: Some(&sample()),
         pressures,
+        shutting_down: false,
         runtime,
         addresses: Some(&address),
         port: 10250,
@@ -113,6 +114,7 @@ fn what_is_reserved_is_not_offered() {
         system: list(&[("cpu", "250m"), ("memory", "1Gi"), ("ephemeral-storage", "10Gi"), ("pid", "100")]),
         kube: list(&[("cpu", "250m")]),
         enforce: true,
+        ..Reservation::default()
     };
     let status =
         kept(&reservation, &ready(), 1, Pressures::default(), |facts| status(&NodeStatus::default(), facts));

@@ -3,6 +3,7 @@
 use super::*;
 use crate::api::PodApi;
 use crate::cgroups::Cgroups;
+use crate::cgroups::layout::{Driver, Layout};
 use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::tests::Fake;
@@ -480,7 +481,7 @@ impl Bench {
             classes: crate::pod::classes::Classes::new(kube::runtime::reflector::store().0),
             modules: crate::pod::confinement::Modules::default(),
             known: tokio::sync::watch::channel(crate::node::State::default()).1,
-            cgroups: Arc::new(Cgroups::new(&tree, "/")),
+            cgroups: Arc::new(Cgroups::new(&tree, Layout::new(Driver::Cgroupfs, "/").unwrap())),
             metrics,
             pace: Pace::default(),
             clock: Clock::new(),
@@ -746,6 +747,32 @@ async fn what_was_deleted_is_not_begun_again_by_late_news() {
     pods.delete(&object);
     pods.apply(object, bench.context.clock.now(), true);
     assert_eq!(pods.pods().len(), 1, "nothing is kept once its end was told");
+}
+
+#[tokio::test]
+async fn a_shutdown_of_the_node_ends_its_pods_and_it_takes_no_more() {
+    let seconds = Duration::from_secs;
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1"}]})).await;
+    let pods = bench.pods();
+    pods.apply(Arc::new(bench.server.object()), bench.context.clock.now(), true);
+    bench.server.until(|s| s.has("flow true")).await;
+    crate::shutdown::end_pods(&pods, &crate::shutdown::periods::Periods::of(seconds(40), seconds(20))).await;
+    assert!(pods.pods().iter().all(|p| p.containers.iter().all(|c| !c.running)), "they were waited for");
+    bench.server.until(|s| s.phase() == "Failed").await;
+    let status = bench.server.object().status.unwrap();
+    assert_eq!(
+        (status.reason.as_deref(), status.message.as_deref()),
+        (Some("Terminated"), Some("Pod was terminated in response to imminent node shutdown."))
+    );
+    let target = status.conditions.unwrap().into_iter().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    assert_eq!((target.status.as_str(), target.reason.as_deref()), ("True", Some("TerminationByKubelet")));
+
+    pods.refuse(true);
+    let mut next = serde_json::to_value(bench.server.object()).unwrap();
+    next["metadata"]["uid"] = json!("u-2");
+    next["status"] = json!({"phase": "Pending"});
+    pods.apply(Arc::new(serde_json::from_value(next).unwrap()), bench.context.clock.now(), true);
+    bench.server.until(|s| s.has("warn NodeShutdown: Pod was rejected as the node is shutting down.")).await;
 }
 
 #[tokio::test]
