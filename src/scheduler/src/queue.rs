@@ -3,6 +3,9 @@
 //! Pure: time comes in. The owner decides one pod at a time and feeds events between decisions, so
 //! no event can fall into the time when a pod is being decided (upstream needs a replay list).
 //! A gated pod is in no queue until its gates are gone. Keys are UIDs.
+//!
+//! A backoff spares others, not the pod: one that was woken is decided before its backoff is over if no other is ready
+//! (upstream's `SchedulerPopFromBackoffQ`). Not so after an error, of which time alone is the cure.
 
 use crate::cache::NodeState;
 use crate::debug::Waiting;
@@ -75,7 +78,10 @@ pub enum Hold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Active,
+    /// After an error: until then.
     Backoff(Micros),
+    /// Woken: until then others that are ready go first.
+    Woken(Micros),
     Unschedulable,
     Gated,
 }
@@ -84,7 +90,7 @@ impl Place {
     fn name(self) -> &'static str {
         match self {
             Place::Active => "active",
-            Place::Backoff(_) => "backoff",
+            Place::Backoff(_) | Place::Woken(_) => "backoff",
             Place::Unschedulable => "unschedulable",
             Place::Gated => "gated",
         }
@@ -104,14 +110,18 @@ pub struct Lengths {
     pub gated: usize,
 }
 
+/// The order of those that are ready: by priority descending, then time, then UID.
+type Rank = (std::cmp::Reverse<i32>, Micros, String);
+
 /// The queue.
 #[derive(Debug, Default)]
 pub struct Queue {
     backoff: Backoff,
     pods: BTreeMap<String, (QueuedPod, Place)>,
-    /// By priority descending, then time, then UID.
-    active: BTreeSet<(std::cmp::Reverse<i32>, Micros, String)>,
+    active: BTreeSet<Rank>,
     timers: BTreeSet<(Micros, String)>,
+    /// Those of them that an event has woken: by the second in which the backoff ends, then as in `active`.
+    woken: BTreeSet<(i64, Rank)>,
     /// Those that wait for an event, by the plugins that refused them; `ANY` for those that none did.
     refused: BTreeMap<&'static str, BTreeSet<String>>,
     /// How many came into which queue by which event, since [`Queue::take_incoming`].
@@ -144,6 +154,7 @@ mod came_by {
     pub(super) const UPDATE: &str = "UnschedulablePodUpdate";
     pub(super) const FAILURE: &str = "ScheduleAttemptFailure";
     pub(super) const BACKOFF: &str = "BackoffComplete";
+    pub(super) const EARLY: &str = "PopFromBackoffQ";
 }
 
 impl Queue {
@@ -202,6 +213,10 @@ impl Queue {
             Place::Backoff(until) => {
                 self.timers.remove(&(until, uid.to_owned()));
             }
+            Place::Woken(until) => {
+                self.timers.remove(&(until, uid.to_owned()));
+                self.woken.remove(&woken_key(until, &queued));
+            }
             Place::Unschedulable => {
                 for plugin in refusers(&queued) {
                     if let Some(waiting) = self.refused.get_mut(plugin) {
@@ -218,8 +233,14 @@ impl Queue {
     /// [`Queue::failed`].
     pub fn pop(&mut self, now: Micros) -> Option<QueuedPod> {
         self.flush(now);
-        let (_, _, uid) = self.active.first()?.clone();
+        let ready = self.active.first();
+        let (.., uid) = ready.or_else(|| self.woken.first().map(|(_, key)| key))?.clone();
+        let early = ready.is_none();
         let mut queued = self.remove(&uid)?;
+        if early {
+            *self.incoming.entry((Place::Active.name(), came_by::EARLY)).or_insert(0) += 1;
+            queued.ready_since = now;
+        }
         queued.attempts = queued.attempts.saturating_add(1);
         Some(queued)
     }
@@ -234,6 +255,7 @@ impl Queue {
 
     /// Something failed (a bind, a plugin): the pod waits for its backoff only.
     pub fn failed(&mut self, mut queued: QueuedPod, now: Micros) {
+        queued.rejecting.clear();
         queued.failures = queued.failures.saturating_add(1);
         queued.since = now;
         let until = Micros(now.0.saturating_add(self.backoff.after(queued.failures)));
@@ -363,7 +385,7 @@ impl Queue {
         for (_, place) in self.pods.values() {
             match place {
                 Place::Active => out.active += 1,
-                Place::Backoff(_) => out.backoff += 1,
+                Place::Backoff(_) | Place::Woken(_) => out.backoff += 1,
                 Place::Unschedulable => out.unschedulable += 1,
                 Place::Gated => out.gated += 1,
             }
@@ -382,7 +404,7 @@ impl Queue {
             attempts: q.attempts,
             added: q.added.0,
             until: match place {
-                Place::Backoff(until) => Some(until.0),
+                Place::Backoff(until) | Place::Woken(until) => Some(until.0),
                 _ => None,
             },
             refused_by: q.rejecting.iter().copied().collect(),
@@ -407,10 +429,10 @@ impl Queue {
         out
     }
 
-    /// A woken pod still owes what is left of its backoff.
+    /// A woken pod still owes the others what is left of its backoff.
     fn woken(&self, queued: &QueuedPod, now: Micros) -> Place {
         let until = Micros(queued.since.0.saturating_add(self.backoff.after(queued.failures)));
-        if until <= now { Place::Active } else { Place::Backoff(until) }
+        if until <= now { Place::Active } else { Place::Woken(until) }
     }
 
     fn flush(&mut self, now: Micros) {
@@ -435,6 +457,10 @@ impl Queue {
             Place::Backoff(until) => {
                 self.timers.insert((until, uid.clone()));
             }
+            Place::Woken(until) => {
+                self.timers.insert((until, uid.clone()));
+                self.woken.insert(woken_key(until, &queued));
+            }
             Place::Unschedulable => {
                 for plugin in refusers(&queued) {
                     self.refused.entry(plugin).or_default().insert(uid.clone());
@@ -451,8 +477,15 @@ fn refusers(queued: &QueuedPod) -> Vec<&'static str> {
     if queued.rejecting.is_empty() { vec![ANY] } else { queued.rejecting.iter().copied().collect() }
 }
 
-fn active_key(queued: &QueuedPod) -> (std::cmp::Reverse<i32>, Micros, String) {
+fn active_key(queued: &QueuedPod) -> Rank {
     (std::cmp::Reverse(queued.pod.priority), queued.since, queued.pod.uid.clone())
+}
+
+/// Upstream's backoffQOrderingWindowDuration.
+const WINDOW: i64 = 1_000_000;
+
+fn woken_key(until: Micros, queued: &QueuedPod) -> (i64, Rank) {
+    (until.0.div_euclid(WINDOW), active_key(queued))
 }
 
 #[cfg(test)]
@@ -491,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_wakes_only_whom_it_can_help_and_the_backoff_still_holds() {
+    fn an_event_wakes_only_whom_it_can_help_and_a_backoff_lets_others_go_first() {
         let (mut q, framework) = (Queue::default(), default_framework());
         q.upsert(pod("a", 0), Micros(0));
         q.upsert(pod("b", 0), Micros(0));
@@ -500,14 +533,33 @@ mod tests {
         q.unschedulable(b, BTreeSet::from(["NodeResourcesFit"]), Micros(0));
         assert_eq!(q.event(&framework, &uncordon(), Micros(S / 2)), 1);
         assert_eq!(q.lengths(), Lengths { backoff: 1, unschedulable: 1, ..Lengths::default() });
-        assert!(q.pop(Micros(S / 2)).is_none());
         assert_eq!(q.next_expiry(), Some(Micros(S)));
-        let again = q.pop(Micros(S)).unwrap();
-        assert_eq!((again.pod.uid.as_str(), again.attempts), ("a", 2));
+        // One that is ready goes first; when none is, it is not waited for the backoff.
+        q.upsert(pod("new", -7), Micros(S / 2));
+        assert_eq!(q.pop(Micros(S / 2)).unwrap().pod.uid, "new");
+        let again = q.pop(Micros(S / 2)).unwrap();
+        assert_eq!((again.pod.uid.as_str(), again.attempts, again.ready_since), ("a", 2, Micros(S / 2)));
+        assert_eq!(q.take_incoming()[&("active", "PopFromBackoffQ")], 1);
+        assert!(q.pop(Micros(S / 2)).is_none() && q.next_expiry().is_none());
         // Once the backoff has passed while it waited, an event makes it ready at once.
         assert_eq!(q.event(&framework, &ClusterEvent::AssignedPodDelete(pod("x", 0)), Micros(5 * S)), 1);
+        assert!(q.has_active());
         assert_eq!(q.pop(Micros(5 * S)).unwrap().pod.uid, "b");
-        assert_eq!(q.next_expiry(), None);
+    }
+
+    #[test]
+    fn of_those_in_backoff_the_first_second_then_the_highest_priority_goes_first() {
+        let (mut q, framework) = (Queue::default(), default_framework());
+        for (uid, priority, refused_at) in [("low", 0, S / 4), ("late", 9, 3 * S / 2), ("high", 5, S / 2)] {
+            q.upsert(pod(uid, priority), Micros(0));
+            let popped = q.pop(Micros(0)).unwrap();
+            q.unschedulable(popped, BTreeSet::from(["NodeUnschedulable"]), Micros(refused_at));
+        }
+        assert_eq!(q.event(&framework, &uncordon(), Micros(S)), 3);
+        assert_eq!(q.lengths().backoff, 3);
+        let order: Vec<String> = std::iter::from_fn(|| q.pop(Micros(S)).map(|p| p.pod.uid.clone())).collect();
+        assert_eq!(order, ["high", "low", "late"]);
+        assert!(q.next_expiry().is_none());
     }
 
     #[test]
@@ -556,7 +608,7 @@ mod tests {
     fn a_failed_bind_waits_for_time_only() {
         let mut q = Queue::default();
         q.upsert(pod("a", 0), Micros(0));
-        let a = q.pop(Micros(0)).unwrap();
+        let a = QueuedPod { rejecting: BTreeSet::from(["NodeAffinity"]), ..q.pop(Micros(0)).unwrap() };
         q.failed(a, Micros(0));
         assert!(q.pop(Micros(S - 1)).is_none());
         assert!(q.pop(Micros(S)).is_some());

@@ -379,8 +379,7 @@ async fn a_refusal_has_upstreams_words_and_an_uncordon_wakes(live: &Live) {
     assert_eq!(live.refused("big").await, ("Unschedulable".into(), expected.into(), Some(1)));
     let event = live.event(&pod, "FailedScheduling").await;
     assert_eq!((event.note.as_deref(), event.type_.as_deref()), (Some(expected), Some("Warning")));
-    // The first failure costs a backoff of one second; the wake counts once that is over.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    // It has a backoff of a second from its refusal, which nobody but it would be spared by.
     let bound = async {
         live.bound("big").await;
         Instant::now()
@@ -463,7 +462,6 @@ async fn a_restart_loses_nothing(live: &Live, scheduler: Scheduler) -> Scheduler
     let again = live.pods().get("before").await.unwrap();
     assert_eq!(records(&again), records(&before), "bound once");
     // Room that comes free wakes the one that waits for it.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let start = Instant::now();
     live.delete("before").await;
     live.bound("too-much").await;
