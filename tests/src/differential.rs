@@ -4,7 +4,8 @@
 //! given to the stock scheduler, and decided by ours on what the API server says: [`oracle`] reads what the
 //! former did and, from its log, every node's score by plugin; [`ours`] has the latter; [`driver`] compares
 //! the feasible nodes, each score, the chosen node (one of the best), the message byte by byte, and who
-//! would be evicted. Both ask the same extender ([`judge`]) about some of the pods. What is not compared is in docs/scheduler-parity.md.
+//! would be evicted. Both ask the same extender ([`judge`]) about some of the pods, and have the same [`profiles`].
+//! What is not compared is in docs/scheduler-parity.md. In the end ours runs as the stock one's [`shadow`].
 
 pub mod driver;
 pub mod families;
@@ -12,7 +13,9 @@ pub mod generate;
 pub mod judge;
 pub mod oracle;
 pub mod ours;
+pub mod profiles;
 pub mod random;
+pub mod shadow;
 
 use anyhow::Context as _;
 use driver::{Driver, Report};
@@ -48,6 +51,7 @@ pub async fn run(dir: &Path, seed: u64, cases: usize) -> anyhow::Result<Report> 
         let driver = Driver::new(cluster.client.clone(), &stock, judge.extender()?).await?;
         let mut report = driver.run(seed, cases).await?;
         report.metrics = stock.metrics().await?;
+        report.shadowed = shadow::beside(&cluster.client, dir).await?;
         Ok(report)
     }
     .await;

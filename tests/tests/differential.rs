@@ -6,6 +6,8 @@ use podway_scheduler::cycle::Trace;
 use podway_scheduler::framework::Point;
 use podway_scheduler::metrics::{AttemptResult, Health, Metrics, text};
 use podway_tests::differential::families::{Family, families};
+use podway_tests::differential::profiles;
+use podway_tests::differential::shadow::Shadowed;
 
 const SEED: u64 = 20_261_128;
 const CASES: usize = 120;
@@ -18,6 +20,7 @@ async fn decides_as_a_stock_kube_scheduler() {
     assert!(report.cases >= CASES);
     assert!(report.differences.is_empty(), "{}", report.differences.join("\n\n"));
     metrics_are_upstreams(&report.metrics);
+    shadow_agrees(&report.shadowed);
     // The cases meet what they are for.
     for plugin in [
         "NodeAffinity",
@@ -30,6 +33,25 @@ async fn decides_as_a_stock_kube_scheduler() {
         for what in ["refused", "scored"] {
             assert!(report.by.contains_key(&(plugin.to_owned(), what)), "no case in which {plugin} {what}");
         }
+    }
+    for name in profiles::OTHERS {
+        let cases = report.by.get(&(format!("profile {name}"), "decided"));
+        assert!(cases.is_some_and(|cases| *cases >= 5), "{cases:?} cases of profile {name}");
+    }
+}
+
+/// It agrees with the stock scheduler on all pods but the one that this places by another profile's rules, and tells
+/// what each would give either node.
+fn shadow_agrees(shadowed: &Shadowed) {
+    assert_eq!((shadowed.agreed, shadowed.disagreements.len()), (8, 1), "{shadowed:?}");
+    let told = &shadowed.disagreements[0];
+    assert_eq!((&told["pod"], &told["result"]), (&"d0/packed".into(), &"lower".into()));
+    assert_eq!((&told["node"], &told["theirs"]["node"]), (&"shadow-small".into(), &"shadow-small".into()));
+    assert_eq!(told["ours"]["node"], "shadow-large");
+    assert!(told["ours"]["total"].as_i64() > told["theirs"]["total"].as_i64(), "{told}");
+    for side in ["ours", "theirs"] {
+        let plugins = told[side]["plugins"].as_array().unwrap();
+        assert!(plugins.iter().any(|p| p["plugin"] == "NodeResourcesFit"), "{told}");
     }
 }
 

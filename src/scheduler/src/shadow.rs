@@ -36,6 +36,9 @@ pub enum Verdict {
     Refused {
         /// Our node, if there is one.
         ours: Option<String>,
+        /// Its scores, if several nodes take the pod.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        scores: Option<Row>,
         /// Why.
         theirs: Refusal,
     },
@@ -114,10 +117,15 @@ pub fn verdict(framework: &Framework, snapshot: &Snapshot, pod: &PodInfo, node: 
     match decide(framework, snapshot, &pod) {
         Ok(decision) if decision.node == node => Verdict::Same,
         Ok(decision) => {
-            if let Some(status) = decision.rejected.get(node) {
-                return Verdict::Refused { ours: Some(decision.node.clone()), theirs: Refusal::of(status) };
-            }
             let row = |name: &str| decision.scores.iter().find(|s| s.node == name);
+            if let Some(status) = decision.rejected.get(node) {
+                let scores = row(&decision.node).map(Row::of);
+                return Verdict::Refused {
+                    ours: Some(decision.node.clone()),
+                    scores,
+                    theirs: Refusal::of(status),
+                };
+            }
             match (row(&decision.node), row(node)) {
                 (Some(ours), Some(theirs)) if ours.total == theirs.total => Verdict::Tied,
                 (Some(ours), Some(theirs)) => Verdict::Lower { ours: Row::of(ours), theirs: Row::of(theirs) },
@@ -125,7 +133,7 @@ pub fn verdict(framework: &Framework, snapshot: &Snapshot, pod: &PodInfo, node: 
             }
         }
         Err(CycleError::Unfit(error)) => match error.pre_filter.as_ref().or(error.rejected.get(node)) {
-            Some(status) => Verdict::Refused { ours: None, theirs: Refusal::of(status) },
+            Some(status) => Verdict::Refused { ours: None, scores: None, theirs: Refusal::of(status) },
             None => unknown(format!("node {node} is not known")),
         },
         Err(CycleError::Failed(failure)) => unknown(failure.to_string()),
@@ -163,7 +171,10 @@ mod tests {
         assert_eq!(best, ["same", "tied"]);
         let Verdict::Lower { ours, theirs } = against("a") else { panic!("a is as good") };
         assert!(ours.total > theirs.total && theirs.node == "a" && !theirs.plugins.is_empty());
-        let Verdict::Refused { ours: Some(_), theirs } = against("d") else { panic!("d takes it") };
+        let Verdict::Refused { ours: Some(ours), scores: Some(scores), theirs } = against("d") else {
+            panic!("d takes it")
+        };
+        assert!(scores.node == ours && !scores.plugins.is_empty());
         assert_eq!(theirs.plugin, "NodeUnschedulable");
         assert_eq!(against("z").label(), "unknown");
         let kept: Vec<String> = shadow.disagreements().iter().map(|d| d.node.clone()).collect();

@@ -3,7 +3,9 @@
 use super::generate::{NAMESPACES, PRIORITIES, Round};
 use super::oracle::Stock;
 use super::ours::{Decided, Verdict, cluster, decide};
+use super::profiles;
 use super::random::Random;
+use super::shadow::Shadowed;
 use anyhow::{Context as _, anyhow, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,6 +15,7 @@ use kube::api::{
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use podway_scheduler::extender::Extender;
+use podway_scheduler::framework::Framework;
 use podway_scheduler::model::PodInfo;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +45,8 @@ pub struct Report {
     pub metrics: String,
     /// The differences, with what made them.
     pub differences: Vec<String>,
+    /// What ours said as a shadow in the end.
+    pub shadowed: Shadowed,
 }
 
 /// What the stock scheduler did.
@@ -57,7 +62,7 @@ enum Seen {
 pub struct Driver<'a> {
     client: Client,
     stock: &'a Stock,
-    extender: Arc<dyn Extender>,
+    frameworks: BTreeMap<&'static str, Arc<Framework>>,
     report: Report,
 }
 
@@ -67,7 +72,8 @@ impl<'a> Driver<'a> {
     /// # Errors
     /// When the API server refuses.
     pub async fn new(client: Client, stock: &'a Stock, extender: Arc<dyn Extender>) -> anyhow::Result<Self> {
-        let driver = Driver { client, stock, extender, report: Report::default() };
+        let frameworks = profiles::frameworks(&client, &extender)?;
+        let driver = Driver { client, stock, frameworks, report: Report::default() };
         for name in NAMESPACES {
             driver.make("Namespace", &json!({"metadata": {"name": name, "labels": {"team": name}}})).await?;
             let account = json!({"metadata": {"name": "default", "namespace": name}});
@@ -213,15 +219,17 @@ impl<'a> Driver<'a> {
                 Err(error) => return Err(error.into()),
             };
             let pod_info = PodInfo::parse(&made)?.keeping(&made);
-            let extender = self.extender.clone();
-            let ours = tokio::task::block_in_place(|| decide(&mut cache, &pod_info, extender));
+            let by = pod_info.scheduler_name.as_str();
+            let framework = self.frameworks.get(by).with_context(|| format!("no profile {by}"))?;
+            let ours = tokio::task::block_in_place(|| decide(&mut cache, &pod_info, framework));
             let seen = self.seen(&api, &name).await?;
             difference = self.compare(&namespace, &name, &ours, &seen, position).await?;
             self.forget(&api, &name).await?;
             if difference.is_none() {
                 self.report.cases += 1;
                 self.report.again += usize::from(attempt > 0);
-                for by in ours.by {
+                let profile = (format!("profile {}", pod_info.scheduler_name), "decided");
+                for by in ours.by.into_iter().chain([profile]) {
                     *self.report.by.entry(by).or_insert(0) += 1;
                 }
                 return Ok(());

@@ -3,6 +3,7 @@
 //! Names carry the round, so that what an earlier one has left behind has no part in it. Values are few,
 //! so that they meet: two zones, three apps, small nodes.
 
+use super::profiles;
 use super::random::Random;
 use serde_json::{Value, json};
 
@@ -447,7 +448,8 @@ impl Round {
         let namespace = r.one(&NAMESPACES);
         let mut pod = pod(r, &format!("p{}-{i}", self.number), namespace, self.number);
         let spec = &mut pod["spec"];
-        spec["schedulerName"] = json!("default-scheduler");
+        let other = r.percent(45);
+        spec["schedulerName"] = json!(if other { r.one(&profiles::OTHERS) } else { profiles::DEFAULT });
         if r.percent(20) {
             spec["nodeSelector"] = json!({"disk": r.one(&["ssd", "hdd", "none"])});
         }

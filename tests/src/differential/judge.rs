@@ -2,6 +2,7 @@
 //! hangs on the node's name alone.
 
 use super::generate::{GPU, JUDGED};
+use super::profiles;
 use axum::Router;
 use axum::extract::{Json, Path};
 use podway_scheduler::extender::http::HttpExtender;
@@ -80,7 +81,7 @@ impl Judge {
     pub fn configuration(&self, kubeconfig: &File) -> Value {
         json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
             "clientConnection": {"kubeconfig": kubeconfig, "qps": 5000, "burst": 5000},
-            "leaderElection": {"leaderElect": false},
+            "leaderElection": {"leaderElect": false}, "profiles": profiles::configuration(),
             "extenders": [{"urlPrefix": self.url, "filterVerb": "filter", "prioritizeVerb": "prioritize",
                 "preemptVerb": "preempt", "weight": WEIGHT, "nodeCacheCapable": true,
                 "managedResources": [{"name": GPU}, {"name": JUDGED, "ignoredByScheduler": true}]}]})

@@ -7,15 +7,14 @@ use kube::{Api, Client};
 use podway_flow::Micros;
 use podway_scheduler::cache::Cache;
 use podway_scheduler::cycle::{CycleError, Nomination, Trace, schedule_one};
-use podway_scheduler::extender::Extender;
 use podway_scheduler::framework::{Candidate, Framework};
 use podway_scheduler::model::{Meta, NodeInfo, PodInfo};
 use podway_scheduler::objects::{
     CsiDriver, CsiNode, DisruptionBudget, Kept, Object, PersistentVolume, PersistentVolumeClaim, ReplicaSet,
     ReplicationController, Service, StatefulSet, StorageCapacity, StorageClass, VolumeAttachment,
 };
+use podway_scheduler::plugins::PluginArgs;
 use podway_scheduler::plugins::args::FitArgs;
-use podway_scheduler::plugins::{PluginArgs, registry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -112,13 +111,17 @@ fn names(candidate: &Candidate) -> BTreeSet<String> {
     candidate.victims.iter().map(|v| v.key()).collect()
 }
 
+/// As both schedulers have it: what the extender alone manages is none of Fit's.
+#[must_use]
+pub fn ignoring(args: &PluginArgs) -> PluginArgs {
+    let fit = FitArgs { ignored: [JUDGED.to_owned()].into(), ..args.fit.clone() };
+    PluginArgs { fit, ..args.clone() }
+}
+
 /// Decides. May wait for the extender, so not on a thread of the runtime's own.
 #[must_use]
-pub fn decide(cache: &mut Cache, pod: &PodInfo, extender: Arc<dyn Extender>) -> Decided {
-    let fit = FitArgs { ignored: [JUDGED.to_owned()].into(), ..FitArgs::default() };
-    let args = PluginArgs { fit, ..PluginArgs::default() };
-    let framework = Framework { extenders: vec![extender], ..Framework::of(registry(&args)) };
-    let found = schedule_one(None, &framework, &cache.snapshot(), pod, &|| Micros(0), &mut Trace::default());
+pub fn decide(cache: &mut Cache, pod: &PodInfo, framework: &Framework) -> Decided {
+    let found = schedule_one(None, framework, &cache.snapshot(), pod, &|| Micros(0), &mut Trace::default());
     let mut by = BTreeSet::new();
     let verdict = match found {
         Ok(decision) => {
