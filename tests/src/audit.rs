@@ -12,6 +12,9 @@ use std::path::Path;
 pub struct Request {
     /// create, update, patch, delete, get.
     pub verb: String,
+    /// The path and what was asked with it.
+    #[serde(default, rename = "requestURI")]
+    pub request_uri: String,
     /// Who.
     pub user: User,
     /// To what.

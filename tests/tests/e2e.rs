@@ -22,6 +22,8 @@ mod manifests;
 mod metrics;
 #[path = "e2e/network.rs"]
 mod network;
+#[path = "e2e/questions.rs"]
+mod questions;
 #[path = "e2e/restarts.rs"]
 mod restarts;
 #[path = "e2e/schedule.rs"]
@@ -88,6 +90,8 @@ const CASES: &[Case] = &[
     case!(TOGETHER, network::localhost),
     case!(TOGETHER, network::across_nodes),
     case!(TOGETHER, schedule::deployment_of_5_over_2_nodes),
+    // Before the one that cordons: a taint goes some time after the cordon.
+    case!(ALONE, questions::why_and_whatif),
     case!(ALONE, schedule::uncordoned),
     // Alone since `create::examples_and_manifests` has the same objects.
     case!(ALONE, manifests::the_scheduler_in_a_pod),
