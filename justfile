@@ -22,8 +22,12 @@ axe:
     cd "$(mktemp -d)" && npm pack --silent axe-core@4 && tar xf axe-core-*.tgz && cd {{justfile_directory()}} && PODWAY_AXE="$OLDPWD/package/axe.min.js" cargo test --profile tests -p podway --test ui everyone
 release:
     cargo build --release --workspace --bins && packaging/release target/dist
+# Licences, bans and sources of all that is built in (needs cargo-deny).
 deny:
-    cargo deny check
+    cargo deny check licenses bans sources
+# What RustSec knows of: its database is fetched from GitHub.
+advisories:
+    cargo deny check advisories
 up:
     cargo build --release --workspace --bins && target/release/podway up
 # Kubernetes' own end-to-end suite; `just conformance --write` for the page, `--set cluster`, `--focus REGEX`.

@@ -4,7 +4,8 @@ use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use podway_cluster::network::{Network, NodeNetwork};
 use podway_cluster::state::State;
-use podway_cluster::{Layout, Program};
+use podway_cluster::{Layout, Program, registry};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -192,6 +193,27 @@ impl Cluster {
         let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
         let record = state.processes.get(daemon).with_context(|| format!("no daemon is called {daemon}"))?;
         Ok(record.argv.clone())
+    }
+
+    /// Where the local registry listens: on the bridge, which the nodes reach.
+    ///
+    /// # Errors
+    /// When the state cannot be read, or there is none.
+    pub fn registry(&self) -> anyhow::Result<SocketAddr> {
+        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        let port = state.ports.get(registry::NAME).context("the cluster has no registry")?;
+        Ok(SocketAddr::new(network.gateway().into(), *port))
+    }
+
+    /// The nodes' names.
+    ///
+    /// # Errors
+    /// When the state cannot be read, or there is none.
+    pub fn nodes(&self) -> anyhow::Result<Vec<String>> {
+        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        Ok(network.nodes(self.nodes).map(|n| n.name()).collect())
     }
 
     /// A node's part of the network.

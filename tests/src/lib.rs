@@ -5,7 +5,7 @@
 //! own ([`namespace`]), takes the cluster down and counts again. A case watches and never polls
 //! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
 //! server's log who wrote what, [`swap`] puts containerd and a stock kubelet in the place of a node's own.
-//! [`prometheus`] scrapes. [`meter`] and [`figures`] are for the bench driver, [`conformance`] for the one
+//! [`prometheus`] scrapes, [`gate`] slows a download down, [`page`] is `podway ui`. [`meter`] and [`figures`] are for the bench driver, [`conformance`] for the one
 //! that runs Kubernetes' own suite. [`differential`] compares our scheduler with a stock one.
 //! [`cri`] is a CRI server without a cluster: ours, or containerd; [`cribench`] measures both.
 
@@ -17,11 +17,13 @@ pub mod cribench;
 pub mod differential;
 pub mod dump;
 pub mod figures;
+pub mod gate;
 pub mod leaks;
 pub mod meter;
 pub mod namespace;
 pub mod observed;
 pub mod otlp;
+pub mod page;
 pub mod prometheus;
 pub mod soak;
 pub mod suite;

@@ -22,6 +22,8 @@ mod manifests;
 mod metrics;
 #[path = "e2e/network.rs"]
 mod network;
+#[path = "e2e/pulls.rs"]
+mod pulls;
 #[path = "e2e/questions.rs"]
 mod questions;
 #[path = "e2e/restarts.rs"]
@@ -74,6 +76,7 @@ const CASES: &[Case] = &[
     case!(TOGETHER, create::examples_and_manifests),
     case!(TOGETHER, flow::all_18_steps_with_their_evidence),
     case!(TOGETHER, flow::a_start_costs_at_most_7_writes_and_a_settled_pod_none),
+    case!(TOGETHER, pulls::shown_as_they_go),
     case!(TOGETHER, failures::bad_image),
     case!(TOGETHER, failures::missing_config_map),
     case!(TOGETHER, failures::crashing),

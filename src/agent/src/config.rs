@@ -42,6 +42,8 @@ pub struct Config {
     pub port: u16,
     /// `--max-pods`.
     pub max_pods: u32,
+    /// `seccompDefault`: whether a container without a profile gets the runtime's own.
+    pub seccomp_default: bool,
     /// `--node-labels`.
     pub node_labels: BTreeMap<String, String>,
     /// `registerWithTaints`: what the Node is created with; one that is there keeps its own.
@@ -116,6 +118,7 @@ impl Config {
             "cgroupDriver": self.cgroup_driver.name(),
             "resolvConf": self.resolv_conf,
             "maxPods": self.max_pods,
+            "seccompDefault": self.seccomp_default,
             "podLogsDir": self.pod_logs_dir,
             "staticPodPath": self.static_pod_path,
             "tracing": self.tracing.as_ref().map(|t| json!({
@@ -164,6 +167,7 @@ impl Default for Config {
             address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
             max_pods: 110,
+            seccomp_default: false,
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
             client_ca_file: None,

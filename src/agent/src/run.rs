@@ -259,7 +259,8 @@ async fn work(
     let parts = server::Parts {
         client: client.clone(),
         pods: Arc::clone(&pods) as _,
-        streaming: Arc::new(channel),
+        streaming: Arc::new(channel.clone()),
+        pulls: Arc::new(channel),
         stats: Arc::clone(&stats),
         configz: Arc::new(config.configz()),
         system_logs: PathBuf::from("/var/log"),
@@ -457,6 +458,7 @@ fn context(
         userns: Arc::new(UserNamespaces::new(&config.root_dir.join("pods"), state.clone())),
         classes,
         modules: Modules::of_kernel(),
+        seccomp_default: config.seccomp_default,
         known: state,
         cgroups: Arc::new(cgroups),
         audit: config.audit_log.clone().map(AuditLog::new),

@@ -11,6 +11,7 @@ pub mod exec;
 pub mod logs;
 mod metrics;
 pub mod proxy;
+pub mod pulls;
 mod system_logs;
 pub mod tls;
 mod usage;
@@ -70,6 +71,8 @@ pub struct Parts {
     pub pods: Arc<dyn PodSource>,
     /// Streams into containers.
     pub streaming: Arc<dyn Streaming>,
+    /// How far image pulls have got.
+    pub pulls: Arc<dyn pulls::Progress>,
     /// What is used.
     pub stats: Arc<Stats>,
     /// The configuration as it is in force: `/configz`.
@@ -209,6 +212,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics/cadvisor", get(usage::cadvisor))
         .route("/metrics/probes", get(usage::probes))
         .route("/configz", get(usage::configz))
+        .route(podway_flow::pulls::PATH, get(pulls::answer))
         .route("/logs/", get(system_logs_root))
         .route("/logs/{*path}", get(system_logs_below))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))

@@ -96,6 +96,7 @@ async fn whole(cluster: &Cluster, dir: &Path) {
         client: client.clone(),
         pods: pods.clone(),
         streaming: streaming.clone(),
+        pulls: streaming.clone(),
         stats: Arc::new(Stats::new(used.clone(), &config, &layout())),
         configz: Arc::new(config.configz()),
         system_logs: dir.to_owned(),
@@ -316,6 +317,7 @@ async fn only_who_may(cluster: &Cluster, ip: std::net::IpAddr, port: u16) {
         assert_eq!(get(&scraper, path).await, (200, "ok".to_owned()), "{path}");
     }
     assert_eq!(get(&scraper, "/containerLogs/default/p/c").await.0, 403);
+    assert_eq!(get(&scraper, "/podway/pulls").await.0, 403);
     // The API server's own certificate, by its proxy; what is not there is told only to who may ask.
     let proxied = format!("/api/v1/nodes/{NAME}/proxy");
     let through = |path: &str| format!("{proxied}{path}");

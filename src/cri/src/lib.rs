@@ -4,6 +4,7 @@
 pub mod client;
 mod deadline;
 pub mod metadata;
+mod pulls;
 pub mod server;
 
 pub use prost::Message;

@@ -8,10 +8,12 @@ mod compare;
 mod draw;
 mod overview;
 mod pod;
+mod pulls;
 
 pub use compare::compare;
 pub use overview::{Entry, Overview, State, overview};
 pub use pod::pod;
+pub use pulls::Told;
 
 use crate::waterfall::escaped;
 use crate::{Flow, Micros};
@@ -39,7 +41,7 @@ pub struct Frame {
 /// One pod as a file of its own.
 #[must_use]
 pub fn page(flow: &Flow, now: Option<Micros>) -> String {
-    pod(flow, now, &crate::stuck::Limits::default(), &Frame::default())
+    pod(flow, now, &crate::stuck::Limits::default(), None, &Frame::default())
 }
 
 /// The policy of every page: for its `meta`, and for the header of a server, where frames can be forbidden.

@@ -19,6 +19,7 @@ pub mod otlp;
 pub mod path;
 pub mod phase;
 pub mod picture;
+pub mod pulls;
 pub mod record;
 pub mod recorder;
 #[cfg(test)]

@@ -12,6 +12,12 @@ const REMEMBERED: usize = 256;
 const ENOUGH: usize = 20;
 /// How often its p99 a phase may take.
 const FACTOR: u64 = 3;
+/// The condition of a pod that is stuck; its reason is the phase.
+pub const CONDITION: &str = "podway.dev/Stuck";
+/// The condition's reason once the pod has got on.
+pub const GOT_ON: &str = "GotOn";
+/// The event's reason.
+pub const EVENT: &str = "PodStuck";
 /// Below this nothing is called stuck, however quick it usually is: a person would not see it.
 pub const FLOOR_MICROS: u64 = 1_000_000;
 
@@ -26,13 +32,18 @@ impl Limits {
     pub fn learn(&mut self, flow: &Flow) {
         for phase in Phase::ALL {
             if let Some(took) = crate::numbers::stats::duration(flow, phase) {
-                let seen = self.seen.entry(phase).or_default();
-                if seen.len() == REMEMBERED {
-                    seen.pop_front();
-                }
-                seen.push_back(took);
+                self.took(phase, took);
             }
         }
+    }
+
+    /// Learns that a phase took so many µs.
+    pub fn took(&mut self, phase: Phase, micros: u64) {
+        let seen = self.seen.entry(phase).or_default();
+        if seen.len() == REMEMBERED {
+            seen.pop_front();
+        }
+        seen.push_back(micros);
     }
 
     /// What is usual among `flows`.

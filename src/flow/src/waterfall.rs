@@ -10,7 +10,7 @@ use anstyle::{AnsiColor, Style};
 use std::fmt::Write as _;
 
 /// How to draw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Columns; less than 60 is taken as 60.
     pub width: usize,
@@ -22,11 +22,13 @@ pub struct Options {
     pub now: Option<Micros>,
     /// Whether the evidence follows the picture.
     pub evidence: bool,
+    /// What the pod itself says that it is stuck on: the first line, where the flow tells of nothing.
+    pub stuck: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { width: 80, ascii: false, color: false, now: None, evidence: true }
+        Options { width: 80, ascii: false, color: false, now: None, evidence: true, stuck: None }
     }
 }
 
@@ -95,6 +97,9 @@ impl Pen<'_> {
     fn head(&self, out: &mut String, picture: &Picture) {
         for line in &picture.stuck {
             self.wrapped(out, &self.clean(line), 0, 2);
+        }
+        if let Some(said) = self.options.stuck.as_deref().filter(|_| picture.stuck.is_empty()) {
+            self.wrapped(out, &self.clean(&format!("STUCK: {said}")), 0, 2);
         }
         let first = format!(
             "{}  node {}  created {}",

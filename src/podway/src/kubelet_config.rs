@@ -34,6 +34,7 @@ struct KubeletConfiguration {
     cgroup_driver: Option<Driver>,
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
+    seccomp_default: Option<bool>,
     pod_logs_dir: Option<PathBuf>,
     static_pod_path: Option<PathBuf>,
     container_runtime_endpoint: Option<String>,
@@ -153,6 +154,7 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut config.cgroup_driver, file.cgroup_driver);
     set(&mut config.resolv_conf, file.resolv_conf);
     set(&mut config.max_pods, file.max_pods);
+    set(&mut config.seccomp_default, file.seccomp_default);
     set(&mut config.pod_logs_dir, file.pod_logs_dir);
     set(&mut config.rotate_certificates, file.rotate_certificates);
     set(&mut config.server_tls_bootstrap, file.server_tls_bootstrap);
@@ -342,6 +344,15 @@ mod tests {
         let mut config = Config::default();
         merge(include_str!("../../../config/agent.yaml"), &mut config).unwrap();
         assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn how_a_container_is_confined_that_does_not_say() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let mut config = Config::default();
+        merge(&format!("{text}seccompDefault: true\n"), &mut config).unwrap();
+        assert!(config.seccomp_default);
+        assert_eq!(config.configz()["seccompDefault"], true);
     }
 
     #[test]

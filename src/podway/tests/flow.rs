@@ -4,10 +4,11 @@
 mod support;
 
 use serde_json::{Value, json};
-use std::process::Output;
-use support::api::FakeApi;
+use std::process::{Output, Stdio};
+use support::api::{FakeApi, NODES};
 use support::world;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
 
 async fn flow(api: &FakeApi, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_podway"));
@@ -67,4 +68,62 @@ async fn what_cannot_be_told_is_an_error_with_a_hint() {
     api.refuse("podflows");
     let error = String::from_utf8(flow(&api, &["stats"]).await.stderr).unwrap();
     assert!(error.contains("listing podflows") && error.contains("kubectl auth can-i"), "{error}");
+}
+
+/// `podway flow -w` of a pod, and the lines that it prints.
+fn follow(api: &FakeApi, pod: &str) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_podway"));
+    command.args(["flow", pod, "-w", "--kubeconfig"]).arg(api.kubeconfig()).kill_on_drop(true);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_is_shown_as_it_goes_until_the_pod_is_ready() {
+    let api = FakeApi::start().await;
+    world::pulling(&api, "slow", 10 << 20);
+    let (child, mut lines) = follow(&api, "slow");
+    for (received, said) in
+        [(10, "  25%  10.0 MiB of 40.0 MiB  5.0 MiB/s  6.0 s left"), (30, "  75%  30.0 MiB of 40.0 MiB")]
+    {
+        world::pulling(&api, "slow", received << 20);
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it goes on");
+            assert!(!line.contains("of-another"), "another pod's pull: {line}");
+            if line.starts_with("registry.local/web:v9  ") && line.contains(said) {
+                break;
+            }
+        }
+        let layer = lines.next_line().await.unwrap().unwrap();
+        assert!(layer.starts_with("  sha256:a1a1a1a1a1a1  downloading"), "{layer}");
+    }
+    world::ready(&api, "default", "slow", "web", 0, 200);
+    // Whatever is still said is read, so that it can end.
+    while lines.next_line().await.unwrap().is_some() {}
+    let output = child.wait_with_output().await.unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && error.contains("pod default/slow is Ready"), "{error}");
+    assert!(!error.contains("image pulls"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_pulls_cannot_be_shown_it_is_said_once_and_all_else_stays() {
+    for (refuse, said) in [(None, "no agent of podway runs it"), (Some(NODES), "forbidden: no <b>rights</b>")]
+    {
+        let api = FakeApi::start().await;
+        if let Some(resource) = refuse {
+            api.refuse(resource);
+        }
+        let pod = world::pod("default", "stock", &json!({}), &json!({"phase": "Pending"}));
+        api.pod(&pod);
+        let (mut child, _lines) = follow(&api, "stock");
+        let mut errors = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = errors.next_line().await.unwrap().unwrap();
+        assert!(line.contains("image pulls are not shown as they go: ") && line.contains(said), "{line}");
+        world::ready(&api, "default", "stock", "web", 0, 200);
+        let line = errors.next_line().await.unwrap().unwrap();
+        assert!(line.contains("pod default/stock is Ready"), "{line}");
+        assert!(child.wait().await.unwrap().success());
+    }
 }

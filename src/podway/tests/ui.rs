@@ -96,6 +96,35 @@ async fn it_tells_of_every_pod_and_goes_on_telling() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn image_pulls_are_shown_as_they_go() {
+    let api = FakeApi::start().await;
+    world::pulling(&api, "slow", 10 << 20);
+    let (_ui, address) = ui(&api, &[]).await;
+    let mut browser = browser(&address, "10.0 MiB of 40.0 MiB").await;
+    let text = browser.text().await;
+    assert!(text.contains("registry.local/of-another:v1") && text.contains("6.0 s left"), "{text}");
+    browser.picture("pulls-light").await;
+    browser.value("window.same = true").await;
+    world::pulling(&api, "slow", 30 << 20);
+    browser.until("document.body.innerText.includes('30.0 MiB of 40.0 MiB')").await;
+    assert_eq!(browser.value("window.same").await, true);
+    // The pod's own page has its own images.
+    browser.open(&format!("{}/pod/default/slow", base(&address))).await;
+    let text = browser.text().await;
+    assert!(text.contains("75%") && text.contains("downloading 75% of 40.0 MiB"), "{text}");
+    assert!(!text.contains("of-another"), "{text}");
+    assert_eq!(browser.value(include_str!("support/accessible.js")).await, json!([]));
+    browser.picture("pull-light").await;
+    // Nobody pulls for a pod that runs.
+    browser.value("window.same = true").await;
+    world::ready(&api, "default", "slow", "web", 0, 200);
+    browser.until("!document.body.innerText.includes('Image pulls')").await;
+    assert_eq!(browser.value("window.same").await, true);
+    assert_eq!(browser.complaints, Vec::<String>::new());
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_scripts_it_says_the_same() {
     let api = FakeApi::start().await;
     world::fill(&api);

@@ -126,6 +126,8 @@ mod tests {
             rejecting: BTreeSet::new(),
             ready_since: Micros(12),
             hold: crate::queue::Hold::No,
+            waits_since: Micros(10),
+            stuck: false,
         };
         let score = |node: &str, total| NodeScore {
             node: node.into(),

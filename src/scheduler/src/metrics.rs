@@ -12,7 +12,7 @@ use crate::cycle::Trace;
 use crate::framework::Point;
 use crate::leader::Role;
 use crate::queue::Lengths;
-use podway_flow::{Outcome, Record};
+use podway_flow::{Outcome, Phase, Record};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -88,6 +88,8 @@ pub struct Health {
     pub sizes: (usize, usize, usize),
     /// Waiting pods by refusing plugin and profile.
     pub refused: BTreeMap<(&'static str, String), usize>,
+    /// Waiting pods that have waited too long.
+    pub stuck: usize,
 }
 
 /// All metrics of one scheduler.
@@ -107,6 +109,7 @@ pub struct Metrics {
     goroutines: Gauges<1>,
     cache: Gauges<1>,
     phases: Histograms<2>,
+    stuck: Gauges<1>,
     bind_conflicts: Counter,
     preemptions: Counter,
     victims: Histogram,
@@ -239,6 +242,13 @@ impl Metrics {
             "How long a phase of a pod's start took, 1 ms to 60 s",
             histograms(0.001, 2.0, 17),
         );
+        let stuck: Gauges<1> = put(
+            &mut registry,
+            "podway_pod_stuck",
+            "Pods whose start has passed the limit of a phase, by the first such phase",
+            Family::default(),
+        );
+        stuck.get_or_create(&[("phase", fixed(Phase::Queued.name()))]).set(0);
         let bind_conflicts = put(
             &mut registry,
             "podway_scheduler_bind_conflicts",
@@ -289,6 +299,7 @@ impl Metrics {
             goroutines,
             cache,
             phases,
+            stuck,
             bind_conflicts,
             preemptions,
             victims,
@@ -411,6 +422,7 @@ impl Metrics {
         for (kind, n) in [("nodes", nodes), ("pods", pods), ("assumed_pods", assumed)] {
             self.cache.get_or_create(&[("type", fixed(kind))]).set(size(n));
         }
+        self.stuck.get_or_create(&[("phase", fixed(Phase::Queued.name()))]).set(size(health.stuck));
         self.unschedulable.clear();
         for ((plugin, scheduler), n) in &health.refused {
             self.unschedulable.get_or_create(&[("plugin", fixed(plugin)), profile(scheduler)]).set(size(*n));
@@ -437,7 +449,11 @@ mod tests {
         let metrics = Metrics::new();
         metrics.attempt(AttemptResult::Scheduled, "podway", 1_500);
         metrics.scheduled(20, 70_000);
-        metrics.set(&Health { lengths: Lengths { gated: 2, ..Lengths::default() }, ..Health::default() });
+        metrics.set(&Health {
+            lengths: Lengths { gated: 2, ..Lengths::default() },
+            stuck: 3,
+            ..Health::default()
+        });
         metrics.incoming(BTreeMap::from([(("active", "NodeAdd"), 3)]));
         metrics.point(Point::Bind, "Success", "podway", 900);
         let open = metrics.openmetrics().unwrap();
@@ -453,6 +469,7 @@ mod tests {
             "scheduler_queue_incoming_pods_total{queue=\"active\",event=\"NodeAdd\"} 3",
             "scheduler_preemption_attempts_total 0",
             "scheduler_goroutines{operation=\"binding\"} 0",
+            "podway_pod_stuck{phase=\"Queued\"} 3",
             "podway_scheduler_bind_conflicts_total 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nis not in\n{text}");

@@ -61,6 +61,10 @@ pub struct QueuedPod {
     pub ready_since: Micros,
     /// While its victims are being evicted it is not decided again.
     pub hold: Hold,
+    /// Since when it waits for a node: since it came, or since its gates were gone.
+    pub waits_since: Micros,
+    /// It was told of as one that waits too long.
+    pub stuck: bool,
 }
 
 /// Whether events may wake a pod that waits.
@@ -124,6 +128,8 @@ pub struct Queue {
     woken: BTreeSet<(i64, Rank)>,
     /// Those that wait for an event, by the plugins that refused them; `ANY` for those that none did.
     refused: BTreeMap<&'static str, BTreeSet<String>>,
+    /// Those that may become stuck, by how long they wait: all but gated ones and those that are.
+    patient: BTreeSet<(Micros, String)>,
     /// How many came into which queue by which event, since [`Queue::take_incoming`].
     incoming: BTreeMap<(&'static str, &'static str), u64>,
 }
@@ -169,6 +175,8 @@ impl Queue {
         let Some((queued, place)) = self.pods.get_mut(&pod.uid) else {
             let place = if pod.gates.is_empty() { Place::Active } else { Place::Gated };
             let queued = QueuedPod {
+                // It may have been told of before this process was here.
+                stuck: pod.stuck,
                 pod,
                 added: now,
                 since: now,
@@ -177,6 +185,7 @@ impl Queue {
                 rejecting: BTreeSet::new(),
                 ready_since: now,
                 hold: Hold::No,
+                waits_since: now,
             };
             self.insert(queued, place, came_by::ADD);
             return;
@@ -193,7 +202,10 @@ impl Queue {
         let gated = !queued.pod.gates.is_empty();
         let place = match place {
             _ if gated => Place::Gated,
-            Place::Gated => Place::Active,
+            Place::Gated => {
+                queued.waits_since = now;
+                Place::Active
+            }
             Place::Unschedulable => self.woken(&queued, now),
             other => other,
         };
@@ -206,6 +218,7 @@ impl Queue {
     /// The pod is gone or bound.
     pub fn remove(&mut self, uid: &str) -> Option<QueuedPod> {
         let (queued, place) = self.pods.remove(uid)?;
+        self.patient.remove(&(queued.waits_since, uid.to_owned()));
         match place {
             Place::Active => {
                 self.active.remove(&active_key(&queued));
@@ -361,6 +374,31 @@ impl Queue {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Since when the one waits that waits longest of those that were not told of as stuck.
+    #[must_use]
+    pub fn longest(&self) -> Option<Micros> {
+        self.patient.first().map(|(since, _)| *since)
+    }
+
+    /// Those that have waited since before `since`, each once.
+    pub fn take_stuck(&mut self, since: Micros) -> Vec<QueuedPod> {
+        let mut out = Vec::new();
+        while let Some((_, uid)) = self.patient.first().filter(|(at, _)| *at < since).cloned() {
+            self.patient.pop_first();
+            if let Some((queued, _)) = self.pods.get_mut(&uid) {
+                queued.stuck = true;
+                out.push(queued.clone());
+            }
+        }
+        out
+    }
+
+    /// How many that wait here were told of as stuck.
+    #[must_use]
+    pub fn stuck(&self) -> usize {
+        self.pods.values().filter(|(queued, _)| queued.stuck).count()
+    }
+
     /// True when a pod is ready now.
     #[must_use]
     pub fn has_active(&self) -> bool {
@@ -467,6 +505,9 @@ impl Queue {
                 }
             }
             Place::Gated => {}
+        }
+        if place != Place::Gated && !queued.stuck {
+            self.patient.insert((queued.waits_since, uid.clone()));
         }
         self.pods.insert(uid, (queued, place));
     }
@@ -602,6 +643,33 @@ mod tests {
         assert_eq!(q.pop(Micros(9 * S)).unwrap().pod.uid, "small");
         assert_eq!(q.event(&framework, &ClusterEvent::AssignedPodAdd(pod("x", 0)), Micros(9 * S)), 0);
         assert_eq!(q.event(&framework, &gone, Micros(9 * S)), 1, "on whatever node");
+    }
+
+    #[test]
+    fn who_waits_too_long_is_told_once_and_a_gated_pod_never() {
+        let mut q = Queue::default();
+        let gated = Arc::new(PodInfo { gates: vec!["g".into()], ..(*pod("gated", 0)).clone() });
+        q.upsert(gated, Micros(0));
+        assert_eq!(q.longest(), None);
+        q.upsert(pod("a", 0), Micros(1));
+        q.upsert(pod("b", 0), Micros(2));
+        // One that is being decided or bound is in another phase; it comes back with its age.
+        let a = q.pop(Micros(3)).unwrap();
+        assert_eq!(q.longest(), Some(Micros(2)));
+        q.unschedulable(a, BTreeSet::from(["NodeAffinity"]), Micros(4));
+        assert_eq!((q.longest(), q.take_stuck(Micros(1)).len()), (Some(Micros(1)), 0));
+        let stuck = q.take_stuck(Micros(2));
+        assert_eq!(stuck.iter().map(|p| p.pod.uid.as_str()).collect::<Vec<_>>(), ["a"]);
+        assert_eq!((q.longest(), q.stuck(), q.take_stuck(Micros(2)).len()), (Some(Micros(2)), 1, 0));
+        q.wake_all_of("", Micros(5 * S));
+        assert_eq!((q.longest(), q.stuck()), (Some(Micros(2)), 1), "it stays so, wherever it waits");
+        q.upsert(pod("gated", 0), Micros(6 * S));
+        q.remove("b");
+        assert_eq!(q.longest(), Some(Micros(6 * S)), "since its gates are gone");
+        q.upsert(Arc::new(PodInfo { stuck: true, ..(*pod("told", 0)).clone() }), Micros(7 * S));
+        assert_eq!((q.longest(), q.stuck()), (Some(Micros(6 * S)), 2), "by the scheduler before this one");
+        let all: Vec<bool> = std::iter::from_fn(|| q.pop(Micros(9 * S)).map(|p| p.stuck)).collect();
+        assert_eq!((all.iter().filter(|stuck| **stuck).count(), all.len(), q.stuck()), (2, 3, 0));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod listing;
 mod objects;
 mod place;
 mod pods;
+mod stuck;
 mod watch;
 
 use crate::audit::{self, Audits, Fault, Listed};
@@ -47,6 +48,7 @@ use podway_flow::{Clock, Micros};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use stuck::Patience;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -116,6 +118,8 @@ struct Scheduler {
     assumed: HashMap<String, Assumed>,
     /// Where victims are evicted.
     evictor: kube::Client,
+    /// How long a pod may wait.
+    patience: Patience,
     lists: Lists,
     decider: Decider,
     audits: Audits,
@@ -261,6 +265,7 @@ pub async fn run_with(
         binding: HashMap::new(),
         assumed: HashMap::new(),
         evictor,
+        patience: Patience::default(),
         lists: Lists::default(),
         decider: Decider::default(),
         audits: Audits::default(),
@@ -321,6 +326,7 @@ impl Scheduler {
                 return Err(RunError::LeaseLost);
             }
             let now = self.binder.clock.now();
+            self.tell_stuck(now);
             if self.synced()
                 && let Some(queued) = self.queue.pop(now)
             {
@@ -329,7 +335,8 @@ impl Scheduler {
                 continue;
             }
             self.binder.metrics.incoming(self.queue.take_incoming());
-            let until = self.queue.next_expiry().filter(|_| self.synced());
+            let until = [self.queue.next_expiry(), self.next_stuck()].into_iter().flatten().min();
+            let until = until.filter(|_| self.synced());
             let wait = until.map(|at| Duration::from_micros(at.since(now)));
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -369,6 +376,7 @@ impl Scheduler {
             lengths: self.queue.lengths(),
             sizes: self.cache.sizes(),
             refused: self.queue.refused(),
+            stuck: self.queue.stuck(),
         };
         // Who asked may have gone.
         let _ = answer.send(health);

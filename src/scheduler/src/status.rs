@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use podway_api::{SchedulerProfile, SchedulerProfileStatus};
+use podway_flow::{Phase, stuck};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -20,6 +21,8 @@ pub enum Notice {
     /// The pod was not: reason (`Unschedulable` or `SchedulerError`), message, and where it is nominated
     /// to now: `None` for no change, empty for nowhere.
     Failed(Arc<PodInfo>, &'static str, String, Option<String>),
+    /// The pod has waited too long for a node, in a line; `None`: it has got on.
+    Stuck(Arc<PodInfo>, Option<String>),
     /// A `SchedulerProfile` was read.
     Profile(Box<Verdict>),
 }
@@ -106,6 +109,11 @@ pub async fn lane(client: kube::Client, mut notices: mpsc::UnboundedReceiver<Not
                 }
                 (pod, event(EventType::Warning, "FailedScheduling", message, "Scheduling"))
             }
+            Notice::Stuck(pod, line) => {
+                write_stuck(&client, &pod, line.as_deref()).await;
+                let Some(line) = line else { continue };
+                (pod, event(EventType::Warning, stuck::EVENT, line, "Scheduling"))
+            }
             Notice::Profile(verdict) => {
                 write_verdict(&client, *verdict).await;
                 continue;
@@ -147,6 +155,37 @@ async fn write_verdict(client: &kube::Client, verdict: Verdict) {
     }
 }
 
+/// The condition `podway.dev/Stuck`, or that it no longer holds.
+fn stuck_patch(pod: &PodInfo, line: Option<&str>, now: &str) -> serde_json::Value {
+    let (status, reason) = match line {
+        Some(_) => ("True", Phase::Queued.name()),
+        None => ("False", stuck::GOT_ON),
+    };
+    serde_json::json!({
+        "metadata": {"uid": pod.uid},
+        "status": {"conditions": [{
+            "type": stuck::CONDITION,
+            "status": status,
+            "reason": reason,
+            "message": line,
+            "observedGeneration": pod.generation,
+            "lastTransitionTime": now,
+        }]}
+    })
+}
+
+async fn write_stuck(client: &kube::Client, pod: &PodInfo, line: Option<&str>) {
+    let patch = stuck_patch(pod, line, &now());
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    if let Err(error) = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        tracing::warn!(pod = pod.key(), %error, "that the pod is stuck was not written");
+    }
+}
+
+fn now() -> String {
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 /// False when the pod says so already.
 async fn write_condition(
     client: &kube::Client,
@@ -155,8 +194,7 @@ async fn write_condition(
     message: &str,
     nominated: Option<&str>,
 ) -> bool {
-    let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let patch = match (patch(pod, reason, message, &now), nominated) {
+    let patch = match (patch(pod, reason, message, &now()), nominated) {
         (None, None) => return false,
         (Some(patch), None) => patch,
         (patch, Some(node)) => {
@@ -221,6 +259,23 @@ mod tests {
         let c = &bad.conditions[0];
         assert_eq!((c.status.as_str(), c.reason.as_str(), c.message.as_str()), ("False", "Invalid", "no"));
         assert!(c.last_transition_time != old && bad.live_generation == Some(2));
+    }
+
+    #[test]
+    fn a_stuck_pod_says_so_and_takes_it_back() {
+        let pod = PodInfo { uid: "u".into(), generation: Some(2), ..PodInfo::default() };
+        let condition = |line| stuck_patch(&pod, line, "T")["status"]["conditions"][0].clone();
+        assert_eq!(
+            condition(Some("Queued for 61.0 s")),
+            serde_json::json!({"type": "podway.dev/Stuck", "status": "True", "reason": "Queued",
+                "message": "Queued for 61.0 s", "observedGeneration": 2, "lastTransitionTime": "T"})
+        );
+        let back = condition(None);
+        // A null takes the message away.
+        assert_eq!(
+            (&back["status"], &back["reason"], &back["message"]),
+            (&"False".into(), &"GotOn".into(), &serde_json::Value::Null)
+        );
     }
 
     #[test]

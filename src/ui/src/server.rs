@@ -191,7 +191,7 @@ async fn pods(State(app): State<App>, Query(asked): Query<Asked>) -> Response {
         frame.troubles.push(error.to_string());
         Selector::default()
     });
-    let of = Overview { entries: app.store.entries(&selector), selector: asked.l };
+    let of = Overview { entries: app.store.entries(&selector), selector: asked.l, pulls: app.store.pulls() };
     Html(html::overview(&of, app.clock.now(), &frame)).into_response()
 }
 
@@ -201,7 +201,9 @@ async fn pod(State(app): State<App>, Path((namespace, name)): Path<(String, Stri
     let found = flows.iter().find(|f| f.pod.namespace == namespace && f.pod.name == name);
     match found {
         Some(flow) => {
-            Html(html::pod(flow, Some(app.clock.now()), &Limits::of(&flows), &app.frame())).into_response()
+            let told = app.store.pulls_of(&namespace, &name);
+            let now = Some(app.clock.now());
+            Html(html::pod(flow, now, &Limits::of(&flows), told.as_ref(), &app.frame())).into_response()
         }
         None => {
             let said = format!("{namespace}/{name} is not among the pods that this page is told of.");

@@ -1,7 +1,10 @@
-//! What three watches tell: pods, their `PodFlow`s, and the events of those that have none.
+//! What three watches tell: pods, their `PodFlow`s, and the events of those that have none; and what the nodes of
+//! pods that start tell of their image pulls ([`pulling`]).
 //!
 //! Each watch ends in a map by UID and a tick of [`Store::changes`]; a page is made from the maps as they
 //! stand. A watch that the API server refuses leaves its trouble for the page, and the others go on.
+
+mod pulling;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -9,7 +12,7 @@ use kube::core::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use podway_api::{PodFlow, join};
-use podway_flow::html::{Entry, State};
+use podway_flow::html::{Entry, State, Told};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -74,6 +77,8 @@ struct Inside {
     pods: Kept<Pod>,
     flows: Kept<PodFlow>,
     events: Kept<Event>,
+    /// By node.
+    pulls: BTreeMap<String, Told>,
 }
 
 /// What is known of the pods. Clones share it.
@@ -151,6 +156,7 @@ impl Store {
             self.keep(api::<PodFlow>(&client, scope), all(), "podflows.podway.dev", |inside| &mut inside
                 .flows),
             self.keep(api::<Event>(&client, scope), of_pods, "events", |inside| &mut inside.events),
+            self.keep_pulls(&client),
         );
     }
 

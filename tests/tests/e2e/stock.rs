@@ -1,6 +1,6 @@
 //! podway into a cluster of stock parts, by its manifests alone: a node with a stock kubelet on containerd and a
 //! stock kube-scheduler stand for a kind cluster. Pods run both ways, a restart of the runtime's container takes
-//! none of them with it, Prometheus scrapes what is installed, and uninstalling leaves nothing.
+//! none of them with it, Prometheus scrapes what is installed, Chromium opens the page, and uninstalling leaves nothing.
 
 use anyhow::{Context as _, ensure};
 use futures::FutureExt as _;
@@ -10,6 +10,7 @@ use kube::api::{Api, ListParams};
 use podway_tests::cluster::{Answer, Cluster};
 use podway_tests::leaks::Snapshot;
 use podway_tests::namespace::{LIMIT, Ns, STAY, node, pod, status};
+use podway_tests::page::Page;
 use podway_tests::prometheus::{Prometheus, Target, Tls};
 use podway_tests::swap::{Scheduler, Swapped, is_on};
 use podway_tests::wait;
@@ -68,7 +69,8 @@ async fn on_stock(ns: &Ns, machine: &Swapped) -> anyhow::Result<()> {
         install(ns).await?;
         pods_run_both_ways(ns).await?;
         the_runtimes_container_is_killed(ns, machine).await?;
-        scraped(ns).await
+        scraped(ns).await?;
+        looked_at(ns).await
     };
     let used = used.await;
     if used.is_err() {
@@ -212,6 +214,17 @@ async fn scraped(ns: &Ns) -> anyhow::Result<()> {
         ensure!(prometheus.value(query).await? >= least, "{query}");
     }
     Ok(())
+}
+
+/// The page, by a real browser.
+async fn looked_at(ns: &Ns) -> anyhow::Result<()> {
+    let page = Page::open(&ns.cluster, &ns.name).await?;
+    page.until("/", "all-podway").await?;
+    let document = page.in_chromium().await?;
+    for said in ["all-podway", "placed-by-podway", "run-by-podway", OURS, "How long each phase takes"] {
+        ensure!(document.contains(said), "{said:?} is not in {document}");
+    }
+    page.close().await
 }
 
 /// The commands of docs/kind.md.

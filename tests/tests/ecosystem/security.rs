@@ -51,6 +51,18 @@ fn every_test_that_the_page_names_exists() -> anyhow::Result<()> {
         named += tests;
     }
     ensure!(named > 30, "{named} tests");
+    // The benchmark's rows name a test behind its file where there is one.
+    let rows =
+        page.split("## The node rows").nth(1).and_then(|p| p.split("\n## ").next()).context("the rows")?;
+    let mut guarded = 0;
+    for line in rows.lines().filter(|l| l.starts_with('|')) {
+        let words: Vec<&str> = quoted(line).collect();
+        for pair in words.windows(2).filter(|pair| pair[0].ends_with(".rs")) {
+            ensure!(text(pair[0])?.contains(&format!("fn {}(", pair[1])), "{} has no {}", pair[0], pair[1]);
+            guarded += 1;
+        }
+    }
+    ensure!(guarded >= 4, "{guarded} rows");
     Ok(())
 }
 

@@ -358,6 +358,7 @@ async fn container_config(
         memory_capacity: context.memory_capacity,
         target: target.as_deref(),
         modules: context.modules,
+        seccomp_default: context.seccomp_default,
     };
     let mut config = cri_config::container(pod, &making.container, &given, input).map_err(|e| wrong(&e))?;
     userns::adopt(&mut config, &sandbox);

@@ -43,6 +43,8 @@ pub struct Context {
     pub classes: Classes,
     /// What the kernel can confine with.
     pub modules: Modules,
+    /// Whether a container that names no seccomp profile gets the runtime's.
+    pub seccomp_default: bool,
     /// How the node stands.
     pub known: watch::Receiver<node::State>,
     /// Pod cgroups.

@@ -9,6 +9,7 @@ use crate::pod::model::{Container, Pod};
 use crate::pod::{admission, observe, resources};
 use k8s_openapi::api::core::v1 as api;
 use podway_cri::v1;
+use podway_cri::v1::security_profile::ProfileType;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -141,12 +142,14 @@ fn namespaces(pod: &Pod) -> v1::NamespaceOption {
     }
 }
 
-/// Nobody is confined unasked: without a profile in the pod there is none, as with the kubelet's
-/// default of `seccompDefault: false`.
-fn seccomp(profile: Option<&api::SeccompProfile>) -> Result<v1::SecurityProfile, ContextError> {
-    use v1::security_profile::ProfileType;
+/// The profile that the pod names, else `unasked` (the kubelet's `getSeccompProfile`).
+fn seccomp(
+    profile: Option<&api::SeccompProfile>,
+    unasked: ProfileType,
+) -> Result<v1::SecurityProfile, ContextError> {
     let (kind, localhost_ref) = match profile.map(|p| (p.type_.as_str(), &p.localhost_profile)) {
-        None | Some(("Unconfined", _)) => (ProfileType::Unconfined, String::new()),
+        None => (unasked, String::new()),
+        Some(("Unconfined", _)) => (ProfileType::Unconfined, String::new()),
         Some(("RuntimeDefault", _)) => (ProfileType::RuntimeDefault, String::new()),
         Some(("Localhost", Some(file))) => {
             let name = Path::new(file);
@@ -211,7 +214,10 @@ pub fn sandbox(pod: &Pod, input: &SandboxInput<'_>) -> Result<v1::PodSandboxConf
                 supplemental_groups,
                 supplemental_groups_policy: policy as i32,
                 privileged,
-                seccomp: Some(seccomp(context.and_then(|c| c.seccomp_profile.as_ref()))?),
+                seccomp: Some(seccomp(
+                    context.and_then(|c| c.seccomp_profile.as_ref()),
+                    ProfileType::Unconfined,
+                )?),
                 selinux_options: label.map(confinement::selinux),
                 ..Default::default()
             }),
@@ -267,6 +273,8 @@ pub struct ContainerInput<'a> {
     pub target: Option<&'a str>,
     /// What the kernel can confine with.
     pub modules: Modules,
+    /// Whether the container gets the runtime's seccomp profile if it names none.
+    pub seccomp_default: bool,
 }
 
 /// The API's container of a name.
@@ -314,6 +322,7 @@ pub fn container(
         annotations.insert(observe::RESTART_DELAY.to_owned(), waited.as_millis().to_string());
     }
     let image = if input.image.id.is_empty() { model.image.clone() } else { input.image.id.clone() };
+    let security_context = Some(security(pod, given, &input)?);
     Ok(v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: model.name.clone(), attempt: input.restarts }),
         image: Some(v1::ImageSpec { image, user_specified_image: model.image.clone(), ..Default::default() }),
@@ -334,7 +343,7 @@ pub fn container(
         tty: given.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::container(given, qos(pod), input.memory_capacity)),
-            security_context: Some(security(pod, given, input.image, input.target, input.modules)?),
+            security_context,
         }),
         ..Default::default()
     })
@@ -344,10 +353,9 @@ pub fn container(
 fn security(
     pod: &Pod,
     given: &api::Container,
-    image: &v1::Image,
-    target: Option<&str>,
-    modules: Modules,
+    input: &ContainerInput<'_>,
 ) -> Result<v1::LinuxContainerSecurityContext, ContextError> {
+    let (image, target, modules) = (input.image, input.target, input.modules);
     let mut namespaces = namespaces(pod);
     if let Some(id) = target {
         namespaces.pid = v1::NamespaceMode::Target as i32;
@@ -368,6 +376,10 @@ fn security(
         if unmasked { Vec::new() } else { list.iter().map(|p| (*p).to_owned()).collect() }
     };
     let profile = own.seccomp_profile.as_ref().or(pod_context.seccomp_profile.as_ref());
+    let unasked = match input.seccomp_default && !privileged {
+        true => ProfileType::RuntimeDefault,
+        false => ProfileType::Unconfined,
+    };
     let apparmor = own.app_armor_profile.as_ref().or(pod_context.app_armor_profile.as_ref());
     let label = own.se_linux_options.as_ref().or(pod_context.se_linux_options.as_ref());
     Ok(v1::LinuxContainerSecurityContext {
@@ -392,7 +404,7 @@ fn security(
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
         // A privileged container is never confined.
-        seccomp: Some(seccomp(profile.filter(|_| !privileged))?),
+        seccomp: Some(seccomp(profile.filter(|_| !privileged), unasked)?),
         apparmor: apparmor.map(confinement::apparmor).transpose().map_err(ContextError::Unsupported)?,
         selinux_options: label.filter(|_| modules.selinux).map(confinement::selinux),
         ..Default::default()
@@ -420,6 +432,14 @@ mod tests {
     use serde_json::json;
 
     fn made(spec: serde_json::Value, image: &v1::Image) -> Result<v1::ContainerConfig, ContextError> {
+        made_with(spec, image, false)
+    }
+
+    fn made_with(
+        spec: serde_json::Value,
+        image: &v1::Image,
+        seccomp_default: bool,
+    ) -> Result<v1::ContainerConfig, ContextError> {
         let p = pod(spec);
         let given = api_container(&p, "c").unwrap().clone();
         let input = ContainerInput {
@@ -433,6 +453,7 @@ mod tests {
             memory_capacity: 1 << 30,
             target: None,
             modules: Modules { apparmor: true, selinux: true },
+            seccomp_default,
         };
         container(&p, &p.apps[0], &given, input)
     }
@@ -478,6 +499,22 @@ mod tests {
         assert_eq!(context.selinux_options.unwrap().r#type, "own_t");
         assert_eq!(context.apparmor.unwrap().localhost_ref, "of-pod");
         assert_eq!(context.seccomp.unwrap().profile_type, 0);
+    }
+
+    #[test]
+    fn who_names_no_seccomp_profile_gets_the_nodes_default() {
+        let unconfined = json!({"seccompProfile": {"type": "Unconfined"}});
+        for (own, default, wanted) in [
+            (json!({}), false, ProfileType::Unconfined),
+            (json!({}), true, ProfileType::RuntimeDefault),
+            (unconfined, true, ProfileType::Unconfined),
+            (json!({"privileged": true}), true, ProfileType::Unconfined),
+        ] {
+            let spec = json!({"containers": [{"name": "c", "image": "i:1", "securityContext": own.clone()}]});
+            let made = made_with(spec, &v1::Image::default(), default).unwrap();
+            let context = made.linux.unwrap().security_context.unwrap();
+            assert_eq!(context.seccomp.unwrap().profile_type(), wanted, "{own} {default}");
+        }
     }
 
     #[test]

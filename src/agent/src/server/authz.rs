@@ -146,6 +146,7 @@ mod tests {
             (Method::POST, "/exec/ns/p/c", "create", &["proxy"]),
             (Method::GET, "/containerLogs/ns/p/c", "get", &["proxy"]),
             (Method::GET, "/logs/x", "get", &["log"]),
+            (Method::GET, "/podway/pulls", "get", &["proxy"]),
             (Method::HEAD, "/", "", &["proxy"]),
         ] {
             assert_eq!(attributes(&method, path), Attributes { verb, subresources }, "{method} {path}");

@@ -16,10 +16,13 @@ use podway_agent::config::Config;
 use podway_agent::cri::CallError;
 use podway_agent::node::runtime::{Observation, Probe};
 use podway_agent::server::exec::Streaming;
+use podway_agent::server::pulls::{Progress, Told};
 use podway_agent::source::{PodSource, PodView};
 use podway_cluster::pki::{Authority, Identity};
 use podway_cluster::{Cluster, UpOptions, connect, down, kubeconfig, up};
+use podway_cri::runtime_v1::WatchPullsRequest;
 use podway_cri::v1;
+use podway_flow::pulls::Pulls;
 use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
@@ -140,6 +143,8 @@ impl PodSource for FakePods {
 pub struct FakeStreaming {
     url: String,
     pub asked: Mutex<Vec<v1::ExecRequest>>,
+    /// What it tells of its pulls, as the test sends it.
+    pub pulls: watch::Sender<Pulls>,
 }
 
 impl FakeStreaming {
@@ -151,7 +156,7 @@ impl FakeStreaming {
                 tokio::spawn(stream_of(stream));
             }
         });
-        Arc::new(FakeStreaming { url, asked: Mutex::default() })
+        Arc::new(FakeStreaming { url, asked: Mutex::default(), pulls: watch::Sender::default() })
     }
 }
 
@@ -203,6 +208,18 @@ impl Streaming for FakeStreaming {
         let exit_code = i32::from(request.cmd == ["false"]);
         let stdout = format!("{:?}", request.cmd).into_bytes();
         Ok(v1::ExecSyncResponse { stdout, stderr: b" err".to_vec(), exit_code })
+    }
+}
+
+/// It knows no image `old`, as a runtime that is not podway's knows none.
+#[async_trait]
+impl Progress for FakeStreaming {
+    async fn pulls(&self, request: WatchPullsRequest) -> Result<Told, tonic::Status> {
+        if request.image == "old" {
+            return Err(tonic::Status::unimplemented("unknown service"));
+        }
+        let told = tokio_stream::wrappers::WatchStream::new(self.pulls.subscribe());
+        Ok(told.take(if request.once { 1 } else { usize::MAX }).map(Ok).boxed())
     }
 }
 

@@ -1,12 +1,13 @@
 //! The first page of `podway ui`: what is stuck and on what, pods by how long they took, phases by how
 //! long they take.
 
-use super::{Frame, document, draw, link, text};
+use super::{Frame, Told, document, draw, link, pulls, text};
 use crate::numbers::{self, stats::durations, text::percent};
 use crate::picture::{ms, ms_at};
 use crate::stuck::{self, Limits, Waiting};
 use crate::{Flow, Micros, Resolution};
 use maud::{Markup, html};
+use std::collections::BTreeMap;
 
 /// The most pods that are listed.
 pub const ROWS: usize = 200;
@@ -54,6 +55,8 @@ pub struct Overview {
     pub entries: Vec<Entry>,
     /// The label selector that took them, as typed.
     pub selector: String,
+    /// What the nodes of pods that start tell of their pulls, by node.
+    pub pulls: BTreeMap<String, Told>,
 }
 
 /// Renders the overview.
@@ -90,6 +93,7 @@ pub fn overview(of: &Overview, now: Micros, frame: &Frame) -> String {
                 }
             }
             (on_the_way(&waiting, now))
+            (pulls::section(&of.pulls.iter().map(|(node, told)| (node.as_str(), told)).collect::<Vec<_>>()))
             (by_time(of))
             (phases(&flows, &stats))
             @if stats.coarse > 0 { footer { "~ rests on times of a second, from conditions and creationTimestamp: pods that no podway agent ran." } }

@@ -1,15 +1,15 @@
 //! One pod's page: its waterfall, what it waits for, the scheduler's decision, the evidence.
 
-use super::{Frame, document, draw, text};
+use super::{Frame, Told, document, draw, pulls, text};
 use crate::decision::{self, Decision};
 use crate::picture::{Evidence, Picture, picture};
 use crate::stuck::{self, Limits};
 use crate::{Flow, Micros, Outcome};
 use maud::{Markup, html};
 
-/// Renders a pod; `now` as in [`picture`].
+/// Renders a pod; `now` as in [`picture`]. `told` is what its node tells of the pulls of its images.
 #[must_use]
-pub fn pod(flow: &Flow, now: Option<Micros>, limits: &Limits, frame: &Frame) -> String {
+pub fn pod(flow: &Flow, now: Option<Micros>, limits: &Limits, told: Option<&Told>, frame: &Frame) -> String {
     let p = picture(flow, now);
     let title = format!("{}: {}", p.name, p.headline);
     document(
@@ -19,6 +19,7 @@ pub fn pod(flow: &Flow, now: Option<Micros>, limits: &Limits, frame: &Frame) -> 
             h1 { (text(&p.name)) }
             p { b { (text(&p.headline)) } span.dim { " · node " } (text(&p.node)) span.dim { " · created " (p.created) } }
             @if let Some(now) = now { (waits(flow, limits, now)) }
+            @if let Some(told) = told { (pulls::section(&[(&flow.pod.node, told)])) }
             section aria-labelledby="waterfall" {
                 h2 #waterfall { "Waterfall" }
                 (draw::waterfall(&p))

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::picture::picture;
+use crate::pulls::{Layer, LayerState, Pull};
 use crate::waterfall::{Options, waterfall};
 use crate::{numbers, samples};
 
@@ -20,14 +21,31 @@ fn entries() -> Vec<Entry> {
         .collect()
 }
 
+/// A pull whose every text is the flow's name.
+fn told(flow: &Flow) -> Told {
+    let name = || flow.pod.name.clone();
+    let layer =
+        Layer { digest: name(), size_bytes: 2048, received_bytes: 512, phase: LayerState::Downloading };
+    Ok(vec![Pull {
+        image: name(),
+        phase: crate::pulls::State::Fetching,
+        total_bytes: 2048,
+        received_bytes: 512,
+        layers: vec![layer],
+        ..Pull::default()
+    }])
+}
+
 fn pages() -> Vec<String> {
     let flows: Vec<Flow> = entries().into_iter().map(|e| e.flow).collect();
     let now = flows[0].records[0].start;
     let limits = crate::stuck::Limits::default();
     let evil = &flows[3];
     let compared = numbers::compare((&numbers::name(evil), &flows[..2]), ("b", &flows[2..]));
-    let mut pages: Vec<String> = flows.iter().map(|f| pod(f, Some(now), &limits, &framed())).collect();
-    let hostile = Overview { entries: entries(), selector: evil.pod.name.clone() };
+    let mut pages: Vec<String> =
+        flows.iter().map(|f| pod(f, Some(now), &limits, Some(&told(f)), &framed())).collect();
+    let pulls = [(evil.pod.name.clone(), told(evil)), ("b".into(), Err(evil.pod.name.clone()))].into();
+    let hostile = Overview { entries: entries(), selector: evil.pod.name.clone(), pulls };
     pages.push(overview(&hostile, now, &framed()));
     pages.push(compare(Some(&compared), [&evil.pod.name, "b"], Some(&evil.pod.name), &framed()));
     pages.push(notice(&evil.pod.name, &evil.pod.name, &framed()));
@@ -90,8 +108,7 @@ fn the_overview_tells_what_waits_and_since_when() {
     let stuck = samples::stuck();
     let start = stuck.records[2].start;
     let late = Micros(start.0 + 20_000_000);
-    let of =
-        Overview { entries: vec![Entry { flow: stuck, state: State::Starting }], selector: String::new() };
+    let of = Overview { entries: vec![Entry { flow: stuck, state: State::Starting }], ..Overview::default() };
     let page = overview(&of, late, &Frame::default());
     assert!(
         page.contains("20.0 s stuck") && page.contains("15.0 s") && page.contains("1 pods, 1 stuck"),
@@ -99,4 +116,25 @@ fn the_overview_tells_what_waits_and_since_when() {
     );
     let calm = overview(&Overview::default(), late, &Frame::default());
     assert!(calm.contains("Nothing waits.") && calm.contains("No pod."));
+}
+
+#[test]
+fn a_pull_that_runs_is_a_bar_and_a_node_that_does_not_tell_is_a_line() {
+    let flow = samples::stuck();
+    let section = "aria-labelledby=\"pulls\"";
+    let page = |told: Option<&Told>| pod(&flow, None, &crate::stuck::Limits::default(), told, &framed());
+    let running = page(Some(&told(&flow)));
+    assert!(running.contains("25%  512 B of 2.0 KiB") && running.contains("width=\"25.00%\""), "{running}");
+    assert!(running.contains("downloading 25% of 2.0 KiB"));
+    let ended = told(&flow).map(|pulls| {
+        let over = |pull| Pull { phase: crate::pulls::State::Done, ..pull };
+        pulls.into_iter().map(over).collect()
+    });
+    assert!(!page(None).contains(section) && !page(Some(&ended)).contains(section));
+    assert!(page(Some(&Err("no <b>rights</b>".into()))).contains("Not shown: no &lt;b&gt;rights"));
+    let many = Overview {
+        pulls: (0..3).map(|n| (format!("n{n}"), Err(format!("no {n}")))).collect(),
+        ..Overview::default()
+    };
+    assert!(overview(&many, Micros(0), &framed()).contains("Not shown: no 0, and 2 more"));
 }

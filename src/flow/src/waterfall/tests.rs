@@ -60,6 +60,10 @@ fn what_is_stuck_is_the_first_line() {
     let text = waterfall(&flow, &Options { now: late, ..ascii() });
     assert!(text.starts_with("STUCK: NetworkConfigured for 20.0 s (limit 15.0 s): Running\n"), "{text}");
     assert!(!waterfall(&samples::whole(), &Options { now: late, ..ascii() }).contains("STUCK"));
+    // What the pod says counts where the flow says nothing.
+    let told = Options { stuck: Some("Queued for 1.0 s\u{1b}".into()), ..ascii() };
+    assert!(waterfall(&samples::whole(), &told).starts_with("STUCK: Queued for 1.0 s\\u{1b}\n"));
+    assert_eq!(waterfall(&flow, &Options { now: late, ..told }), text);
 }
 
 #[test]

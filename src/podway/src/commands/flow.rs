@@ -4,6 +4,7 @@
 mod follow;
 mod numbers;
 mod outside;
+mod pulling;
 mod source;
 
 pub(crate) use source::Source;
@@ -14,7 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use podway_flow::otlp::TraceParent;
 use podway_flow::waterfall::{Options, waterfall};
-use podway_flow::{Clock, Flow, html, otlp};
+use podway_flow::{Clock, Flow, html, otlp, stuck};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -107,7 +108,7 @@ async fn show(args: Args) -> anyhow::Result<()> {
 fn render(flow: &Flow, pod: &Pod, args: &Args) -> anyhow::Result<String> {
     let now = Some(Clock::new().now());
     Ok(match args.output {
-        Output::Text => text(flow, args.ascii),
+        Output::Text => text(flow, stuck(pod), args.ascii),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(flow)?),
         Output::Yaml => serde_yaml::to_string(flow)?,
         Output::Html => html::page(flow, now),
@@ -123,9 +124,15 @@ fn render(flow: &Flow, pod: &Pod, args: &Args) -> anyhow::Result<String> {
     })
 }
 
+/// What the pod says that it is stuck on.
+fn stuck(pod: &Pod) -> Option<String> {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.find(|c| c.type_ == stuck::CONDITION && c.status == "True")?.message.clone()
+}
+
 /// The waterfall, as the terminal takes it.
-fn text(flow: &Flow, ascii: bool) -> String {
+fn text(flow: &Flow, stuck: Option<String>, ascii: bool) -> String {
     let terminal = std::io::stdout().is_terminal();
     let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    waterfall(flow, &Options { ascii, color, now: Some(Clock::new().now()), ..Options::default() })
+    waterfall(flow, &Options { ascii, color, now: Some(Clock::new().now()), stuck, ..Options::default() })
 }

@@ -10,21 +10,27 @@ use axum::routing::get;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use podway_api::PodFlow;
+use podway_flow::pulls::{PATH, Pull, Pulls};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 const PODS: &str = "pods";
 const FLOWS: &str = "podflows";
 const EVENTS: &str = "events";
+pub const NODES: &str = "nodes/proxy";
 
 #[derive(Clone)]
 pub struct FakeApi {
     objects: Arc<Mutex<HashMap<&'static str, Vec<Value>>>>,
+    /// All changes so far: a version is how many there had been and one more (0 is none), and a watch tells what came after its own.
+    log: Arc<Mutex<Vec<(&'static str, Value)>>>,
     changes: broadcast::Sender<(&'static str, Value)>,
+    /// What every node tells of its pulls; nothing until it is set, as a node without an agent of podway.
+    pulls: Arc<watch::Sender<Option<Pulls>>>,
     /// Resources that are forbidden.
     refused: Arc<Mutex<Vec<&'static str>>>,
     directory: Arc<tempfile::TempDir>,
@@ -42,7 +48,9 @@ impl FakeApi {
         file.write_all(kubeconfig.to_string().as_bytes()).unwrap();
         let api = FakeApi {
             objects: Arc::default(),
+            log: Arc::default(),
             changes: broadcast::Sender::new(1024),
+            pulls: Arc::new(watch::Sender::new(None)),
             refused: Arc::default(),
             directory: Arc::new(directory),
         };
@@ -68,7 +76,9 @@ impl FakeApi {
                 .route(&format!("{group}/namespaces/{{ns}}/{resource}"), get(of))
                 .route(&format!("{group}/namespaces/{{ns}}/{resource}/{{name}}"), get(one));
         }
-        let router = router.with_state(api.clone());
+        let node = async |State(api): State<FakeApi>| api.node();
+        let router =
+            router.route(&format!("/api/v1/nodes/{{node}}/proxy{PATH}"), get(node)).with_state(api.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         api
     }
@@ -89,6 +99,23 @@ impl FakeApi {
         self.put(EVENTS, serde_json::to_value(event).unwrap());
     }
 
+    /// Has the nodes tell of these pulls from now on.
+    pub fn pulls(&self, pulls: Vec<Pull>) {
+        self.pulls.send_replace(Some(Pulls { pulls }));
+    }
+
+    fn node(&self) -> Response {
+        if self.refused.lock().unwrap().contains(&NODES) {
+            return status(403, "nodes \"podway-0\" is forbidden: no <b>rights</b>");
+        }
+        if self.pulls.borrow().is_none() {
+            return (StatusCode::NOT_FOUND, "404 page not found").into_response();
+        }
+        let told = tokio_stream::wrappers::WatchStream::new(self.pulls.subscribe());
+        let lines = told.map(|pulls| serde_json::to_string(&pulls).map(|line| format!("{line}\n")));
+        Body::from_stream(lines).into_response()
+    }
+
     pub fn refuse(&self, resource: &'static str) {
         self.refused.lock().unwrap().push(resource);
     }
@@ -106,8 +133,11 @@ impl FakeApi {
             Some(i) => all[i] = object.clone(),
             None => all.push(object.clone()),
         }
+        let change = (resource, json!({"type": type_, "object": object}));
+        let mut log = self.log.lock().unwrap();
+        log.push(change.clone());
         // Nobody may be watching.
-        drop(self.changes.send((resource, json!({"type": type_, "object": object}))));
+        drop(self.changes.send(change));
     }
 
     fn of(&self, resource: &str, namespace: Option<&str>, selector: &str) -> Vec<Value> {
@@ -127,8 +157,13 @@ impl FakeApi {
         }
         if asked.contains_key("watch") {
             let namespace = namespace.map(str::to_owned);
-            let changes = tokio_stream::wrappers::BroadcastStream::new(self.changes.subscribe());
-            let lines = changes.filter_map(move |change| {
+            let log = self.log.lock().unwrap();
+            let known = asked.get("resourceVersion").and_then(|v| v.parse::<usize>().ok());
+            let known = known.map_or(log.len(), |version| version.saturating_sub(1));
+            let missed: Vec<_> = log.iter().skip(known).cloned().map(Ok).collect();
+            let later = tokio_stream::wrappers::BroadcastStream::new(self.changes.subscribe());
+            drop(log);
+            let lines = futures::stream::iter(missed).chain(later).filter_map(move |change| {
                 let line = change
                     .ok()
                     .filter(|(of, c)| *of == resource && is_in(&c["object"], namespace.as_deref()));
@@ -136,9 +171,11 @@ impl FakeApi {
             });
             return Body::from_stream(lines).into_response();
         }
+        // Before the objects: what changes in between is told twice, and not never.
+        let version = (self.log.lock().unwrap().len() + 1).to_string();
         let items = self.of(resource, namespace, asked.get("labelSelector").map_or("", String::as_str));
         Json(
-            json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}),
+            json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version}, "items": items}),
         )
         .into_response()
     }

@@ -2,14 +2,18 @@
 //! ran; one whose every text tries to leave its place.
 
 use super::api::FakeApi;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Container, Event, Pod};
 use podway_api::PodFlow;
+use podway_flow::pulls::{Layer, LayerState, Pull, State};
 use podway_flow::{Flow, Micros, Outcome, Phase, PodRef, Record, Resolution, Writer};
 use serde_json::{Value, json};
 
 /// What tries to leave its place.
 pub const EVIL: &str =
     "\u{1b}[2J\u{202e}</style></title><script>window.pwned=1</script><img src=x onerror=window.pwned=2>\"'&";
+
+/// The image of [`pulling`].
+const IMAGE: &str = "registry.local/web:v9";
 
 pub fn now() -> Micros {
     podway_flow::Clock::new().now()
@@ -171,6 +175,39 @@ pub fn fill(api: &FakeApi) {
     stuck(api);
     stock(api);
     hostile(api);
+}
+
+/// Puts a pod there that waits for its image, and has its node tell how far it is.
+pub fn pulling(api: &FakeApi, name: &str, received_bytes: u64) {
+    let mut pod = pod("default", name, &json!({"app": "web"}), &json!({"phase": "Pending"}));
+    pod.spec.as_mut().unwrap().containers =
+        vec![Container { name: "app".to_owned(), image: Some(IMAGE.to_owned()), ..Container::default() }];
+    let t0 = Micros(now().0 - 800_000);
+    let mut records = start(t0, 0, 200);
+    records.retain(|r| r.phase < Phase::ImagesPulled);
+    records.push(record(t0, Writer::Runtime, Phase::ImagesPulled, 7_800, None, &[("image", IMAGE)]));
+    api.pod(&pod);
+    api.flow(&PodFlow::from_flow(&Flow { pod: reference(&pod, "podway-0"), records }));
+    let layer = |n: u8, received_bytes, phase| Layer {
+        digest: format!("sha256:{}", format!("{n:02x}").repeat(32)),
+        size_bytes: 40 << 20,
+        received_bytes,
+        phase,
+    };
+    let of = |image: &str| Pull {
+        image: image.to_owned(),
+        phase: State::Fetching,
+        total_bytes: 40 << 20,
+        received_bytes,
+        bytes_per_second: 5 << 20,
+        eta_milliseconds: Some(6_000),
+        layers: vec![
+            layer(0xa1, received_bytes, LayerState::Downloading),
+            layer(0xb2, 0, LayerState::AlreadyThere),
+        ],
+        ..Pull::default()
+    };
+    api.pulls(vec![of(IMAGE), of("registry.local/of-another:v1")]);
 }
 
 fn stuck(api: &FakeApi) {

@@ -6,6 +6,7 @@ use super::{
     ModelError, NodeTerm, Original, Owner, PodAffinity, PodVolume, PreferredTerm, Resources, SpreadConstraint,
 };
 use k8s_openapi::api::core::v1;
+use podway_flow::{Phase, stuck};
 use std::collections::BTreeMap;
 
 /// What a container without a CPU request counts as when nodes are scored (`util/pod_resources.go`).
@@ -130,6 +131,8 @@ pub struct PodInfo {
     pub unsupported: Vec<&'static str>,
     /// PodScheduled as last seen.
     pub condition: Option<ScheduledCondition>,
+    /// It says of itself that it waits too long for a node.
+    pub stuck: bool,
     /// `status.nominatedNodeName`; empty for none.
     pub nominated: String,
     /// `spec.preemptionPolicy` is Never: it waits rather than evict others.
@@ -207,6 +210,7 @@ impl PodInfo {
             needs: needs(spec),
             unsupported: unsupported(spec),
             condition: condition(pod),
+            stuck: is_stuck(pod),
             nominated: status.and_then(|s| s.nominated_node_name.clone()).unwrap_or_default(),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
             started: status.and_then(|s| Some(s.start_time.as_ref()?.0.as_second())),
@@ -254,6 +258,7 @@ impl PodInfo {
             needs,
             unsupported,
             condition: _,
+            stuck: _,
             nominated: _,
             never_preempts,
             started,
@@ -390,6 +395,14 @@ fn preempted(pod: &v1::Pod) -> bool {
     let all = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let mut targets = all.filter(|c| c.type_ == "DisruptionTarget");
     targets.next().is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler"))
+}
+
+fn is_stuck(pod: &v1::Pod) -> bool {
+    let queued = Some(Phase::Queued.name());
+    let is = |c: &v1::PodCondition| {
+        c.type_ == stuck::CONDITION && c.status == "True" && c.reason.as_deref() == queued
+    };
+    pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(is)
 }
 
 fn condition(pod: &v1::Pod) -> Option<ScheduledCondition> {

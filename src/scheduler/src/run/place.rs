@@ -183,6 +183,10 @@ impl Scheduler {
             let (now, metrics) = (self.binder.clock.now(), &self.binder.metrics);
             metrics.attempt(AttemptResult::Scheduled, &queued.pod.scheduler_name, now.since(started));
             metrics.scheduled(queued.attempts, now.since(queued.added));
+            self.patience.learn(started.since(queued.waits_since));
+            if queued.stuck {
+                self.notify(Notice::Stuck(queued.pod.clone(), None));
+            }
             return self.notify(Notice::Scheduled(queued.pod, placement.node));
         };
         binding::unreserve(&Binder { framework, ..self.binder.clone() }, &placement);

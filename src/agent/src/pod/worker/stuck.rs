@@ -7,14 +7,8 @@
 use super::*;
 use crate::metrics::Counted;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use podway_flow::phase::CONDITION_PREFIX;
 use podway_flow::record::bounded;
-use podway_flow::stuck::Waiting;
-
-/// The event's reason.
-const EVENT: &str = "PodStuck";
-/// The condition's reason once the pod has got on; while it is stuck that is the phase.
-const GOT_ON: &str = "GotOn";
+use podway_flow::stuck::{CONDITION, EVENT, GOT_ON, Waiting};
 
 /// What was told of it.
 #[derive(Debug, Default)]
@@ -59,7 +53,7 @@ impl Worker {
 
     /// Whether it has become true.
     fn put_stuck(&mut self, status: &mut api::PodStatus, worst: Option<&Waiting>, now: Micros) -> bool {
-        let type_ = format!("{CONDITION_PREFIX}Stuck");
+        let type_ = CONDITION.to_owned();
         let conditions = status.conditions.get_or_insert_default();
         // What is stored may be of an agent before this one.
         let stored = conditions.iter().position(|c| c.type_ == type_).map(|at| conditions.remove(at));

@@ -480,6 +480,7 @@ impl Bench {
             )),
             classes: crate::pod::classes::Classes::new(kube::runtime::reflector::store().0),
             modules: crate::pod::confinement::Modules::default(),
+            seccomp_default: false,
             known: tokio::sync::watch::channel(crate::node::State::default()).1,
             cgroups: Arc::new(Cgroups::new(&tree, Layout::new(Driver::Cgroupfs, "/").unwrap())),
             metrics,

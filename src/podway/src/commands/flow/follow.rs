@@ -1,8 +1,7 @@
 //! `podway flow -w`: the picture is drawn anew whenever the pod or its `PodFlow` changes, until the pod
-//! has settled. What the watch tells is taken in by [`Followed`], and [`standing`] says what it means;
+//! has settled; below it stand the pulls of its images, as they go. What the watch tells is taken in by [`Followed`], and [`standing`] says what it means;
 //! both are pure, as is [`verdict`] on a watch that broke.
 
-use std::io::IsTerminal as _;
 use std::pin::pin;
 
 use anyhow::Context as _;
@@ -13,17 +12,20 @@ use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use podway_api::PodFlow;
 use podway_flow::{Flow, Outcome, Phase};
+use podway_ui::pulls::Told;
 use tokio::time::Instant;
 
+use super::pulling::{Pulling, Screen};
 use super::source::{SETTLE, Source};
 use super::{Args, Output, render};
 use crate::commands::up::progress;
-use crate::commands::{Hinted, one_line, print};
+use crate::commands::{Hinted, one_line};
 
 /// What wakes the follower.
 enum Change {
     Pod(Box<watcher::Event<Pod>>),
     Flow,
+    Pulls(Told),
     Broken(&'static str, watcher::Error),
     /// [`SETTLE`] is over.
     Late,
@@ -46,7 +48,9 @@ pub(super) async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
     let of = format!("pod {}/{}", source.namespace, source.name);
     let mut followed = Followed::default();
     let mut deadline: Option<Instant> = None;
-    let mut shown = String::new();
+    let mut screen = Screen::new(args);
+    let mut pulling = Pulling::new(source.client.clone());
+    let mut known = None;
     let mut noted = String::new();
     let mut note = |line: String| {
         if noted != line {
@@ -58,12 +62,22 @@ pub(super) async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
         let patience = deadline.map(tokio::time::sleep_until);
         let change = tokio::select! {
             change = changes.next() => change.context("the watch ended")?,
+            told = pulling.next() => Change::Pulls(told),
             () = async { if let Some(end) = patience { end.await } }, if deadline.is_some() => Change::Late,
         };
-        let late = matches!(change, Change::Late);
+        let (late, only_pulls) = (matches!(change, Change::Late), matches!(change, Change::Pulls(_)));
         match change {
             Change::Pod(event) => followed.take(*event),
             Change::Flow | Change::Late => {}
+            Change::Pulls(Told::Pulls(pulls)) => pulling.take(pulls),
+            Change::Pulls(Told::Refused(why)) => {
+                let why = one_line(&format!("image pulls are not shown as they go: {why}"));
+                if !screen.is_terminal() {
+                    note(why);
+                    continue;
+                }
+                pulling.refuse(why);
+            }
             Change::Broken(what, error) => {
                 match verdict(what, &error) {
                     Verdict::Routine => {}
@@ -87,15 +101,24 @@ pub(super) async fn follow(source: &Source, args: &Args) -> anyhow::Result<()> {
             }
             continue;
         };
-        let flow = source.flow_of(pod).await?;
-        let text = render(&flow, pod, args)?;
-        if text != shown {
-            let clear = matches!(args.output, Output::Text) && std::io::stdout().is_terminal();
-            print(&format!("{}{text}", if clear { "\u{1b}[H\u{1b}[2J" } else { "" }))?;
-            shown = text;
-        }
-        match standing(pod, &flow) {
-            Standing::OnTheWay => deadline = None,
+        // Pulls come often: nothing else is read for them, and where nothing is drawn anew the picture stays.
+        let flow = match known.take().filter(|_| only_pulls) {
+            Some(flow) => flow,
+            None => source.flow_of(pod).await?,
+        };
+        let stays = only_pulls && !screen.is_terminal();
+        let picture = if stays { screen.picture().to_owned() } else { render(&flow, pod, args)? };
+        let standing = standing(pod, &flow);
+        let lines = if standing == Standing::OnTheWay { pulling.lines(pod) } else { String::new() };
+        screen.draw(picture, lines)?;
+        known = Some(flow);
+        match standing {
+            Standing::OnTheWay => {
+                deadline = None;
+                if args.output == Output::Text {
+                    pulling.ask(pod);
+                }
+            }
             Standing::Settled { ending, whole } if whole || late => return told(&of, ending, source),
             Standing::Settled { .. } => {
                 deadline.get_or_insert_with(|| Instant::now() + SETTLE);

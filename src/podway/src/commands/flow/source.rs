@@ -43,7 +43,7 @@ impl Source {
         let wait = kube::runtime::wait::await_condition(flows, &self.name, whole);
         // Without it there is still the pod's own object to read.
         drop(tokio::time::timeout(SETTLE, wait).await);
-        Ok(text(&self.flow().await?, false))
+        Ok(text(&self.flow().await?, None, false))
     }
 
     pub(super) async fn flow(&self) -> anyhow::Result<Flow> {
