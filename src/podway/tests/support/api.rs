@@ -120,8 +120,11 @@ impl FakeApi {
         self.refused.lock().unwrap().push(resource);
     }
 
-    fn put(&self, resource: &'static str, object: Value) {
+    fn put(&self, resource: &'static str, mut object: Value) {
         let mut objects = self.objects.lock().unwrap();
+        let mut log = self.log.lock().unwrap();
+        // That of this change: a watcher takes an object without one for the end of its watch.
+        object["metadata"]["resourceVersion"] = json!((log.len() + 2).to_string());
         let all = objects.entry(resource).or_default();
         let same = |o: &Value| {
             o["metadata"]["name"] == object["metadata"]["name"]
@@ -134,7 +137,6 @@ impl FakeApi {
             None => all.push(object.clone()),
         }
         let change = (resource, json!({"type": type_, "object": object}));
-        let mut log = self.log.lock().unwrap();
         log.push(change.clone());
         // Nobody may be watching.
         drop(self.changes.send(change));
