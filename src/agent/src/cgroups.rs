@@ -1,5 +1,5 @@
 //! The cgroups above containers: `<root>/kubepods[/burstable|/besteffort]/pod<uid>`, with the pod's
-//! limits. systemd makes and ends them where it is the manager ([`layout::Driver`]); their values are written
+//! limits. systemd makes and ends them where it is the manager ([`Driver`]); their values are written
 //! to the kernel's files in either case.
 //!
 //! The name is the journal: a directory below our root that is called after a UID belongs to the pod of that UID, so
@@ -13,9 +13,9 @@ mod values;
 
 use crate::node::allocatable::{Held, PodsLimits, Reserved, Resource};
 use crate::pod::resources;
-use layout::{Driver, Group, Layout};
+use layout::{Group, Layout};
 pub use limits::{PodLimits, limits, requests};
-use podway_systemd::{InvalidSlice, Manager, ManagerError};
+use podway_systemd::{Driver, InvalidSlice, Manager, ManagerError};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tokio::sync::Mutex;
@@ -100,10 +100,7 @@ impl Cgroups {
     /// # Errors
     /// [`CgroupError`], e.g. that the pods use more memory now.
     pub async fn enforce(&self, limits: PodsLimits) -> Result<(), CgroupError> {
-        let memory = i64::try_from(limits.memory).unwrap_or(i64::MAX);
-        let mut values =
-            vec![Value::Shares(resources::shares(limits.milli_cpu)), Value::Memory(Some(memory))];
-        values.extend(limits.pids.and_then(|pids| u64::try_from(pids).ok()).map(Value::Pids));
+        let values = kept(Some(limits.milli_cpu), Some(limits.memory), limits.pids);
         self.tell(self.layout.pods(), &values).await?;
         let (tree, path) = (self.tree.clone(), self.base().to_owned());
         // The kernel may have to free memory before it answers.
@@ -116,17 +113,14 @@ impl Cgroups {
     ///
     /// # Errors
     /// [`CgroupError`], e.g. that it is not there.
-    pub async fn hold(&self, held: &Held, kept: &Reserved) -> Result<(), CgroupError> {
+    pub async fn hold(&self, held: &Held, list: &Reserved) -> Result<(), CgroupError> {
         let group = self.layout.named(&held.cgroup)?;
         if !self.tree.whole(&group.path) {
             return Err(CgroupError::Missing(held.cgroup.clone()));
         }
-        let mut values = Vec::from_iter(kept.of(Resource::Cpu).map(resources::shares).map(Value::Shares));
-        if !held.compressible {
-            let memory = kept.of(Resource::Memory).map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-            values.extend(memory.map(|bytes| Value::Memory(Some(bytes))));
-            values.extend(kept.of(Resource::Pid).and_then(|n| u64::try_from(n).ok()).map(Value::Pids));
-        }
+        let incompressible = |resource| list.of(resource).filter(|_| !held.compressible);
+        let values =
+            kept(list.of(Resource::Cpu), incompressible(Resource::Memory), incompressible(Resource::Pid));
         self.set(&group, &values).await
     }
 
@@ -195,9 +189,8 @@ impl Cgroups {
     /// # Errors
     /// [`CgroupError`] while something runs in it.
     pub async fn remove(&self, uid: &str) -> Result<(), CgroupError> {
-        for qos in ["Guaranteed", "Burstable", "BestEffort"] {
-            self.end(&self.layout.pod(qos, uid)?).await?;
-        }
+        let groups = ["Guaranteed", "Burstable", "BestEffort"].map(|qos| self.layout.pod(qos, uid));
+        self.end(groups.into_iter().collect::<Result<_, _>>()?).await?;
         self.note_burstable(uid, None).await
     }
 
@@ -210,10 +203,8 @@ impl Cgroups {
         if !self.uids().is_empty() {
             return Ok(());
         }
-        for class in ["burstable", "besteffort"] {
-            self.end(&self.layout.class(class)?).await?;
-        }
-        self.end(self.layout.pods()).await
+        let pods = self.layout.pods().clone();
+        self.end(vec![self.layout.class("burstable")?, self.layout.class("besteffort")?, pods]).await
     }
 
     /// The UIDs that have a cgroup here.
@@ -266,15 +257,25 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Ends a cgroup, if it is there.
-    async fn end(&self, group: &Group) -> Result<(), CgroupError> {
-        if let (Some(systemd), Some(slice), true) = (&self.systemd, &group.slice, self.tree.has(&group.path))
-        {
-            systemd.stop(slice.name()).await?;
+    /// Ends those of these cgroups that are there.
+    async fn end(&self, groups: Vec<Group>) -> Result<(), CgroupError> {
+        if let Some(systemd) = &self.systemd {
+            let there = groups.iter().filter(|group| self.tree.has(&group.path));
+            for slice in there.filter_map(|group| group.slice.as_ref()) {
+                systemd.stop(slice.name()).await?;
+            }
         }
-        let (tree, path) = (self.tree.clone(), group.path.clone());
-        Ok(tokio::task::spawn_blocking(move || tree.remove(&path)).await??)
+        let tree = self.tree.clone();
+        let removed = move || groups.iter().try_for_each(|group| tree.remove(&group.path));
+        Ok(tokio::task::spawn_blocking(removed).await??)
     }
+}
+
+/// What is kept for somebody, as far as it is stated: thousandths of processors, bytes, tasks.
+fn kept(cpu: Option<i128>, memory: Option<i128>, pids: Option<i128>) -> Vec<Value> {
+    let memory = memory.map(|bytes| Value::Memory(Some(i64::try_from(bytes).unwrap_or(i64::MAX))));
+    let pids = pids.and_then(|pids| u64::try_from(pids).ok()).map(Value::Pids);
+    [cpu.map(|cpu| Value::Shares(resources::shares(cpu))), memory, pids].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Configuration of the agent; the names are the kubelet's flags in snake case.
 
-use crate::cgroups::layout::Driver;
 use crate::gc::collect::ImagePolicy;
 use crate::gc::logs;
 use crate::node::allocatable::Reservation;
 use crate::node::pressure::Thresholds;
 use crate::shutdown::periods::Periods;
 use crate::traces::Tracing;
+use podway_systemd::Driver;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;

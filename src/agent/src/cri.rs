@@ -1,7 +1,6 @@
 //! The runtime as the agent calls it: CRI v1 with the kubelet's deadlines, each call counted, and the
 //! flow records that came back with it, of failed calls too.
 
-use crate::cgroups::layout::Driver;
 use crate::metrics::Metrics;
 use crate::pod::core::{Instance, Observed, Sandbox, State};
 use crate::pod::{cri_config, observe};
@@ -9,6 +8,7 @@ use podway_cri::v1::image_service_client::ImageServiceClient;
 use podway_cri::v1::runtime_service_client::RuntimeServiceClient;
 use podway_cri::{client, metadata, v1};
 use podway_flow::{Record, wire};
+use podway_systemd::Driver;
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use podway_agent::cgroups::layout::Driver;
 use podway_agent::config::Config;
 use podway_agent::node::allocatable::{Held, Reserved};
 use podway_agent::shutdown::periods::{Period, Periods};
 use podway_agent::traces::Tracing;
+use podway_systemd::Driver;
 use serde::Deserialize;
 
 use crate::commands::Hinted;

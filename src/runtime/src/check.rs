@@ -5,7 +5,7 @@
 
 mod runc;
 
-use crate::cgroup::driver::{Driver, Units};
+use crate::cgroup::driver::Units;
 use crate::cgroup::{Cgroups, Version};
 use crate::cni::Network;
 use crate::config::Config;
@@ -14,6 +14,7 @@ use crate::handlers::{Handler, HandlerError};
 use crate::image::pull::chain;
 use crate::podns;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use podway_systemd::Driver;
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The runtime's configuration: a TOML file and its drop-ins. An unknown key is an error (a typo must not be a
 //! default).
 
-use crate::cgroup::driver::Driver;
+use podway_systemd::Driver;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The runtime's process: directories, journal, recovery, then both services on one socket.
 
 use crate::cgroup::Cgroups;
-use crate::cgroup::driver::{Driver, Units};
+use crate::cgroup::driver::Units;
 use crate::cgroup::home::{Home, HomeError};
 use crate::config::Config;
 use crate::features::Features;
@@ -17,6 +17,7 @@ use crate::stats::Collector;
 use crate::streaming::{self, Streaming};
 use crate::{podns, recover, spec, telemetry};
 use podway_cri::v1::image_service_server::ImageService;
+use podway_systemd::Driver;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;

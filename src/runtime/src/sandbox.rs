@@ -7,6 +7,7 @@
 pub mod process1;
 pub mod shm;
 
+use crate::cgroup::driver;
 use crate::cni::{Attachment, Network, Runner};
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
@@ -144,9 +145,7 @@ impl Journalled {
             );
         }
         let asked = config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
-        let driver = runtime.config.cgroup_driver;
-        let cgroup = driver
-            .sandbox(asked, &runtime.config.cgroup_parent, &id)
+        let cgroup = driver::sandbox(runtime.config.cgroup_driver, asked, &runtime.config.cgroup_parent, &id)
             .map_err(|e| OpError::Invalid(e.to_string()))?;
         let entry = Sandbox {
             name,

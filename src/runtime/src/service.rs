@@ -3,7 +3,6 @@
 mod list;
 mod verbose;
 
-use crate::cgroup::driver::Driver;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::names::Made;
@@ -17,6 +16,7 @@ use podway_cri::v1::ContainerEventType::{
 };
 use podway_cri::v1::runtime_service_server::RuntimeService;
 use podway_cri::{metadata, v1};
+use podway_systemd::Driver;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::StreamExt as _;

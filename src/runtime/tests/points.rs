@@ -19,9 +19,9 @@ use axum::response::IntoResponse as _;
 use cri::Cri;
 use node::Node;
 use podway_cri::v1;
-use podway_runtime::cgroup::driver::Driver;
 use podway_runtime::image::Digest;
 use podway_runtime::points::{Point, VARIABLE};
+use podway_systemd::Driver;
 use process::Process;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -200,19 +200,10 @@ fn the_same_under_systemd() {
         node.cgroup = "/podway.slice".to_owned();
         let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         threads.block_on(killed_at_each_step(&node));
-        let units = "systemctl list-units --all --plain --no-legend --full -- 'cri-podway-*' 'podway-monitor-*' \
-                     'podway-????????????????????*'";
-        let left = std::process::Command::new("sh").args(["-c", units]).output().unwrap();
-        assert_eq!(String::from_utf8(left.stdout).unwrap(), "", "units are left");
+        assert_eq!(node::units(&node::UNITS), Vec::<String>::new());
         return;
     }
-    if let Some(lacking) = booted::lacks() {
-        println!("NOT TESTED: kill -9 under systemd needs {lacking}");
-        return;
-    }
-    let mut directories = vec![node.config.cni.bin_dirs[0].clone()];
-    directories.extend(node.config.runc.path.parent().map(std::path::Path::to_owned));
-    directories.retain(|d| !d.starts_with("/usr"));
+    let directories = node.programs();
     drop(node);
     match booted::run(&["--exact", "the_same_under_systemd", "--nocapture"], &[], &directories) {
         Ok(said) => println!("{said}"),

@@ -26,16 +26,6 @@ fn show(unit: &str, properties: &[&str]) -> BTreeMap<String, String> {
     text.lines().filter_map(|l| l.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
-/// The units that systemd knows by these patterns, failed and ended ones too.
-fn units(patterns: &[&str]) -> Vec<String> {
-    let mut command = Command::new("systemctl");
-    command.args(["list-units", "--all", "--plain", "--no-legend", "--full", "--"]).args(patterns);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect()
-}
-
 /// Both: the one that boots it, and the one that is run inside.
 #[test]
 fn on_a_real_systemd() {
@@ -44,15 +34,9 @@ fn on_a_real_systemd() {
         threads.block_on(inside());
         return;
     }
-    if let Some(lacking) = booted::lacks() {
-        println!("NOT TESTED: the systemd cgroup driver needs {lacking}");
-        return;
-    }
     let Some(node) = node::node() else { return };
-    let mut directories = vec![node.config.cni.bin_dirs[0].clone()];
-    directories.extend(node.config.runc.path.parent().map(std::path::Path::to_owned));
+    let directories = node.programs();
     drop(node);
-    directories.retain(|d| !d.starts_with("/usr"));
     match booted::run(&["--exact", "on_a_real_systemd", "--nocapture"], &[], &directories) {
         Ok(said) => println!("{said}"),
         Err(error) => panic!("{error:#}"),

@@ -2,15 +2,13 @@
 //! for as long as it has to finish its work: an inhibitor lock of mode `delay`, as the kubelet takes it
 //! (pkg/kubelet/nodeshutdown/systemd/inhibit_linux.go; <https://systemd.io/INHIBITOR_LOCKS>).
 
+use crate::bus;
 use futures::{Stream, StreamExt as _};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zbus::{Connection, OwnedFd, Proxy};
 
-const NAME: &str = "org.freedesktop.login1";
-const PATH: &str = "/org/freedesktop/login1";
-const MANAGER: &str = "org.freedesktop.login1.Manager";
 /// Where settings of one's own go, and the file that is the kubelet's.
 const SETTINGS: &str = "etc/systemd/logind.conf.d";
 const FILE: &str = "99-kubelet.conf";
@@ -69,14 +67,7 @@ impl Logind {
     /// [`LogindError`].
     pub async fn connect() -> Result<Self, LogindError> {
         let connection = Connection::system().await.map_err(failed("answer: there is no system bus"))?;
-        let proxy = zbus::proxy::Builder::new(&connection)
-            .destination(NAME)
-            .path(PATH)
-            .interface(MANAGER)
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .build()
-            .await
-            .map_err(failed("answer"))?;
+        let proxy = bus::LOGIND.on(&connection).await.map_err(failed("answer"))?;
         Ok(Logind { connection, proxy })
     }
 
@@ -102,13 +93,7 @@ impl Logind {
         let text = format!("# Kubelet logind override\n[Login]\nInhibitDelayMaxSec={}\n", wanted.as_secs());
         let written = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&file, text));
         written.map_err(|e| LogindError::Settings(file, e))?;
-        let systemd = Proxy::new(
-            &self.connection,
-            "org.freedesktop.systemd1",
-            "/org/freedesktop/systemd1",
-            "org.freedesktop.systemd1.Manager",
-        );
-        let systemd = systemd.await.map_err(failed("read its settings again"))?;
+        let systemd = bus::MANAGER.on(&self.connection).await.map_err(failed("read its settings again"))?;
         let hangup = ("systemd-logind.service", "all", SIGHUP);
         systemd.call_method("KillUnit", &hangup).await.map_err(failed("read its settings again"))?;
         let mut allowed = Duration::ZERO;

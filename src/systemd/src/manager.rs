@@ -5,6 +5,7 @@
 //! The connection is made with the first call, to the system bus, or where there is none to the manager's own
 //! socket, which root may use; one that has broken is made anew, once, with the next call.
 
+use crate::bus;
 use crate::slice::Slice;
 use futures::StreamExt as _;
 use std::time::Duration;
@@ -12,9 +13,6 @@ use tokio::sync::Mutex;
 use zbus::{Connection, Proxy, connection};
 use zbus::{OwnedObjectPath, Variant};
 
-const NAME: &str = "org.freedesktop.systemd1";
-const PATH: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// The manager's own socket.
 const PRIVATE: &str = "unix:path=/run/systemd/private";
 /// How long a job may take; libcontainer's time.
@@ -226,10 +224,10 @@ impl Manager {
     async fn proxy(&self) -> Result<Proxy<'static>, ManagerError> {
         let mut held = self.connection.lock().await;
         if let Some(connection) = held.as_ref().filter(|c| !c.is_closed()) {
-            return proxy(connection).await.map_err(ManagerError::Connect);
+            return bus::MANAGER.on(connection).await.map_err(ManagerError::Connect);
         }
         let connection = Self::connect().await.map_err(ManagerError::Connect)?;
-        let proxy = proxy(&connection).await.map_err(ManagerError::Connect)?;
+        let proxy = bus::MANAGER.on(&connection).await.map_err(ManagerError::Connect)?;
         // Without it signals are not sent at all.
         proxy.call_method("Subscribe", &()).await.map_err(ManagerError::Connect)?;
         *held = Some(connection);
@@ -245,16 +243,6 @@ impl Manager {
             }
         }
     }
-}
-
-async fn proxy(connection: &Connection) -> zbus::Result<Proxy<'static>> {
-    zbus::proxy::Builder::new(connection)
-        .destination(NAME)
-        .path(PATH)
-        .interface(MANAGER)
-        .cache_properties(zbus::proxy::CacheProperties::No)
-        .build()
-        .await
 }
 
 /// Always on: it is what a cgroup of the other driver has, and the kernel does not count what came before.

@@ -1,30 +1,7 @@
 //! Where a node's cgroups lie: `<root>/kubepods[/burstable|/besteffort]/pod<uid>`, or the slices that systemd has
 //! for these names. Which of the two is the runtime's word (KEP-4033), as both must have the same manager.
 
-use podway_systemd::{InvalidSlice, Slice};
-use serde::Deserialize;
-
-/// Who manages cgroups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Driver {
-    /// Whoever makes a directory.
-    #[default]
-    Cgroupfs,
-    /// systemd.
-    Systemd,
-}
-
-impl Driver {
-    /// As `cgroupDriver` has it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Driver::Cgroupfs => "cgroupfs",
-            Driver::Systemd => "systemd",
-        }
-    }
-}
+use podway_systemd::{Driver, InvalidSlice, Slice};
 
 /// A cgroup: its path in a tree (empty for the root), which is CRI's `cgroup_parent` too, and what it is to systemd.
 #[derive(Clone, Debug, PartialEq, Eq)]

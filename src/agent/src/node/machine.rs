@@ -272,7 +272,7 @@ fn pretty_name(release: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroups::layout::Driver;
+    use podway_systemd::Driver;
 
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

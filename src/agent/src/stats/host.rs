@@ -215,7 +215,7 @@ fn interface(line: &str) -> Option<Interface> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroups::layout::Driver;
+    use podway_systemd::Driver;
 
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

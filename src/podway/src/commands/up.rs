@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use podway_cluster::{Cluster, UpOptions};
+use podway_systemd::Driver;
 
 use super::{Hinted, flow, print};
 
@@ -36,8 +37,8 @@ pub(crate) struct Args {
     #[arg(long)]
     default_scheduler: bool,
     /// Who manages the nodes' cgroups: whoever makes a directory, or the systemd of this machine.
-    #[arg(long, value_enum, default_value_t)]
-    cgroup_driver: CgroupDriver,
+    #[arg(long, value_name = "DRIVER", default_value = Driver::default().name(), value_parser = [Driver::Cgroupfs.name(), Driver::Systemd.name()])]
+    cgroup_driver: String,
     /// Use this registry (plain HTTP) for every image, instead of an own one.
     #[arg(long, value_name = "HOST:PORT")]
     registry: Option<String>,
@@ -79,7 +80,7 @@ async fn up(args: Args) -> anyhow::Result<()> {
         kubeconfig,
         registry: args.registry,
         default_scheduler: args.default_scheduler,
-        systemd: args.cgroup_driver == CgroupDriver::Systemd,
+        systemd: args.cgroup_driver == Driver::Systemd.name(),
         podway: Some(podway),
     };
     let logs = args.state_dir.join("logs");
@@ -91,14 +92,6 @@ async fn up(args: Args) -> anyhow::Result<()> {
         demo(&cluster).await?;
     }
     print(&exports(&cluster))
-}
-
-/// `--cgroup-driver`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum CgroupDriver {
-    #[default]
-    Cgroupfs,
-    Systemd,
 }
 
 /// What a shell needs to use the cluster; `eval "$(podway up --no-demo)"` is meant to work.

@@ -6,23 +6,11 @@
 
 use super::Version;
 use crate::ids::Id;
-use podway_systemd::{Manager, ManagerError, Slice};
-use serde::Deserialize;
+use podway_systemd::{Driver, Manager, ManagerError, Slice};
 use std::sync::Arc;
 
 /// What stands before a container's id in the name of its scope: containerd's is `cri-containerd`, CRI-O's `crio`.
 const PREFIX: &str = "cri-podway";
-
-/// Who makes cgroups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Driver {
-    /// runc, by directories.
-    #[default]
-    Cgroupfs,
-    /// systemd, by slices and scopes.
-    Systemd,
-}
 
 /// A cgroup parent that is not of the driver's kind.
 #[derive(Debug, thiserror::Error)]
@@ -41,29 +29,27 @@ pub enum InvalidParent {
     Slice(String),
 }
 
-impl Driver {
-    /// The path of a sandbox' cgroup: the one that is asked for, else one of its own below the default, which is
-    /// `/podway` or `podway.slice` where the configuration has none.
-    ///
-    /// # Errors
-    /// [`InvalidParent`] for a relative path, `..`, or one of the other driver's kind.
-    pub fn sandbox(self, asked: &str, default: &str, id: &Id) -> Result<String, InvalidParent> {
-        let given = [asked, default].into_iter().find(|p| !p.is_empty());
-        match self {
-            Driver::Cgroupfs => {
-                let parent = plain(given.unwrap_or("/podway"))?;
-                Ok(if asked.is_empty() { format!("{parent}/{id}") } else { parent })
+/// The path of a sandbox' cgroup: the one that is asked for, else one of its own below the default, which is
+/// `/podway` or `podway.slice` where the configuration has none.
+///
+/// # Errors
+/// [`InvalidParent`] for a relative path, `..`, or one of the other driver's kind.
+pub fn sandbox(driver: Driver, asked: &str, default: &str, id: &Id) -> Result<String, InvalidParent> {
+    let given = [asked, default].into_iter().find(|p| !p.is_empty());
+    match driver {
+        Driver::Cgroupfs => {
+            let parent = plain(given.unwrap_or("/podway"))?;
+            Ok(if asked.is_empty() { format!("{parent}/{id}") } else { parent })
+        }
+        Driver::Systemd => {
+            let slice = slice(given.unwrap_or("podway.slice"))?;
+            if !asked.is_empty() {
+                return Ok(slice.path());
             }
-            Driver::Systemd => {
-                let slice = slice(given.unwrap_or("podway.slice"))?;
-                if !asked.is_empty() {
-                    return Ok(slice.path());
-                }
-                let own = slice.name().trim_end_matches(".slice");
-                Slice::parse(&format!("{own}-{id}.slice"))
-                    .map(|own| own.path())
-                    .map_err(|e| InvalidParent::Slice(e.0))
-            }
+            let own = slice.name().trim_end_matches(".slice");
+            Slice::parse(&format!("{own}-{id}.slice"))
+                .map(|own| own.path())
+                .map_err(|e| InvalidParent::Slice(e.0))
         }
     }
 }
@@ -165,11 +151,11 @@ mod tests {
     #[test]
     fn a_parent_of_cgroupfs_is_an_absolute_plain_path() {
         let (driver, id) = (Driver::Cgroupfs, id());
-        assert_eq!(driver.sandbox("", "", &id).unwrap(), format!("/podway/{id}"));
-        assert_eq!(driver.sandbox("", "/p", &id).unwrap(), format!("/p/{id}"));
-        assert_eq!(driver.sandbox("/kubepods/x/", "/p", &id).unwrap(), "/kubepods/x");
+        assert_eq!(sandbox(driver, "", "", &id).unwrap(), format!("/podway/{id}"));
+        assert_eq!(sandbox(driver, "", "/p", &id).unwrap(), format!("/p/{id}"));
+        assert_eq!(sandbox(driver, "/kubepods/x/", "/p", &id).unwrap(), "/kubepods/x");
         for bad in ["kubepods", "/a/../b", "kubepods.slice", "/a/b.slice", "/a:b"] {
-            let error = driver.sandbox(bad, "/p", &id).unwrap_err().to_string();
+            let error = sandbox(driver, bad, "/p", &id).unwrap_err().to_string();
             assert!(error.contains(&format!("cgroup_parent {bad:?}")), "{error}");
         }
     }
@@ -177,10 +163,10 @@ mod tests {
     #[test]
     fn a_parent_of_systemd_is_a_slice() {
         let (driver, id) = (Driver::Systemd, id());
-        assert_eq!(driver.sandbox("", "", &id).unwrap(), format!("/podway.slice/podway-{id}.slice"));
+        assert_eq!(sandbox(driver, "", "", &id).unwrap(), format!("/podway.slice/podway-{id}.slice"));
         let pod = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
         for asked in [pod, "kubepods-burstable-pod1_2.slice"] {
-            assert_eq!(driver.sandbox(asked, "x.slice", &id).unwrap(), pod);
+            assert_eq!(sandbox(driver, asked, "x.slice", &id).unwrap(), pod);
         }
         for bad in [
             "/kubepods/pod1",
@@ -194,10 +180,10 @@ mod tests {
             "a:b",
             "/podway",
         ] {
-            let error = driver.sandbox(bad, "", &id).unwrap_err().to_string();
+            let error = sandbox(driver, bad, "", &id).unwrap_err().to_string();
             assert!(error.contains(&format!("cgroup_parent {bad:?}")) && error.contains("slice"), "{error}");
         }
-        assert!(driver.sandbox("", "/podway", &id).is_err(), "also where the configuration has it");
+        assert!(sandbox(driver, "", "/podway", &id).is_err(), "also where the configuration has it");
     }
 
     #[test]

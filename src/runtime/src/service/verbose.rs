@@ -32,7 +32,7 @@ pub(super) fn runtime(runtime: &Runtime) -> Info {
         "stateDir": config.state,
         "endpoint": config.listen,
         "cgroupParent": config.cgroup_parent,
-        "cgroupDriver": format!("{:?}", runtime.config.cgroup_driver).to_lowercase(),
+        "cgroupDriver": runtime.config.cgroup_driver.name(),
         "cgroupVersion": format!("{:?}", runtime.cgroups.version()),
         "runtimes": runtimes,
         "monitor": config.monitor.path,

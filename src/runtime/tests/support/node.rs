@@ -113,7 +113,26 @@ pub fn node() -> Option<Node> {
     Some(node)
 }
 
+/// What a runtime's own units of systemd are called.
+pub const UNITS: [&str; 3] = ["cri-podway-*", "podway-monitor-*", "podway-????????????????????*"];
+
+/// The units that systemd knows by these patterns, failed and ended ones too.
+pub fn units(patterns: &[&str]) -> Vec<String> {
+    let mut command = Command::new("systemctl");
+    command.args(["list-units", "--all", "--plain", "--no-legend", "--full", "--"]).args(patterns);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect()
+}
+
 impl Node {
+    /// Where the programs are that it needs.
+    pub fn programs(&self) -> Vec<PathBuf> {
+        let runc = self.config.runc.path.parent().map(Path::to_owned);
+        self.config.cni.bin_dirs.iter().cloned().chain(runc).collect()
+    }
+
     pub fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -3,7 +3,6 @@
 
 use super::cri::{self, Cri};
 use super::node::Node;
-use podway_runtime::cgroup::driver::Driver;
 use podway_runtime::config::Config;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
@@ -33,10 +32,7 @@ impl Process {
             c.root,
             c.state,
             c.cgroup_parent,
-            match c.cgroup_driver {
-                Driver::Cgroupfs => "cgroupfs",
-                Driver::Systemd => "systemd",
-            },
+            c.cgroup_driver.name(),
             c.cni.bin_dirs,
             c.cni.conf_dir,
             c.runc.path,

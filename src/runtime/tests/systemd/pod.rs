@@ -2,16 +2,15 @@
 
 use crate::cri::Cri;
 use crate::node::{self, Node};
+use crate::node::{UNITS, units};
 use crate::served::serve;
-use crate::{show, units};
+use crate::show;
 use podway_cri::v1;
-use podway_runtime::cgroup::driver::Driver;
+use podway_systemd::Driver;
 use std::path::Path;
 
 /// As the kubelet has it for a burstable pod of UID `aa-bb`.
 const POD: &str = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podaa_bb.slice";
-/// What a runtime's own units are called.
-const OURS: [&str; 3] = ["cri-podway-*", "podway-monitor-*", "podway-????????????????????*"];
 
 fn systemd_node() -> Node {
     let mut node = node::node().expect("what was there outside");
@@ -140,7 +139,7 @@ pub async fn a_pod_in_the_slice_of_its_kubelet() {
     cri.stop(&id, 0).await;
     cri.remove(&id).await;
     cri.remove_pod(&sandbox).await;
-    assert_eq!(units(&OURS), Vec::<String>::new());
+    assert_eq!(units(&UNITS), Vec::<String>::new());
     assert_eq!(directories(&cgroup), Vec::<std::path::PathBuf>::new());
     // The pod's slice is the kubelet's to remove.
     let manager = podway_systemd::Manager::default();
@@ -164,7 +163,7 @@ pub async fn a_pod_in_a_slice_of_its_own() {
     assert_eq!(show(&slice, &["ActiveState"])["ActiveState"], "active");
     // Without a Stop before.
     cri.remove_pod(&sandbox).await;
-    assert_eq!(units(&OURS), Vec::<String>::new());
+    assert_eq!(units(&UNITS), Vec::<String>::new());
     assert_eq!(directories(&path), Vec::<std::path::PathBuf>::new());
     served.end().await;
     assert_eq!(node.leftovers(), Vec::<String>::new());

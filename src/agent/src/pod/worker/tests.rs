@@ -3,7 +3,7 @@
 use super::*;
 use crate::api::PodApi;
 use crate::cgroups::Cgroups;
-use crate::cgroups::layout::{Driver, Layout};
+use crate::cgroups::layout::Layout;
 use crate::cri::Cri;
 use crate::dns::NodeDns;
 use crate::env::tests::Fake;
@@ -19,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use podway_cri::v1::image_service_server::{ImageService, ImageServiceServer};
 use podway_cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use podway_flow::{Clock, Flow};
+use podway_systemd::Driver;
 use serde_json::{Value, json};
 use std::sync::Mutex;
 use tonic::{Request, Response, Status};
