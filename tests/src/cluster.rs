@@ -169,12 +169,16 @@ impl Cluster {
         Ok((String::from_utf8_lossy(&bytes).into_owned(), code))
     }
 
+    fn state(&self) -> anyhow::Result<State> {
+        State::load(&self.layout)?.context("the cluster has no state.json")
+    }
+
     /// The daemons of the cluster whose name has `part` in it: name and process id.
     ///
     /// # Errors
     /// When the state cannot be read, or there is none.
     pub fn daemons(&self, part: &str) -> anyhow::Result<Vec<(String, i32)>> {
-        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let state = self.state()?;
         let found: Vec<_> = state
             .processes
             .into_iter()
@@ -190,7 +194,7 @@ impl Cluster {
     /// # Errors
     /// When there is none of that name.
     pub fn argv(&self, daemon: &str) -> anyhow::Result<Vec<String>> {
-        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
+        let state = self.state()?;
         let record = state.processes.get(daemon).with_context(|| format!("no daemon is called {daemon}"))?;
         Ok(record.argv.clone())
     }
@@ -200,8 +204,8 @@ impl Cluster {
     /// # Errors
     /// When the state cannot be read, or there is none.
     pub fn registry(&self) -> anyhow::Result<SocketAddr> {
-        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
-        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        let state = self.state()?;
+        let network = network(&state)?;
         let port = state.ports.get(registry::NAME).context("the cluster has no registry")?;
         Ok(SocketAddr::new(network.gateway().into(), *port))
     }
@@ -211,8 +215,7 @@ impl Cluster {
     /// # Errors
     /// When the state cannot be read, or there is none.
     pub fn nodes(&self) -> anyhow::Result<Vec<String>> {
-        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
-        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        let network = network(&self.state()?)?;
         Ok(network.nodes(self.nodes).map(|n| n.name()).collect())
     }
 
@@ -221,8 +224,7 @@ impl Cluster {
     /// # Errors
     /// When there is no such node.
     pub fn network(&self, node: &str) -> anyhow::Result<NodeNetwork> {
-        let state = State::load(&self.layout)?.context("the cluster has no state.json")?;
-        let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+        let network = network(&self.state()?)?;
         let found = network.nodes(self.nodes).find(|n| n.name() == node);
         found.with_context(|| format!("no node is called {node}"))
     }
@@ -247,6 +249,10 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+fn network(state: &State) -> anyhow::Result<Network> {
+    state.slot.and_then(Network::new).context("the cluster has no network")
 }
 
 async fn podway_up(state_dir: &Path, nodes: u8) -> anyhow::Result<Answer> {
