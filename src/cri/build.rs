@@ -1,10 +1,10 @@
-//! Generates clients and servers from `proto/api.proto` (CRI v1) and `proto/podway.proto` with protox: no
-//! `protoc` is needed.
+//! Generates clients and servers from `proto/api.proto` (CRI v1), `proto/podway.proto` and
+//! `proto/deviceplugin.proto` with protox: no `protoc` is needed.
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    const FILES: [&str; 2] = ["proto/api.proto", "proto/podway.proto"];
+    const FILES: [&str; 3] = ["proto/api.proto", "proto/podway.proto", "proto/deviceplugin.proto"];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     let path = PathBuf::from(env::var("OUT_DIR")?).join("cri.bin");

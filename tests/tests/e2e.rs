@@ -6,6 +6,8 @@ mod chaos;
 mod containerd;
 #[path = "e2e/create.rs"]
 mod create;
+#[path = "e2e/devices.rs"]
+mod devices;
 #[path = "e2e/existing.rs"]
 mod existing;
 #[path = "e2e/failures.rs"]
@@ -88,6 +90,7 @@ const CASES: &[Case] = &[
     case!(TOGETHER, kubectl::logs),
     case!(TOGETHER, kubectl::exec),
     case!(TOGETHER, kubectl::deleted_with_grace),
+    case!(TOGETHER, devices::of_a_plugin),
     case!(TOGETHER, streams::over_both_protocols),
     case!(TOGETHER, metrics::scraped_by_prometheus),
     case!(TOGETHER, network::localhost),

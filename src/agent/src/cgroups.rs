@@ -48,6 +48,8 @@ pub struct Cgroups {
     tree: Tree,
     layout: Layout,
     systemd: Option<Manager>,
+    /// What each pod may have of processes and threads; none: as many as all pods together.
+    pod_pids: Option<u64>,
     /// CPU shares of the burstable pods by UID: their sum is their class' share. Held while that is set, as the
     /// later of two sums is the right one.
     burstable: Mutex<BTreeMap<String, i64>>,
@@ -58,7 +60,13 @@ impl Cgroups {
     #[must_use]
     pub fn new(mount: &Path, layout: Layout) -> Self {
         let systemd = (layout.driver() == Driver::Systemd).then(Manager::default);
-        Cgroups { tree: Tree::new(mount), layout, systemd, burstable: Mutex::default() }
+        Cgroups { tree: Tree::new(mount), layout, systemd, pod_pids: None, burstable: Mutex::default() }
+    }
+
+    /// Each pod's processes and threads are limited to so many (`podPidsLimit`).
+    #[must_use]
+    pub fn with_pod_pids(self, pod_pids: Option<u64>) -> Self {
+        Cgroups { pod_pids, ..self }
     }
 
     /// 1 or 2: the cgroup version that the machine mounts.
@@ -140,6 +148,7 @@ impl Cgroups {
         let mut values = vec![Value::Shares(limits.cpu_shares)];
         values.extend(limits.cpu_quota.map(|quota| Value::Quota(Some(quota))));
         values.extend(limits.memory.map(|bytes| Value::Memory(Some(bytes))));
+        values.extend(self.pod_pids.map(Value::Pids));
         self.set(&group, &values).await?;
         if qos == "Burstable" {
             self.note_burstable(uid, Some(limits.cpu_shares)).await?;

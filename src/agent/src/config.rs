@@ -42,6 +42,8 @@ pub struct Config {
     pub port: u16,
     /// `--max-pods`.
     pub max_pods: u32,
+    /// `podPidsLimit`: the most processes and threads of a pod; none: as many as all pods together.
+    pub pod_pids_limit: Option<u64>,
     /// `seccompDefault`: whether a container without a profile gets the runtime's own.
     pub seccomp_default: bool,
     /// `--node-labels`.
@@ -60,6 +62,8 @@ pub struct Config {
     pub rotate_certificates: bool,
     /// `serverTLSBootstrap`: whether the cluster signs the kubelet API's certificate.
     pub server_tls_bootstrap: bool,
+    /// `--device-plugin-dir`: where device plugins register; `device-plugins` below the root directory when absent.
+    pub device_plugin_dir: Option<PathBuf>,
     /// The API server's audit log, from which steps 1 to 3 of a flow are read; absent: coarse times.
     pub audit_log: Option<PathBuf>,
     /// `shutdownGracePeriod` or `shutdownGracePeriodByPodPriority`: what pods have when the machine is shut down.
@@ -85,6 +89,12 @@ impl Config {
     #[must_use]
     pub fn pki(&self) -> PathBuf {
         self.cert_dir.clone().unwrap_or_else(|| self.root_dir.join("pki"))
+    }
+
+    /// Where device plugins register.
+    #[must_use]
+    pub fn device_plugins(&self) -> PathBuf {
+        self.device_plugin_dir.clone().unwrap_or_else(|| self.root_dir.join("device-plugins"))
     }
 
     /// As `/configz` shows it: a `KubeletConfiguration`, the fields that the agent heeds.
@@ -118,6 +128,7 @@ impl Config {
             "cgroupDriver": self.cgroup_driver.name(),
             "resolvConf": self.resolv_conf,
             "maxPods": self.max_pods,
+            "podPidsLimit": self.pod_pids_limit.map_or_else(|| json!(-1), |pids| json!(pids)),
             "seccompDefault": self.seccomp_default,
             "podLogsDir": self.pod_logs_dir,
             "staticPodPath": self.static_pod_path,
@@ -167,6 +178,7 @@ impl Default for Config {
             address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
             max_pods: 110,
+            pod_pids_limit: None,
             seccomp_default: false,
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
@@ -176,6 +188,7 @@ impl Default for Config {
             cert_dir: None,
             rotate_certificates: false,
             server_tls_bootstrap: false,
+            device_plugin_dir: None,
             audit_log: None,
             shutdown: Periods::default(),
             podflow: true,

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod cgroups;
 pub mod config;
 pub mod cri;
+pub mod devices;
 pub mod dns;
 pub mod env;
 pub mod eviction;

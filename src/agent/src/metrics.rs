@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +73,12 @@ pub struct Metrics {
     pub probes: Probes,
     /// `podway_events_discarded`: events beyond the budget.
     pub events_discarded: Counter,
+    device_registrations: Family<Labels, Counter>,
+    device_allocations: Histograms,
+    /// `kubelet_graceful_shutdown_start_time_seconds`: since 1970; 0: there was none.
+    pub shutdown_start: Gauge<f64, AtomicU64>,
+    /// `kubelet_graceful_shutdown_end_time_seconds`.
+    pub shutdown_end: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -103,6 +110,10 @@ impl Metrics {
             traces: Counts::default(),
             probes: Probes::default(),
             events_discarded: Counter::default(),
+            device_registrations: Family::default(),
+            device_allocations: Family::new_with_constructor(calls),
+            shutdown_start: Gauge::default(),
+            shutdown_end: Gauge::default(),
             registry: Registry::default(),
         };
         let s = || Unit::Seconds;
@@ -199,6 +210,29 @@ impl Metrics {
             "Pods that were refused",
             m.admission_rejections.clone(),
         );
+        registry.register(
+            "kubelet_device_plugin_registration",
+            "Registrations of device plugins, by their resource",
+            m.device_registrations.clone(),
+        );
+        registry.register_with_unit(
+            "kubelet_device_plugin_alloc_duration",
+            "How long a device plugin took to allocate devices, by its resource",
+            s(),
+            m.device_allocations.clone(),
+        );
+        registry.register_with_unit(
+            "kubelet_graceful_shutdown_start_time",
+            "Last graceful shutdown start time since unix epoch in seconds",
+            s(),
+            m.shutdown_start.clone(),
+        );
+        registry.register_with_unit(
+            "kubelet_graceful_shutdown_end_time",
+            "Last graceful shutdown end time since unix epoch in seconds",
+            s(),
+            m.shutdown_end.clone(),
+        );
         let name: Family<Labels, Gauge> = Family::default();
         name.get_or_create(&vec![("node", node.to_owned())]).set(1);
         registry.register("kubelet_node_name", "The node's name", name);
@@ -250,6 +284,17 @@ impl Metrics {
     /// Counts a refused pod.
     pub fn refused(&self, reason: &str) {
         self.admission_rejections.get_or_create(&vec![("reason", reason.to_owned())]).inc();
+    }
+
+    /// A device plugin has registered.
+    pub fn device_plugin_registered(&self, resource: &str) {
+        self.device_registrations.get_or_create(&vec![("resource_name", resource.to_owned())]).inc();
+    }
+
+    /// A device plugin was asked for devices.
+    pub fn devices_allocated(&self, resource: &str, took: Duration) {
+        let labels = vec![("resource_name", resource.to_owned())];
+        self.device_allocations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Takes over a finished start: the same records that the conditions and the picture are made of.

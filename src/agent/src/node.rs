@@ -20,6 +20,7 @@ pub mod runtime;
 
 use crate::cgroups::layout::Layout;
 use crate::config::Config;
+use crate::devices::pool::Amounts;
 use allocatable::Reservation;
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -86,6 +87,25 @@ pub struct State {
     pub not_ready: Option<String>,
     /// What is short.
     pub pressures: Pressures,
+    /// That the machine is about to be shut down: the Node is not ready then, and takes no pod.
+    pub leaving: Leaving,
+}
+
+/// One flag, whoever has a copy of the state.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving(Arc<AtomicBool>);
+
+impl Leaving {
+    /// Whether it is set.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sets it, or takes it back.
+    pub fn set(&self, is: bool) {
+        self.0.store(is, Ordering::Relaxed);
+    }
 }
 
 impl State {
@@ -105,7 +125,6 @@ pub struct Handle {
     state: watch::Receiver<State>,
     poke: Arc<Notify>,
     memory: Arc<Mutex<Memory>>,
-    leaving: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -127,9 +146,10 @@ impl Handle {
         self.state.clone()
     }
 
-    /// The machine is about to be shut down, or is no longer: the Node's Ready says so at once.
+    /// The machine is about to be shut down, or is no longer: no pod is taken from now on, and the Node's Ready
+    /// says so at once.
     pub fn shutting_down(&self, is: bool) {
-        self.leaving.store(is, Ordering::Relaxed);
+        self.state.borrow().leaving.set(is);
         self.poke();
     }
 
@@ -159,8 +179,8 @@ pub struct Registrar {
     machine: Option<Machine>,
     sample: Option<Sample>,
     memory: Arc<Mutex<Memory>>,
-    leaving: Arc<AtomicBool>,
     addresses: Option<Vec<NodeAddress>>,
+    devices: watch::Receiver<Amounts>,
     runtime: Known,
     reported: Option<Instant>,
     jitter: f64,
@@ -210,8 +230,8 @@ impl Registrar {
             machine: None,
             sample: None,
             memory: Arc::default(),
-            leaving: Arc::default(),
             addresses: None,
+            devices: watch::channel(Amounts::new()).1,
             runtime: Known::default(),
             reported: None,
             jitter: 0.0,
@@ -225,12 +245,18 @@ impl Registrar {
         self
     }
 
+    /// Has the node offer these devices, as they come and go.
+    #[must_use]
+    pub fn with_devices(mut self, devices: watch::Receiver<Amounts>) -> Self {
+        self.devices = devices;
+        self
+    }
+
     /// What the rest of the agent has of the node.
     #[must_use]
     pub fn handle(&self) -> Handle {
         let memory = Arc::clone(&self.memory);
-        let leaving = Arc::clone(&self.leaving);
-        Handle { state: self.state.subscribe(), poke: Arc::clone(&self.poke), memory, leaving }
+        Handle { state: self.state.subscribe(), poke: Arc::clone(&self.poke), memory }
     }
 
     /// Keeps the node until `shutdown`.
@@ -272,6 +298,7 @@ impl Registrar {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep_until(until) => break,
                     () = self.poke.notified() => break,
+                    Ok(()) = self.devices.changed() => break,
                     event = copy => match event {
                         Some(Ok(event)) => {
                             if self.seen(event, &mut known, &mut listed) {
@@ -367,7 +394,8 @@ impl Registrar {
             machine: self.machine.as_ref(),
             sample: self.sample.as_ref(),
             pressures: self.state.borrow().pressures,
-            shutting_down: self.leaving.load(Ordering::Relaxed),
+            devices: self.devices.borrow().clone(),
+            shutting_down: self.state.borrow().leaving.is_set(),
             runtime: &self.runtime,
             addresses: self.addresses.as_deref(),
             port: self.port,

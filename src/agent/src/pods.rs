@@ -17,7 +17,6 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podway_flow::Micros;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -60,13 +59,19 @@ pub struct Pods {
     node: watch::Receiver<node::State>,
     table: Mutex<Table>,
     files: files::Files,
-    /// Whether no pod is taken, as the machine is about to be shut down.
-    refusing: AtomicBool,
 }
 
 fn terminal(pod: &api::Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Whether the node has yet to take the pod: one that it had taken before a restart is not asked again, nor one at
+/// its end.
+fn is_new(table: &Table, object: &api::Pod) -> bool {
+    let started = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
+    let held = object.metadata.uid.as_ref().is_some_and(|uid| table.held.contains(uid));
+    !(started || held || terminal(object) || object.metadata.deletion_timestamp.is_some())
 }
 
 impl Pods {
@@ -81,19 +86,7 @@ impl Pods {
         root: std::path::PathBuf,
     ) -> Arc<Self> {
         let files = files::Files::new(client, root);
-        Arc::new(Pods {
-            context,
-            offer,
-            node,
-            table: Mutex::default(),
-            files,
-            refusing: AtomicBool::new(false),
-        })
-    }
-
-    /// Whether pods that are new to the node are refused, all of them.
-    pub fn refuse(&self, all: bool) {
-        self.refusing.store(all, Ordering::Relaxed);
+        Arc::new(Pods { context, offer, node, table: Mutex::default(), files })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -138,7 +131,8 @@ impl Pods {
                 return;
             }
         };
-        let refused = self.admit(&table, &object);
+        let new = is_new(&table, &object);
+        let refused = if new { self.admit(&table, &object) } else { None };
         let spec = object.spec.as_ref().filter(|_| refused.is_none() && !terminal(&object));
         let ask = spec.map(admission::ask).unwrap_or_default();
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
@@ -148,7 +142,8 @@ impl Pods {
         if let Some(local) = &file {
             context.api = Arc::clone(local) as _;
         }
-        let (handle, ended) = worker::spawn(context, Beginning { pod, seen, refused, fresh });
+        let beginning = Beginning { pod, seen, refused, fresh, new };
+        let (handle, ended) = worker::spawn(context, beginning);
         table.pods.insert(uid.clone(), Entry { handle, namespace, name, ask, left: false, file });
         self.count(&table);
         drop(table);
@@ -162,17 +157,15 @@ impl Pods {
         });
     }
 
-    /// Whether the node takes a new pod. One that it had taken before a restart is not asked again.
+    /// Whether the node takes a new pod.
     fn admit(&self, table: &Table, object: &api::Pod) -> Option<Terminal> {
-        let started = object.status.as_ref().is_some_and(|s| s.start_time.is_some());
-        let held = object.metadata.uid.as_ref().is_some_and(|uid| table.held.contains(uid));
-        if started || held || terminal(object) || object.metadata.deletion_timestamp.is_some() {
-            return None;
-        }
         let live = table.pods.values().filter(|e| !terminal(&e.handle.view.borrow().object));
         let others: Vec<&Ask> = live.map(|e| &e.ask).collect();
-        let (pressures, offer) = (self.node.borrow().pressures, self.offered());
-        let leaving = self.refusing.load(Ordering::Relaxed).then(|| Refusal {
+        let (pressures, leaving, offer) = {
+            let node = self.node.borrow();
+            (node.pressures, node.leaving.is_set(), self.offered(node.node.as_deref()))
+        };
+        let leaving = leaving.then(|| Refusal {
             reason: "NodeShutdown".to_owned(),
             message: "Pod was rejected as the node is shutting down.".to_owned(),
         });
@@ -186,9 +179,9 @@ impl Pods {
     }
 
     /// What the node offers, with what others have written to the Node since.
-    fn offered(&self) -> Offer {
+    fn offered(&self, node: Option<&api::Node>) -> Offer {
         let mut offer = self.offer.clone();
-        if let Some(node) = &self.node.borrow().node {
+        if let Some(node) = node {
             offer.labels = node.metadata.labels.clone().unwrap_or_default();
         }
         offer
@@ -287,7 +280,7 @@ impl Pods {
             }),
             Err(error) => tracing::warn!(%error, "the pods' directories cannot be listed"),
         }
-        for uid in self.context.cgroups.uids() {
+        for uid in self.context.cgroups.uids().into_iter().chain(self.context.devices.uids()) {
             found.entry(uid).or_default();
         }
         for (uid, (namespace, name)) in found {
@@ -320,7 +313,8 @@ impl Pods {
         };
         tracing::info!(uid, pod.namespace, pod.name, "taking down what no pod stands for");
         self.context.metrics.orphans.inc();
-        let beginning = Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false };
+        let beginning =
+            Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false, new: false };
         let (handle, ended) = worker::spawn(self.context.clone(), beginning);
         // Told before it looks at anything: it never writes of a pod that is not there.
         let _ = handle.inputs.send(Input::Gone);

@@ -10,6 +10,7 @@ use crate::cgroups::layout::Layout;
 use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::devices::Devices;
 use crate::dns::{self, NodeDns};
 use crate::eviction::Eviction;
 use crate::gc::Collector;
@@ -27,6 +28,7 @@ use crate::pod::ledger::Ledger;
 use crate::pod::status;
 use crate::pods::Pods;
 use crate::shutdown::Shutdown;
+use crate::shutdown::times::Times;
 use crate::statics::dir::Dir;
 use crate::stats::Stats;
 use crate::status::pace::Pace;
@@ -165,9 +167,17 @@ async fn work(
     let limits = pods_limits(&config, layout)?;
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let file = config.root_dir.join("devices.json");
+    let devices = Devices::new(&config.device_plugins(), &file, Arc::clone(&metrics));
+    let registry = Arc::clone(&devices);
+    tasks.spawn(async move {
+        registry.serve().await;
+        "registry of device plugins"
+    });
     let probe = Arc::new(CriProbe(channel.clone()));
     let thresholds = config.thresholds.clone().with_allocatable(config.reservation.enforce);
-    let registrar = Registrar::new(client.clone(), probe, &config, layout, thresholds.clone())?;
+    let registrar = Registrar::new(client.clone(), probe, &config, layout, thresholds.clone())?
+        .with_devices(devices.amounts());
     let node_handle = registrar.handle();
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -234,7 +244,7 @@ async fn work(
         cri.clone(),
         metrics,
         runtime,
-        (services, Classes::new(classes)),
+        (services, Classes::new(classes), devices),
         clock,
         node_handle.state(),
     )?;
@@ -312,6 +322,7 @@ async fn work(
             node: node_handle.clone(),
             events: shutdown_events,
             periods: config.shutdown.clone(),
+            times: Times::recall(&config.root_dir, Arc::clone(&counts)),
         };
         tasks.spawn(async move {
             shutdown.run().await;
@@ -429,7 +440,7 @@ fn context(
     cri: Cri,
     metrics: Arc<Metrics>,
     runtime: String,
-    (services, classes): (reflector::Store<Service>, Classes),
+    (services, classes, devices): (reflector::Store<Service>, Classes, Arc<Devices>),
     clock: Clock,
     state: tokio::sync::watch::Receiver<crate::node::State>,
 ) -> Result<Context, RunError> {
@@ -441,7 +452,7 @@ fn context(
     let of = |kind: &str| addresses.iter().filter(|a| a.type_ == kind).map(|a| a.address.clone()).collect();
     let ips: Vec<String> = of("InternalIP");
     let hostnames: Vec<String> = of("Hostname");
-    let cgroups = Cgroups::new(Path::new(CGROUPS), layout);
+    let cgroups = Cgroups::new(Path::new(CGROUPS), layout).with_pod_pids(config.pod_pids_limit);
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| RunError::File(path.to_owned(), e));
     let source = Arc::new(ApiSource::new(client.clone()));
     Ok(Context {
@@ -455,6 +466,7 @@ fn context(
         ),
         objects: source,
         ledger: Ledger::new(allocatable.clone()),
+        devices,
         userns: Arc::new(UserNamespaces::new(&config.root_dir.join("pods"), state.clone())),
         classes,
         modules: Modules::of_kernel(),

@@ -6,6 +6,7 @@
 //! tried again each second, as the watch is all that this is about.
 
 pub mod periods;
+pub mod times;
 
 use crate::node::Handle;
 use crate::node::events::{Happening, Writer};
@@ -19,6 +20,7 @@ use podway_systemd::logind::{Logind, LogindError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use times::Times;
 
 /// `dbusReconnectPeriod`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -35,6 +37,8 @@ pub struct Shutdown {
     pub events: Writer,
     /// Who has how long.
     pub periods: Periods,
+    /// When it was, for the metrics.
+    pub times: Times,
 }
 
 impl std::fmt::Debug for Shutdown {
@@ -45,7 +49,7 @@ impl std::fmt::Debug for Shutdown {
 
 impl Shutdown {
     /// Watches until the future is dropped.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut told = None;
         loop {
             if let Err(error) = self.watch().await {
@@ -60,7 +64,7 @@ impl Shutdown {
     }
 
     /// Watches until logind's connection ends.
-    async fn watch(&self) -> Result<(), LogindError> {
+    async fn watch(&mut self) -> Result<(), LogindError> {
         const WHO: (&str, &str) = ("kubelet", "Kubelet needs time to handle node shutdown");
         let logind = Logind::connect().await?;
         logind.allow(self.periods.total(), Path::new("/")).await?;
@@ -72,10 +76,11 @@ impl Shutdown {
             let note = format!("Shutdown manager detected {what}");
             tracing::warn!("{note}");
             self.events.write(vec![Happening { reason: "NodeShutdown", note, warning: false }]);
-            self.pods.refuse(begins);
             self.node.shutting_down(begins);
             if begins {
-                end_pods(&self.pods, &self.periods).await;
+                // A disk that hangs keeps no pod from its end.
+                tokio::join!(self.times.begin(), end_pods(&self.pods, &self.periods));
+                self.times.end().await;
                 drop(lock.take());
             } else {
                 lock = Some(logind.inhibit(WHO.0, WHO.1).await?);

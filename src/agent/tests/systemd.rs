@@ -74,7 +74,7 @@ async fn slices_of_a_pod() {
     const POD: &str = "kubepods-burstable-podaa_bb.slice";
     let mount = Path::new("/sys/fs/cgroup");
     let layout = Layout::new(Driver::Systemd, "/").unwrap();
-    let cgroups = Cgroups::new(mount, layout.clone());
+    let cgroups = Cgroups::new(mount, layout.clone()).with_pod_pids(Some(321));
     let v2 = cgroups.version() == 2;
     let path = cgroups.pod_path("Burstable", "aa-bb").unwrap();
     assert_eq!(path, format!("/kubepods.slice/kubepods-burstable.slice/{POD}"));
@@ -98,9 +98,11 @@ async fn slices_of_a_pod() {
     cgroups.make("Burstable", "aa-bb", limits).await.unwrap();
     assert_eq!((cgroups.uids(), active(POD).as_str()), (vec!["aa-bb".to_owned()], "active"));
     assert_eq!(property(POD, "CPUQuotaPerSecUSec"), "500ms");
-    let held = || (memory("/kubepods.slice"), memory(&path), quota());
+    assert_eq!(property(POD, "TasksMax"), "321");
+    let pids = || read("pids", &path, "pids.max", "pids.max");
+    let held = || (memory("/kubepods.slice"), memory(&path), quota(), pids());
     let set = held();
-    assert_eq!((set.0.as_str(), set.1.as_str()), ("268435456", "67108864"));
+    assert_eq!((set.0.as_str(), set.1.as_str(), set.3.as_str()), ("268435456", "67108864", "321"));
     assert!(set.2.starts_with("50000"), "{}", set.2);
     assert_eq!(read("pids", "/kubepods.slice", "pids.max", "pids.max"), "5000");
     // It is systemd's own as well: what it was not told of it would undo.

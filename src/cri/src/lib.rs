@@ -1,5 +1,5 @@
-//! podway-cri: CRI v1 and podway's own service beside it, generated, and the few lines that client and server share:
-//! a channel over a unix socket, a private listening socket, and flow records in metadata.
+//! podway-cri: CRI v1, podway's own service beside it and Kubernetes' API of device plugins, generated, and the few lines
+//! that client and server share: a channel over a unix socket, a private listening socket, and flow records in metadata.
 
 pub mod client;
 mod deadline;
@@ -22,4 +22,10 @@ pub mod v1 {
 #[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
 pub mod runtime_v1 {
     tonic::include_proto!("podway.runtime.v1");
+}
+
+/// The API of device plugins (package `v1beta1` of `k8s.io/kubelet/pkg/apis/deviceplugin`).
+#[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
+pub mod deviceplugin {
+    tonic::include_proto!("v1beta1");
 }

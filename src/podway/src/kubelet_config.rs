@@ -34,6 +34,7 @@ struct KubeletConfiguration {
     cgroup_driver: Option<Driver>,
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
+    pod_pids_limit: Option<i64>,
     seccomp_default: Option<bool>,
     pod_logs_dir: Option<PathBuf>,
     static_pod_path: Option<PathBuf>,
@@ -154,6 +155,11 @@ fn merge(text: &str, config: &mut Config) -> anyhow::Result<()> {
     set(&mut config.cgroup_driver, file.cgroup_driver);
     set(&mut config.resolv_conf, file.resolv_conf);
     set(&mut config.max_pods, file.max_pods);
+    // As upstream has it: less than nothing is its default, and nothing limits nothing
+    // (pkg/kubelet/apis/config/v1beta1/defaults.go, cm/pod_container_manager_linux.go).
+    if let Some(pids) = file.pod_pids_limit {
+        config.pod_pids_limit = u64::try_from(pids).ok().filter(|pids| *pids > 0);
+    }
     set(&mut config.seccomp_default, file.seccomp_default);
     set(&mut config.pod_logs_dir, file.pod_logs_dir);
     set(&mut config.rotate_certificates, file.rotate_certificates);
@@ -353,6 +359,23 @@ mod tests {
         merge(&format!("{text}seccompDefault: true\n"), &mut config).unwrap();
         assert!(config.seccomp_default);
         assert_eq!(config.configz()["seccompDefault"], true);
+    }
+
+    #[test]
+    fn how_many_processes_a_pod_may_have() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        for (given, limit, shown) in
+            [("4096", Some(4096), 4096), ("-1", None, -1), ("-7", None, -1), ("0", None, -1)]
+        {
+            let mut config = Config::default();
+            merge(&format!("{text}podPidsLimit: {given}\n"), &mut config).unwrap();
+            assert_eq!(config.pod_pids_limit, limit, "{given}");
+            assert_eq!(config.configz()["podPidsLimit"], shown, "{given}");
+        }
+        for bad in ["many", "1.5", "9223372036854775808"] {
+            let error = merge(&format!("{text}podPidsLimit: {bad}\n"), &mut Config::default()).unwrap_err();
+            assert!(format!("{error:#}").contains("podPidsLimit"), "{error:#}");
+        }
     }
 
     #[test]

@@ -41,8 +41,9 @@ pub async fn shown_as_they_go(ns: Ns) -> anyhow::Result<()> {
     // All that a start writes before its image is there, is written; then the pull goes on, and nothing more is.
     let sandbox = |p: &Pod| condition(p, "PodReadyToStartContainers") == Some("True");
     ns.pod("slow", "its sandbox", sandbox).await?;
-    wait::until(ns.api::<Event>(), "involvedObject.name=slow,reason=Scheduled", "its event", LIMIT, |_| true)
-        .await?;
+    told(&ns, "Scheduled", |_| true).await?;
+    let pulling = format!("Pulling image \"{IMAGE}\"");
+    told(&ns, "Pulling", move |said| said == pulling).await?;
     let log = ns.cluster.layout.audit_log();
     let mark = audit::mark(&log)?;
     gate.open(6 * MIB);
@@ -60,8 +61,18 @@ pub async fn shown_as_they_go(ns: Ns) -> anyhow::Result<()> {
     let status = tokio::time::timeout(LIMIT, end).await.context("podway flow -w does not end")??;
     ensure!(status.success(), "podway flow -w: {status}");
     ns.ready("slow").await?;
+    let pulled = format!("Successfully pulled image \"{IMAGE}\" in ");
+    told(&ns, "Pulled", move |said| said.starts_with(&pulled) && said.ends_with(" bytes.")).await?;
     page.close().await?;
     drop(files);
+    Ok(())
+}
+
+/// Waits for an event of the pod that says it so.
+async fn told(ns: &Ns, reason: &str, so: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    let of = format!("involvedObject.name=slow,reason={reason}");
+    let said = |event: &Event| event.message.as_deref().is_some_and(&so);
+    wait::until(ns.api::<Event>(), &of, "its event", LIMIT, said).await?;
     Ok(())
 }
 

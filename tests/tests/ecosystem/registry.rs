@@ -55,6 +55,8 @@ pub fn agent() -> Agent {
     metrics.flow(&Flow { pod: PodRef::default(), records: records() });
     metrics.status_write(1000);
     drop(metrics.stuck(Phase::ImagesPulled));
+    metrics.device_plugin_registered("example.com/device");
+    metrics.devices_allocated("example.com/device", Duration::from_millis(3));
     metrics.traces.dropped.get_or_create(&vec![("reason", "queue_full")]).inc();
     metrics
 }

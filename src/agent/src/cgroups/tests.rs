@@ -55,7 +55,7 @@ async fn limits_stand_in_either_tree_and_a_name_is_enough_to_remove_them() {
 async fn the_kernel_holds_what_was_set() {
     let mount = Path::new("/sys/fs/cgroup");
     let root = format!("podway-agent-test-{}", std::process::id());
-    let cgroups = plain(mount, &root);
+    let cgroups = plain(mount, &root).with_pod_pids(Some(77));
     let limits = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory: Some(64 << 20) };
     let prepared = cgroups.prepare(1500).await;
     if cgroups.make("Burstable", "u", limits).await.is_err() {
@@ -63,6 +63,7 @@ async fn the_kernel_holds_what_was_set() {
         return;
     }
     let path = cgroups.pod_path("Burstable", "u").unwrap();
+    assert_eq!(cgroups.tree.number("pids", &path, "pids.max"), Some(77));
     if !cgroups.tree.v2() {
         let read = |c: &str, f: &str| std::fs::read_to_string(cgroups.tree.dir(c, &path).join(f)).unwrap();
         assert_eq!(read("memory", "memory.limit_in_bytes").trim(), (64 << 20).to_string());

@@ -1,6 +1,6 @@
 //! The Node object: what it is to say, and the patch that makes it say so. Pure.
 //!
-//! The agent owns: five labels, the built-in resources, the four conditions that the kubelet has,
+//! The agent owns: five labels, the built-in resources and those of device plugins, the four conditions that the kubelet has,
 //! nodeInfo, addresses, images, handlers, features and the endpoint. All else (labels, annotations,
 //! taints, conditions and extended resources of others) is never in a patch, so it is kept.
 
@@ -8,6 +8,7 @@ use super::allocatable::Reservation;
 use super::machine::{Machine, Sample};
 use super::pressure::{Pressures, Thresholds};
 use super::runtime::{Known, joined};
+use crate::devices::pool::Amounts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
@@ -44,6 +45,8 @@ pub struct Facts<'a> {
     pub sample: Option<&'a Sample>,
     /// What is short.
     pub pressures: Pressures,
+    /// What device plugins have.
+    pub devices: Amounts,
     /// Whether the machine is about to be shut down.
     pub shutting_down: bool,
     /// The runtime.
@@ -189,6 +192,11 @@ fn resources(old: &NodeStatus, facts: &Facts<'_>) -> [BTreeMap<String, Quantity>
         allocatable.insert(name.clone(), quantity.clone());
     }
     allocatable.retain(|name, _| !extended(name) || capacity.contains_key(name));
+    // A plugin that has gone leaves 0 and not nothing: so it is told from what others put there.
+    for (name, amount) in &facts.devices {
+        capacity.insert(name.clone(), Quantity(amount.capacity.to_string()));
+        allocatable.insert(name.clone(), Quantity(amount.allocatable.to_string()));
+    }
     [capacity, allocatable]
 }
 

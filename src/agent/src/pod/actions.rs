@@ -315,6 +315,7 @@ async fn container_config(
     let logs = cri_config::log_directory(&context.pod_logs_dir, pod).join(name);
     let words = |list: &Option<Vec<String>>| env.expand_all(list.as_deref().unwrap_or_default());
     let (command, args) = (words(&given.command), words(&given.args));
+    let gear = context.devices.gear(&pod.uid, &given).await.map_err(|e| wrong(&e))?;
     let able =
         |handler: &String| context.known.borrow().features(handler).recursive_read_only_mounts == Some(true);
     let kernel = volumes::Kernel {
@@ -353,6 +354,7 @@ async fn container_config(
         command,
         args,
         env: &env.variables,
+        gear,
         mounts,
         image: &making.image,
         memory_capacity: context.memory_capacity,
@@ -407,6 +409,7 @@ pub async fn resize(
 pub async fn clean(context: Context, uid: String, logs: Option<PathBuf>) -> Result<(), String> {
     context.volumes.teardown(&uid).await.map_err(|e| chain(&e))?;
     context.userns.release(&uid);
+    context.devices.release(&uid).await.map_err(|e| chain(&e))?;
     if let Some(logs) = logs {
         let removed = volumes::blocking("clean up", move || match std::fs::remove_dir_all(&logs) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

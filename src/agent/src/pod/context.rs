@@ -4,6 +4,7 @@ use crate::api::PodApi;
 use crate::audit::AuditLog;
 use crate::cgroups::Cgroups;
 use crate::cri::Cri;
+use crate::devices::Devices;
 use crate::dns::NodeDns;
 use crate::env::Objects;
 use crate::metrics::Metrics;
@@ -37,6 +38,8 @@ pub struct Context {
     pub volumes: VolumeManager,
     /// What the pods hold of the node.
     pub ledger: Arc<Ledger>,
+    /// Devices of plugins.
+    pub devices: Arc<Devices>,
     /// The ids of pods with a user namespace of their own.
     pub userns: Arc<UserNamespaces>,
     /// Which handler of the runtime a pod is run with.

@@ -2,6 +2,7 @@
 //! from the pod (addresses, mounts, environment, image) comes in. As the kubelet's
 //! `generatePodSandboxConfig` and `generateContainerConfig` have it.
 
+use crate::devices::answer::Gear;
 use crate::dns::PodDns;
 use crate::hosts::Hostname;
 use crate::pod::confinement::{self, Modules};
@@ -263,6 +264,8 @@ pub struct ContainerInput<'a> {
     pub args: Vec<String>,
     /// Its environment.
     pub env: &'a [(String, String)],
+    /// What it has of devices.
+    pub gear: Gear,
     /// Its mounts.
     pub mounts: Vec<v1::Mount>,
     /// The image as the runtime has it.
@@ -311,6 +314,7 @@ pub fn container(
     labels.insert(observe::CONTAINER_NAME.to_owned(), model.name.clone());
     let policy = given.termination_message_policy.clone().unwrap_or_else(|| "File".to_owned());
     let grace = pod.grace.as_secs().to_string();
+    let security_context = Some(security(pod, given, &input)?);
     let mut annotations = HashMap::from([
         (observe::CONTAINER_HASH.to_owned(), format!("{:x}", model.hash)),
         (observe::RESTART_COUNT.to_owned(), input.restarts.to_string()),
@@ -318,23 +322,26 @@ pub fn container(
         (MESSAGE_POLICY.to_owned(), policy),
         ("io.kubernetes.pod.terminationGracePeriod".to_owned(), grace),
     ]);
+    for (name, value) in input.gear.annotations {
+        annotations.entry(name).or_insert(value);
+    }
     if let Some(waited) = input.waited {
         annotations.insert(observe::RESTART_DELAY.to_owned(), waited.as_millis().to_string());
     }
     let image = if input.image.id.is_empty() { model.image.clone() } else { input.image.id.clone() };
-    let security_context = Some(security(pod, given, &input)?);
+    let env = input.gear.env.iter().chain(input.env);
     Ok(v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: model.name.clone(), attempt: input.restarts }),
         image: Some(v1::ImageSpec { image, user_specified_image: model.image.clone(), ..Default::default() }),
         command: input.command,
         args: input.args,
         working_dir: given.working_dir.clone().unwrap_or_default(),
-        envs: input
-            .env
-            .iter()
+        envs: env
             .map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone().into_bytes() })
             .collect(),
-        mounts: input.mounts,
+        mounts: input.gear.mounts.into_iter().chain(input.mounts).collect(),
+        devices: input.gear.devices,
+        cdi_devices: input.gear.cdi,
         labels,
         annotations,
         log_path: log_path(&model.name, input.restarts),
@@ -448,6 +455,7 @@ mod tests {
             command: vec!["x".into()],
             args: vec![],
             env: &[("A".into(), "1".into())],
+            gear: Gear::default(),
             mounts: vec![],
             image,
             memory_capacity: 1 << 30,

@@ -7,6 +7,7 @@
 
 use crate::api::ApiError;
 use crate::cri::{CallError, Told};
+use crate::devices::DeviceError;
 use crate::pod::actions::stop::{self, Took};
 use crate::pod::actions::{self, Failed, Making, Outcomes, chain};
 use crate::pod::context::Context;
@@ -75,11 +76,14 @@ pub struct Beginning {
     pub refused: Option<Terminal>,
     /// That the runtime cannot hold anything of it yet: it need not be asked.
     pub fresh: bool,
+    /// That the node takes it only now: what it wants of device plugins is still to be had.
+    pub new: bool,
 }
 
 /// What runs for a pod; the key of an action that must not run twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
+    Devices,
     Sandbox,
     Volumes,
     Image(String),
@@ -102,7 +106,7 @@ enum Key {
 impl Key {
     /// Whether it makes something, so that taking down must wait for it.
     fn makes(&self) -> bool {
-        matches!(self, Key::Sandbox | Key::Volumes | Key::Image(_) | Key::Container(_))
+        matches!(self, Key::Devices | Key::Sandbox | Key::Volumes | Key::Image(_) | Key::Container(_))
     }
 
     /// Whether it is of the pod itself and not of what is written about it.
@@ -112,6 +116,7 @@ impl Key {
 }
 
 enum Done {
+    Devices(Result<(), DeviceError>),
     Sandbox(Outcomes<Option<Sandbox>>),
     Volumes(Result<BTreeMap<String, MountedVolume>, VolumeError>, Vec<Record>),
     Image(String, Box<Outcomes<v1::Image>>),
@@ -156,6 +161,8 @@ struct Worker {
     observed: Observed,
     ended: HashMap<String, Instance>,
     journal: Journal,
+    /// That it is not admitted before it has its devices.
+    wants_devices: bool,
     start: Start,
     writer: Writer,
     tasks: JoinSet<Done>,
@@ -178,6 +185,8 @@ struct Worker {
     /// What the node's ledger has of it, while it is not over.
     held: Option<Held>,
     freed: watch::Receiver<()>,
+    /// Woken when the health of its devices may have changed.
+    health: watch::Receiver<()>,
     /// What the volumes show is followed, and this is woken when it changes.
     changes: Arc<Notify>,
     following: Option<Following>,
@@ -225,15 +234,13 @@ struct Worker {
 #[must_use]
 pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::JoinHandle<bool>) {
     let (sender, inputs) = mpsc::unbounded_channel();
-    let Beginning { pod, seen, refused, fresh } = beginning;
+    let Beginning { pod, seen, refused, fresh, new } = beginning;
     let mut start = Start::new(&pod.object, seen);
-    let mut admitted = record(Phase::Admitted, None, seen, Some(context.clock.now()), "Admitted");
-    if let Some(refusal) = &refused {
-        admitted.outcome = Outcome::Failed;
-        admitted.reason.clone_from(&refusal.reason);
-        admitted.message = podway_flow::record::bounded(&refusal.message, Record::MESSAGE_LIMIT);
+    let spec = pod.object.spec.as_ref().filter(|_| new && refused.is_none());
+    let wants_devices = spec.is_some_and(|spec| context.devices.wanted(spec));
+    if !wants_devices {
+        start.absorb([admitted(seen, context.clock.now(), refused.as_ref())]);
     }
-    start.absorb([admitted]);
     let base = pod.object.status.clone().unwrap_or_default();
     let journal = Journal { terminal: refused, ..Journal::recalled(&pod, seen) };
     let view =
@@ -244,7 +251,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
     let over = journal.terminal.is_some() || matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed");
     let own = resize::with(&wish, &given);
     let held = own.spec.as_ref().filter(|_| !over).map(|s| context.ledger.hold(&pod.uid, admission::ask(s)));
-    let freed = context.ledger.freed();
+    let (freed, health) = (context.ledger.freed(), context.devices.health());
     let pod = Pod { object: own, ..pod };
     let mut worker = Worker {
         writer: Writer::new(&pod.uid, base, seen, context.pace.clone()),
@@ -261,6 +268,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         observed: Observed::default(),
         ended: HashMap::new(),
         journal,
+        wants_devices,
         start,
         tasks: JoinSet::new(),
         running: HashMap::new(),
@@ -271,6 +279,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         given,
         held,
         freed,
+        health,
         changes: Arc::new(Notify::new()),
         following: None,
         changed: false,
@@ -341,6 +350,8 @@ impl Worker {
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = self.changes.notified() => self.changed = true,
                 Ok(()) = self.freed.changed(), if self.deferred() => self.rewish(),
+                // What it shows of them is told anew.
+                Ok(()) = self.health.changed(), if self.context.devices.has(&self.pod.uid) => {}
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {}
             }
         }
@@ -471,6 +482,17 @@ impl Worker {
     }
 }
 
+/// The record of the node's word on a pod.
+fn admitted(seen: Micros, now: Micros, refused: Option<&Terminal>) -> Record {
+    let mut admitted = record(Phase::Admitted, None, seen, Some(now), "Admitted");
+    if let Some(refusal) = refused {
+        admitted.outcome = Outcome::Failed;
+        admitted.reason.clone_from(&refusal.reason);
+        admitted.message = podway_flow::record::bounded(&refusal.message, Record::MESSAGE_LIMIT);
+    }
+    admitted
+}
+
 fn later_failure(e: Failed, delay: Duration, now: Micros) -> Failure {
     Failure { reason: e.reason, message: e.message, retry: add(now, delay), delay }
 }
@@ -489,6 +511,7 @@ fn earlier(a: Option<Micros>, b: Option<Micros>) -> Option<Micros> {
 
 mod act;
 mod care;
+mod devices;
 mod ending;
 mod memo;
 mod report;

@@ -49,6 +49,10 @@ pub(crate) struct Args {
     /// Labels of the node: KEY=VALUE, separated by commas.
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     node_labels: Vec<(String, String)>,
+    /// Where device plugins register: kubelet.sock is made in it. /var/lib/kubelet/device-plugins is for plugins that
+    /// know no other, on a node without a kubelet; device-plugins below the root directory if not given.
+    #[arg(long, value_name = "DIR")]
+    device_plugin_dir: Option<PathBuf>,
     /// The API server's audit log (JSON lines), where it is on this machine: µs times for steps 1 to 3.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -81,6 +85,7 @@ impl Args {
         config.cert_dir.clone_from(&self.cert_dir);
         config.node_ip.clone_from(&self.node_ip);
         config.node_labels = self.node_labels.iter().cloned().collect::<BTreeMap<_, _>>();
+        config.device_plugin_dir.clone_from(&self.device_plugin_dir);
         config.audit_log.clone_from(&self.audit_log);
         config.podflow = !self.no_podflow;
         Ok(config)

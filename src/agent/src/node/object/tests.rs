@@ -50,6 +50,7 @@ fn kept<T>(
         machine: Some(&machine()),
         sample: Some(&sample()),
         pressures,
+        devices: Amounts::new(),
         shutting_down: false,
         runtime,
         addresses: Some(&address),
@@ -229,4 +230,27 @@ fn labels_that_a_node_may_not_take() {
     ] {
         assert_eq!(forbidden_labels(&labels(key)), [key]);
     }
+}
+
+#[test]
+fn what_plugins_have_is_offered_as_far_as_it_works() {
+    use crate::devices::pool::Amount;
+    let mut node = registered();
+    let others = node.status.as_mut().unwrap();
+    others.capacity.as_mut().unwrap().insert("other.org/x".to_owned(), Quantity("5".to_owned()));
+    let mut says = |capacity: usize, allocatable: usize| {
+        let amount = Amount { capacity, allocatable };
+        with(&ready(), 1, Pressures::default(), |facts| {
+            let devices = [("example.com/device".to_owned(), amount)].into();
+            let new = status(node.status.as_ref().unwrap(), &Facts { devices, ..facts.clone() });
+            let sent = patch(&node, &new, "n", false).unwrap()["status"].clone();
+            node.status = Some(new);
+            (sent["capacity"].clone(), sent["allocatable"].clone())
+        })
+    };
+    let one = |count: &str| json!({"example.com/device": count});
+    let both = json!({"example.com/device": "2", "other.org/x": "5"});
+    assert_eq!(says(3, 2), (one("3"), both));
+    assert_eq!(says(3, 0), (Value::Null, one("0")), "its plugin has left");
+    assert_eq!(says(0, 0), (one("0"), Value::Null), "and 0 stays");
 }

@@ -36,6 +36,7 @@ pub async fn pull(
     if policy != PullPolicy::Always {
         match ask().await {
             Err(e) => return Outcomes { result: Err(e), records: Vec::new() },
+            // No event: that it was there, Started says as well, and each event is a write to the API server.
             Ok(Some(found)) => {
                 let now = context.clock.now();
                 let mut present = record(Phase::ImagesPulled, Some(image), begun, Some(now), "Present");
@@ -59,12 +60,11 @@ pub async fn pull(
             Ok(None) => {}
         }
     }
+    context.note(&pod, container, "Pulling", format!("Pulling image \"{image}\""));
     let mut answer = fetch(&context, &pod, image).await;
     let now = context.clock.now();
     let records =
         recorded(&mut answer, Phase::ImagesPulled, Some(image), begun, now, ("Pulled", "ErrImagePull"));
-    // Where nothing had to come, Started says it all: each event is a write to the API server.
-    let came = records.iter().any(|r| r.outcome != Outcome::Skipped);
     let result = match answer.result {
         Err(CallError { code: Code::InvalidArgument, message }) => Err(failed("InvalidImageName", message)),
         Err(e) => Err(failed("ErrImagePull", e.message)),
@@ -72,10 +72,7 @@ pub async fn pull(
             Err(e) => Err(e),
             Ok(found) => {
                 let found = found.unwrap_or(v1::Image { id, ..Default::default() });
-                if came {
-                    let text = pulled(image, now.since(begun), found.size);
-                    context.note(&pod, container, "Pulled", text);
-                }
+                context.note(&pod, container, "Pulled", pulled(image, now.since(begun), found.size));
                 Ok(found)
             }
         },
@@ -86,10 +83,23 @@ pub async fn pull(
 /// Upstream's words for a pull that was done (pkg/kubelet/images/image_manager.go); nothing waits for
 /// another pull here, so that both times are one.
 fn pulled(image: &str, micros: u64, size: u64) -> String {
-    let seconds = format!("{}.{:03}s", micros / 1_000_000, micros / 1000 % 1000);
+    let took = go_duration(micros / 1000);
     format!(
-        "Successfully pulled image \"{image}\" in {seconds} ({seconds} including waiting). Image size: {size} bytes."
+        "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {size} bytes."
     )
+}
+
+/// Milliseconds as Go's `time.Duration` is printed: `87ms`, `1.2s`, `1m2.003s`.
+fn go_duration(millis: u64) -> String {
+    let (hours, minutes, seconds) = (millis / 3_600_000, millis / 60_000 % 60, millis / 1000 % 60);
+    let fraction = format!(".{:03}", millis % 1000);
+    let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
+    match (hours, minutes, seconds) {
+        (0, 0, 0) if millis > 0 => format!("{millis}ms"),
+        (0, 0, s) => format!("{s}{fraction}s"),
+        (0, m, s) => format!("{m}m{s}{fraction}s"),
+        (h, m, s) => format!("{h}h{m}m{s}{fraction}s"),
+    }
 }
 
 /// Pulls with the first of the pod's credentials that the registry takes, or with none.
@@ -130,4 +140,29 @@ async fn secrets(context: &Context, pod: &Pod) -> Vec<Secret> {
         context.tell(pod, "FailedToRetrieveImagePullSecret", &text);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pull_is_told_of_in_upstreams_words() {
+        assert_eq!(
+            pulled("i:1", 1_204_999, 42),
+            "Successfully pulled image \"i:1\" in 1.204s (1.204s including waiting). Image size: 42 bytes."
+        );
+        for (millis, text) in [
+            (0, "0s"),
+            (87, "87ms"),
+            (1_000, "1s"),
+            (1_200, "1.2s"),
+            (10_000, "10s"),
+            (62_003, "1m2.003s"),
+            (600_000, "10m0s"),
+            (3_605_010, "1h0m5.01s"),
+        ] {
+            assert_eq!(go_duration(millis), text);
+        }
+    }
 }

@@ -22,7 +22,7 @@ impl Worker {
         };
         let ending = self.pod.deletion.is_some() || self.journal.terminal.is_some();
         if ending {
-            let given_up = |r: &&Running| matches!(r.key, Key::Image(_) | Key::PostStart(_));
+            let given_up = |r: &&Running| matches!(r.key, Key::Devices | Key::Image(_) | Key::PostStart(_));
             for pull in self.running.values().filter(given_up) {
                 pull.abort.abort();
             }
@@ -30,6 +30,12 @@ impl Worker {
                 self.settled = false;
                 return None;
             }
+            if !self.observed.anything_live() {
+                self.context.devices.free(&self.pod.uid);
+            }
+        } else if self.wants_devices {
+            self.settled = false;
+            return self.want_devices(now);
         } else {
             wake = earlier(wake, self.want_volumes(now));
         }

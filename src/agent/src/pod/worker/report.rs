@@ -148,7 +148,10 @@ impl Worker {
     /// The status, and the flow behind its conditions.
     fn status(&self, now: Micros) -> (api::PodStatus, Option<Flow>) {
         let of = |flow: Option<&podway_flow::Flow>| {
-            status::of(&self.pod, &self.observed, &self.journal, flow, &self.context.node, now)
+            let (node, uid) = (&self.context.node, &self.pod.uid);
+            let mut status = status::of(&self.pod, &self.observed, &self.journal, flow, node, now);
+            self.context.devices.show(uid, &mut status);
+            status
         };
         if self.start.closed() {
             return (of(None), None);

@@ -46,6 +46,10 @@ impl Worker {
     /// Takes a result over; false when it is to be tried again.
     fn result(&mut self, done: Done, now: Micros) -> bool {
         match done {
+            Done::Devices(result) => {
+                self.got_devices(result, now);
+                true
+            }
             Done::Sandbox(Outcomes { result, records }) => {
                 self.start.absorb(records);
                 match result {

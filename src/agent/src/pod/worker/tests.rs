@@ -440,6 +440,7 @@ struct Bench {
     runtime: Runtime,
     server: Server,
     context: Context,
+    node: watch::Sender<crate::node::State>,
 }
 
 impl Bench {
@@ -457,6 +458,8 @@ impl Bench {
             "resourceVersion": "1", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": spec, "status": {"phase": "Pending", "qosClass": "BestEffort"}}));
         let metrics = Arc::new(Metrics::new("n1"));
+        let (plugins, file) = (dir.path().join("plugins"), dir.path().join("devices.json"));
+        let devices = crate::devices::Devices::new(&plugins, &file, Arc::clone(&metrics));
         let channel = podway_cri::client::connect(socket.to_str().unwrap()).await.unwrap();
         // A cgroup tree of files: what the kernel does is tested elsewhere.
         let tree = dir.path().join("cg");
@@ -475,6 +478,7 @@ impl Bench {
                 "cpu".to_owned(),
                 k8s_openapi::apimachinery::pkg::api::resource::Quantity("2".to_owned()),
             )])),
+            devices,
             userns: Arc::new(crate::userns::UserNamespaces::new(
                 &dir.path().join("root/pods"),
                 tokio::sync::watch::channel(crate::node::State::default()).1,
@@ -497,14 +501,14 @@ impl Bench {
             allocatable: BTreeMap::new(),
             memory_capacity: 1 << 30,
         };
-        Bench { dir, runtime, server, context }
+        Bench { dir, runtime, server, context, node: watch::Sender::default() }
     }
 
     fn spawn(&self) -> (Handle, tokio::task::JoinHandle<bool>) {
         let pod = Pod::read(Arc::new(self.server.object())).unwrap();
         spawn(
             self.context.clone(),
-            Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false },
+            Beginning { pod, seen: self.context.clock.now(), refused: None, fresh: false, new: true },
         )
     }
 
@@ -516,8 +520,7 @@ impl Bench {
         let client = kube::Client::try_from(nowhere).unwrap();
         let (node, allocatable, labels) = ("n1".to_owned(), BTreeMap::new(), BTreeMap::new());
         let offer = Offer { node, allocatable, labels, max_pods: 10, modules: Default::default() };
-        let state = watch::channel(crate::node::State::default()).1;
-        Pods::new(self.context.clone(), offer, state, client, self.dir.path().join("root"))
+        Pods::new(self.context.clone(), offer, self.node.subscribe(), client, self.dir.path().join("root"))
     }
 
     fn delete(&self, handle: &Handle) {
@@ -685,7 +688,8 @@ async fn a_refused_pod_fails_with_its_reason_and_runs_nothing() {
     let bench = Bench::new(spec()).await;
     let refused = Terminal { failed: true, reason: "OutOfcpu".into(), message: "Pod was rejected: x".into() };
     let pod = Pod::read(Arc::new(bench.server.object())).unwrap();
-    let beginning = Beginning { pod, seen: bench.context.clock.now(), refused: Some(refused), fresh: true };
+    let beginning =
+        Beginning { pod, seen: bench.context.clock.now(), refused: Some(refused), fresh: true, new: true };
     let (_handle, _ended) = spawn(bench.context.clone(), beginning);
     bench.server.until(|s| s.phase() == "Failed").await;
     let status = bench.server.object().status.unwrap();
@@ -769,7 +773,7 @@ async fn a_shutdown_of_the_node_ends_its_pods_and_it_takes_no_more() {
     let target = status.conditions.unwrap().into_iter().find(|c| c.type_ == "DisruptionTarget").unwrap();
     assert_eq!((target.status.as_str(), target.reason.as_deref()), ("True", Some("TerminationByKubelet")));
 
-    pods.refuse(true);
+    bench.node.borrow().leaving.set(true);
     let mut next = serde_json::to_value(bench.server.object()).unwrap();
     next["metadata"]["uid"] = json!("u-2");
     next["status"] = json!({"phase": "Pending"});
@@ -900,6 +904,7 @@ async fn an_ephemeral_container_is_started_once_beside_the_others_and_ends_with_
     assert_eq!(calls.iter().filter(|c| c.starts_with("start d-")).count(), 1, "{calls:?}");
     let notes = bench.server.notes.lock().unwrap().clone();
     assert!(notes.contains(&"c Killing: Stopping container c".to_owned()), "{notes:?}");
+    assert!(notes.iter().any(|note| note.starts_with("d Pulling: Pulling image \"")), "{notes:?}");
     assert!(notes.iter().any(|note| note.starts_with("d Pulled: ")), "{notes:?}");
 }
 
@@ -1006,3 +1011,5 @@ async fn a_start_that_is_stuck_is_told_within_a_second_of_its_limit_and_taken_ba
     assert_eq!(events(&bench.server), 1, "it is told once");
     assert!(bench.context.metrics.text().contains(&gauge(0)));
 }
+
+mod devices;
