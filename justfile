@@ -48,6 +48,9 @@ soak *ARGS:
 # What a PodFlow costs, on and off in one run.
 observed *ARGS:
     cargo build --release --workspace --bins && target/release/podway up --nodes 1 --no-demo && target/release/podway-bench --observed {{ARGS}}; target/release/podway down
+# What 110 pods with probes cost that do nothing else.
+steady *ARGS:
+    cargo build --release --workspace --bins && target/release/podway up --nodes 1 --no-demo && target/release/podway-bench --steady 110 {{ARGS}}; target/release/podway down
 # A pod's trace in a real OpenTelemetry Collector (built from the Go module proxy: minutes).
 otel:
     cd tests/go/collector && go build -trimpath -o "${TMPDIR:-/tmp}/podway-otelcol" .

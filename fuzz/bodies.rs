@@ -83,6 +83,7 @@ pub fn request(bytes: &[u8]) {
         recursive_read_only: true,
         user_namespaces: true,
         apparmor: true,
+        apparmor_default: true,
         selinux: true,
         swap: true,
         huge_pages: true,

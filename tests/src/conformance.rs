@@ -1,8 +1,10 @@
 //! Kubernetes' own end-to-end suite against podway: which specs there are in a set, what came of each
-//! (`report`), and the page that says so beside what a stock node does (`page`).
+//! (`report`), what
+//! services and DNS need besides (`services`), and the page that says so beside what a stock node does (`page`).
 
 pub mod page;
 pub mod report;
+pub mod services;
 
 /// A set of specs that is run as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -15,6 +17,8 @@ pub enum Set {
     Serial,
     /// What a scheduler must do, on two nodes.
     Scheduling,
+    /// Services and DNS, on two nodes, by a stock kube-proxy and CoreDNS that run as pods there.
+    Network,
 }
 
 /// What the sets that run side by side have not: specs that take minutes, disturb others, or are known to fail
@@ -23,7 +27,7 @@ const ALWAYS: &str = "!Serial && !Slow && !Disruptive && !Flaky";
 
 impl Set {
     /// Every set, in the page's order.
-    pub const ALL: [Set; 4] = [Set::Node, Set::Cluster, Set::Serial, Set::Scheduling];
+    pub const ALL: [Set; 5] = [Set::Node, Set::Cluster, Set::Serial, Set::Scheduling, Set::Network];
 
     /// Its name, on the command line and in the page.
     #[must_use]
@@ -33,6 +37,7 @@ impl Set {
             Set::Cluster => "cluster",
             Set::Serial => "serial",
             Set::Scheduling => "scheduling",
+            Set::Network => "network",
         }
     }
 
@@ -46,6 +51,7 @@ impl Set {
                             && !sig-scheduling && !sig-network"
                 .to_owned(),
             Set::Scheduling => "sig-scheduling && !Flaky && !(Feature: containsAny OffByDefault)".to_owned(),
+            Set::Network => format!("sig-network && Feature: isEmpty && {ALWAYS}"),
         }
     }
 
@@ -54,7 +60,7 @@ impl Set {
     pub fn skip(self) -> Option<&'static str> {
         match self {
             Set::Cluster => Some(r"\[sig-network\]"),
-            Set::Node | Set::Serial | Set::Scheduling => None,
+            Set::Node | Set::Serial | Set::Scheduling | Set::Network => None,
         }
     }
 
@@ -67,7 +73,7 @@ impl Set {
     /// How many nodes it wants.
     #[must_use]
     pub fn nodes(self) -> u8 {
-        if self == Set::Scheduling { 2 } else { 1 }
+        if matches!(self, Set::Scheduling | Set::Network) { 2 } else { 1 }
     }
 }
 

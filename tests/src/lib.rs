@@ -26,6 +26,7 @@ pub mod otlp;
 pub mod page;
 pub mod prometheus;
 pub mod soak;
+pub mod steady;
 pub mod suite;
 pub mod swap;
 pub mod wait;

@@ -140,9 +140,32 @@ fn rollup(proc: &Path) -> Option<(u64, u64)> {
     Some((field("Rss:")?, field("Pss:")?))
 }
 
+/// The kernel's clock tick in /proc (`USER_HZ`, 100 on every architecture that we run on).
+const TICK_MICROS: u64 = 10_000;
+
+/// µs of CPU that all processes with one of `patterns` in their command line have used.
+#[must_use]
+pub fn cpu_micros(patterns: &[String]) -> u64 {
+    let of = |path: PathBuf| ticks(&std::fs::read_to_string(path.join("stat")).ok()?);
+    processes(patterns).filter_map(of).sum::<u64>() * TICK_MICROS
+}
+
+/// `utime` and `stime` of /proc/PID/stat, the 14th and 15th field; the 2nd, in brackets, may hold anything.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ticks_of_a_process() {
+        assert_eq!(ticks("1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 70 30 5 6 20 0 1"), Some(100));
+        assert_eq!(ticks("nothing"), None);
+        assert_eq!(cpu_micros(&["no such command line anywhere".to_owned()]), 0);
+    }
 
     #[test]
     fn this_process_has_memory() {

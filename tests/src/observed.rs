@@ -5,7 +5,7 @@
 //! What is compared is the annotation `podway.dev/podflow: "off"`.
 
 use crate::figures::Times;
-use crate::meter::{self, Seen, Watcher};
+use crate::meter::{Seen, Watcher, cpu_micros};
 use crate::namespace;
 use crate::wait;
 use anyhow::{Context as _, ensure};
@@ -13,15 +13,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, PostParams};
 use podway_api::PodFlow;
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a pod, or its flow, may take.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How many pods are started with, then without.
 const BLOCK: usize = 10;
-/// The kernel's clock tick in /proc (`USER_HZ`, 100 on every architecture that we run on).
-const TICK_MICROS: u64 = 10_000;
 
 /// What came out of one side.
 #[derive(Default)]
@@ -153,28 +150,9 @@ async fn one(
     Ok((took, size))
 }
 
-/// µs of CPU that all processes with one of `patterns` in their command line have used.
-fn cpu_micros(patterns: &[String]) -> u64 {
-    let of = |path: PathBuf| ticks(&std::fs::read_to_string(path.join("stat")).ok()?);
-    meter::processes(patterns).filter_map(of).sum::<u64>() * TICK_MICROS
-}
-
-/// `utime` and `stime` of /proc/PID/stat, the 14th and 15th field; the 2nd, in brackets, may hold anything.
-fn ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_ticks_of_a_process() {
-        assert_eq!(ticks("1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 70 30 5 6 20 0 1"), Some(100));
-        assert_eq!(ticks("nothing"), None);
-        assert_eq!(cpu_micros(&["no such command line anywhere".to_owned()]), 0);
-    }
 
     #[test]
     fn what_is_over_its_limit_is_said() {

@@ -46,6 +46,7 @@ static CNI: Module = module!("cni", "github.com/containernetworking/plugins");
 static CONTAINERD: Module = module!("containerd", "github.com/containerd/containerd/v2");
 static E2E: Module = module!("e2e", "k8s.io/kubernetes");
 static CRITEST: Module = module!("critest", "sigs.k8s.io/cri-tools");
+static COREDNS: Module = module!("coredns", "github.com/coredns/coredns");
 static HELM: Module = module!("helm", "helm.sh/helm/v4");
 static REGISTRY: Module = module!("registry", "github.com/distribution/distribution/v3");
 
@@ -116,6 +117,8 @@ fn recipe(program: Program) -> Recipe {
         Program::Regression74839 => of(&E2E, "test/images/regression-issue-74839", 5),
         Program::Ginkgo => plain(&E2E, "github.com/onsi/ginkgo/v2/ginkgo", 10),
         Program::Kubelet => kubernetes("cmd/kubelet", 25),
+        Program::KubeProxy => kubernetes("cmd/kube-proxy", 20),
+        Program::CoreDns => plain(&COREDNS, "github.com/coredns/coredns", 120),
         Program::Critest => {
             Recipe { tests: true, ..plain(&CRITEST, "sigs.k8s.io/cri-tools/cmd/critest", 60) }
         }
@@ -275,7 +278,7 @@ mod tests {
         assert!(CONTROLPLANE.version().starts_with("v1.36."), "{}", CONTROLPLANE.version());
         assert!(ETCD.version().starts_with("v3.6."));
         assert_eq!(E2E.version(), CONTROLPLANE.version(), "the suite is that of the control plane");
-        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY, &CRITEST, &HELM] {
+        for module in [&RUNC, &CNI, &CONTAINERD, &REGISTRY, &CRITEST, &HELM, &COREDNS] {
             assert!(module.version().starts_with('v'), "{}", module.name);
         }
     }

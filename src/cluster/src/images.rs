@@ -8,6 +8,7 @@ pub mod e2e;
 mod podway;
 mod recipe;
 mod sbom;
+pub mod services;
 
 use std::collections::BTreeSet;
 use std::fs;

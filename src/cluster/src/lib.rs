@@ -34,6 +34,7 @@ pub mod layout;
 pub mod mounts;
 pub mod network;
 pub mod nodes;
+pub mod own;
 pub mod parts;
 mod pause;
 pub mod pki;

@@ -1,6 +1,7 @@
 //! The command lines of podway's own daemons, and the files that they read.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use serde_json::json;
 
 use crate::layout::Layout;
 use crate::network::NodeNetwork;
+use crate::own;
 use crate::process::Daemon;
 use crate::registry;
 use crate::state::{StateError, io_at, private_dir, write_private};
@@ -18,18 +20,18 @@ pub const SCHEDULER: &str = "podway-scheduler";
 /// The user that the scheduler is.
 pub const SCHEDULER_USER: &str = "system:podway-scheduler";
 
-/// `podway scheduler` under its own identity, with health and metrics on a loopback port; with
+/// The scheduler under its own identity, with health and metrics on a loopback port; with
 /// `default` it has the pods that name no scheduler as well.
 pub fn scheduler(podway: &Path, layout: &Layout, port: u16, default: bool) -> Daemon {
     let kubeconfig = layout.kubeconfig(SCHEDULER).display().to_string();
     let serve = format!("127.0.0.1:{port}");
     // There is one. Were it to wait for the lease of one that was killed, the next `up` would, too.
     let alone = "--leader-elect=false";
-    let mut args = vec!["scheduler", "--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve, alone];
+    let mut args = vec!["--kubeconfig", &kubeconfig, "--metrics-bind-address", &serve, alone];
     if default {
         args.extend(["--scheduler-name", "podway", "--scheduler-name", "default-scheduler"]);
     }
-    Daemon::new(SCHEDULER, podway, args.into_iter().map(str::to_owned).collect())
+    Daemon::new(SCHEDULER, own::beside(podway, own::SCHEDULER), args.into_iter().map(str::to_owned).collect())
 }
 
 /// The port of a runtime's metrics, on its node's address.
@@ -47,14 +49,14 @@ pub struct NodeParts {
 /// What all nodes share.
 #[derive(Debug, Clone)]
 pub struct Shared {
-    /// The `podway` binary.
+    /// The `podway` binary, with [the others](crate::own) beside it.
     pub podway: PathBuf,
-    /// The monitor's binary.
-    pub monitor: PathBuf,
     /// runc.
     pub runc: PathBuf,
     /// The directory of the CNI plugins.
     pub cni: PathBuf,
+    /// Whom pods ask for names.
+    pub cluster_dns: Option<Ipv4Addr>,
     /// The registry that is asked first, `host:port`.
     pub registry: String,
     /// Whether that one answers for every registry.
@@ -129,14 +131,14 @@ impl NodeParts {
             text(&shared.cni),
             text(&conf_dir),
             text(&shared.runc),
-            text(&shared.monitor),
+            text(&own::beside(&shared.podway, own::MONITOR)),
             // On the bridge, which only this machine reaches.
             json!(format!("{}:{RUNTIME_METRICS}", self.network.address())),
         );
         let path = dir.join("runtime.toml");
         write_private(&path, config.as_bytes())?;
-        let args = vec!["runtime".to_owned(), "--config".to_owned(), path.display().to_string()];
-        let mut daemon = Daemon::new(self.runtime_name(), &shared.podway, args);
+        let args = vec!["--config".to_owned(), path.display().to_string()];
+        let mut daemon = Daemon::new(self.runtime_name(), own::beside(&shared.podway, own::RUNTIME), args);
         daemon.files.push(path);
         daemon.netns = Some(self.network.netns_path());
         Ok(daemon)
@@ -161,6 +163,7 @@ impl NodeParts {
             "tlsPrivateKeyFile": layout.key(&serving),
             "authentication": {"x509": {"clientCAFile": layout.cert("ca")}},
             "clusterDomain": "cluster.local",
+            "clusterDNS": shared.cluster_dns.as_slice(),
             "cgroupRoot": self.network.cgroup(),
             "podLogsDir": logs,
             "staticPodPath": manifests,
@@ -176,7 +179,7 @@ impl NodeParts {
         });
         let path = dir.join("agent.yaml");
         write_json(&path, &config)?;
-        let mut args = vec!["agent".to_owned()];
+        let mut args = Vec::new();
         let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
         flag("kubeconfig", layout.kubeconfig(&name).display().to_string());
         flag("node-name", name);
@@ -187,7 +190,7 @@ impl NodeParts {
         if shared.audit {
             flag("audit-log", layout.audit_log().display().to_string());
         }
-        let mut daemon = Daemon::new(self.agent_name(), &shared.podway, args);
+        let mut daemon = Daemon::new(self.agent_name(), own::beside(&shared.podway, own::AGENT), args);
         daemon.files.push(path);
         daemon.netns = Some(self.network.netns_path());
         Ok(daemon)

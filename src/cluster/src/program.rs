@@ -37,6 +37,10 @@ pub enum Program {
     Kubelet,
     /// The CRI validation suite of cri-tools.
     Critest,
+    /// kube-proxy 1.36, for an image of it.
+    KubeProxy,
+    /// CoreDNS, for an image of it.
+    CoreDns,
     /// helm 3 or 4, for the test that renders the chart.
     Helm,
 }
@@ -109,6 +113,8 @@ impl Program {
             Self::Regression74839 => "regression-issue-74839",
             Self::Kubelet => "kubelet",
             Self::Critest => "critest",
+            Self::KubeProxy => "kube-proxy",
+            Self::CoreDns => "coredns",
             Self::Helm => "helm",
         }
     }
@@ -119,14 +125,17 @@ impl Program {
             |after: &str| printed.lines().find_map(|l| parse_version(l.trim().strip_prefix(after)?));
         match self {
             Self::Etcd => version("etcd Version:").is_some_and(|v| v.0 == 3 && v.1 == 6),
-            Self::KubeApiserver | Self::KubeControllerManager | Self::KubeScheduler | Self::Kubelet => {
-                version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36)
-            }
+            Self::KubeApiserver
+            | Self::KubeControllerManager
+            | Self::KubeScheduler
+            | Self::KubeProxy
+            | Self::Kubelet => version("Kubernetes v").is_some_and(|v| v.0 == 1 && v.1 == 36),
             // kubectl may be one minor version away from the server.
             Self::Kubectl => {
                 version("Client Version: v").is_some_and(|v| v.0 == 1 && (35..=37).contains(&v.1))
             }
             Self::Runc => version("runc version").is_some_and(|v| v >= (1, 3, 6)),
+            Self::CoreDns => version("CoreDNS-").is_some_and(|v| v.0 == 1),
             Self::Helm => ["Version:\"v3.", "Version:\"v4."].iter().any(|v| printed.contains(v)),
             Self::Registry => printed.contains("distribution/v3"),
             Self::Ginkgo => version("Ginkgo Version ").is_some_and(|v| v >= (2, 28, 0)),
@@ -149,6 +158,7 @@ impl Program {
         match self {
             Self::Kubectl => &["version", "--client"],
             Self::Ginkgo | Self::Helm => &["version"],
+            Self::CoreDns => &["-version"],
             _ => &["--version"],
         }
     }

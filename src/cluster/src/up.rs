@@ -54,7 +54,9 @@ pub struct UpOptions {
     pub default_scheduler: bool,
     /// Whether systemd manages the nodes' cgroups.
     pub systemd: bool,
-    /// The `podway` binary, with `podway-monitor` beside it; without it the nodes are made and
+    /// Whom pods ask for names (`clusterDNS`); without one they have their node's resolver.
+    pub cluster_dns: Option<Ipv4Addr>,
+    /// The `podway` binary, with [the others](crate::own) beside it; without it the nodes are made and
     /// nothing is started on them, nor a scheduler.
     pub podway: Option<PathBuf>,
 }
@@ -70,6 +72,7 @@ impl Default for UpOptions {
             registry: None,
             default_scheduler: false,
             systemd: false,
+            cluster_dns: None,
             podway: None,
         }
     }
@@ -206,11 +209,7 @@ impl Work<'_> {
     /// What the image of podway is built from.
     fn own_programs(&self, options: &UpOptions) -> Result<Option<Programs>, BinaryError> {
         let Some(podway) = &options.podway else { return Ok(None) };
-        Ok(Some(Programs {
-            podway: podway.clone(),
-            monitor: podway.with_file_name("podway-monitor"),
-            runc: self.program(Program::Runc)?.to_owned(),
-        }))
+        Ok(Some(Programs { podway: podway.clone(), runc: self.program(Program::Runc)?.to_owned() }))
     }
 
     /// Everything but the control plane alone.
@@ -242,7 +241,6 @@ impl Work<'_> {
         }
         if let Some(podway) = &options.podway {
             let shared = Shared {
-                monitor: podway.with_file_name("podway-monitor"),
                 podway: podway.clone(),
                 runc: self.program(Program::Runc)?.to_owned(),
                 cni: self.program(Program::CniPlugins)?.to_owned(),
@@ -251,6 +249,7 @@ impl Work<'_> {
                 audit: existing.is_none(),
                 default_scheduler: options.default_scheduler,
                 systemd: options.systemd,
+                cluster_dns: options.cluster_dns,
             };
             let nodes: Vec<NodeParts> =
                 network.nodes(options.nodes).map(|n| NodeParts::new(layout, n)).collect();

@@ -2,6 +2,7 @@
 //! archive with the krew manifest that fits it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends at what it did not expect")]
 
+use podway_cluster::own;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -62,7 +63,7 @@ fn the_archive_is_reproducible_and_the_krew_manifest_fits_it() {
     let staged = tempfile::tempdir().unwrap();
     // What is packed is asked for its pages and its version; a script that passes that on is packed faster.
     let script = format!("#!/bin/sh\nexec {:?} \"$@\"\n", env!("CARGO_BIN_EXE_podway"));
-    for program in ["podway", "podway-monitor"] {
+    for program in own::BESIDE.iter().chain(&["podway"]) {
         let path = staged.path().join(program);
         std::fs::write(&path, &script).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -5,6 +5,7 @@
 
 mod runc;
 
+use crate::apparmor;
 use crate::cgroup::driver::Units;
 use crate::cgroup::{Cgroups, Version};
 use crate::cni::Network;
@@ -99,13 +100,17 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     }
     for (what, there) in [
         ("recursive read-only mounts", features.recursive_read_only),
-        ("AppArmor", features.apparmor),
         ("limits of swap", features.swap),
         ("limits of huge pages", features.huge_pages),
     ] {
         let said = if there { "yes" } else { "not here: a container that asks for it is refused" };
         found.push(finding(what, if there { State::Ok } else { State::Warning }, said));
     }
+    found.push(if features.apparmor {
+        of("AppArmor", State::Warning, apparmor::compile().await.map(|()| "yes, with a default profile"))
+    } else {
+        finding("AppArmor", State::Warning, "not here: a container that asks for a profile is refused")
+    });
     let labels = if features.selinux {
         finding("SELinux", State::Warning, "on: not supported, a container that asks for a label is refused")
     } else {

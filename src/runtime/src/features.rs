@@ -1,5 +1,6 @@
 //! What this machine can do for containers: looked up once, and told in the CRI `Status`.
 
+use crate::apparmor;
 use crate::cgroup::{Cgroups, Version};
 use std::path::Path;
 
@@ -12,6 +13,8 @@ pub struct Features {
     pub user_namespaces: bool,
     /// The kernel has AppArmor and it is on.
     pub apparmor: bool,
+    /// Our default profile is loaded.
+    pub apparmor_default: bool,
     /// The kernel has SELinux and it is on.
     pub selinux: bool,
     /// Swap is accounted, so that it can be limited.
@@ -26,13 +29,14 @@ impl Features {
     /// Looks at the kernel and at the cgroups; what runc can do is known.
     #[must_use]
     pub fn look(cgroups: &Cgroups, recursive_read_only: bool) -> Self {
-        let yes = |path: &str| std::fs::read_to_string(path).is_ok_and(|t| t.trim_start().starts_with('Y'));
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Features {
             recursive_read_only,
             // Tried by `podns::probe`, once the monitor's program is known.
             user_namespaces: false,
-            apparmor: yes("/sys/module/apparmor/parameters/enabled"),
+            apparmor: apparmor::enabled(),
+            // Loaded by `apparmor::load`.
+            apparmor_default: false,
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             swap: match cgroups.version() {
                 Version::V1 => cgroups.dir("memory", "/").join("memory.memsw.limit_in_bytes").exists(),

@@ -15,7 +15,7 @@ use crate::service::Service;
 use crate::state::{Images, Pin, ResolvedImage, Runtime};
 use crate::stats::Collector;
 use crate::streaming::{self, Streaming};
-use crate::{podns, recover, spec, telemetry};
+use crate::{apparmor, podns, recover, spec, telemetry};
 use podway_cri::v1::image_service_server::ImageService;
 use podway_systemd::Driver;
 use std::io;
@@ -119,8 +119,10 @@ pub async fn serve(
     for dir in [config.root.clone(), config.state.clone(), config.state.join("m")] {
         private_dir(&dir).map_err(|e| RunError::Dir(dir, e))?;
     }
-    let (handlers, user_namespaces) =
-        tokio::join!(Handlers::look(&config), podns::probe(&config.monitor.path, &config.root));
+    let (handlers, user_namespaces, profile) =
+        tokio::join!(Handlers::look(&config), podns::probe(&config.monitor.path, &config.root), async {
+            if apparmor::enabled() { Some(apparmor::load().await) } else { None }
+        });
     let handlers = handlers?;
     let cgroups = Cgroups::at(std::path::Path::new("/sys/fs/cgroup"));
     let units = Units::new(cgroups.version());
@@ -138,6 +140,13 @@ pub async fn serve(
     match user_namespaces {
         Ok(()) => features.user_namespaces = true,
         Err(error) => tracing::info!(%error, "user namespaces are not supported here"),
+    }
+    match profile {
+        Some(Ok(())) => features.apparmor_default = true,
+        Some(Err(error)) => {
+            tracing::warn!(%error, profile = apparmor::DEFAULT, "a container that names no AppArmor profile has none");
+        }
+        None => {}
     }
     let runtime =
         Arc::new(Runtime::open(config, images, (cgroups, home, units), (handlers, features), watchers)?);

@@ -11,6 +11,7 @@ mod resources;
 pub mod seccomp;
 pub mod user;
 
+use crate::apparmor;
 use crate::cgroup::driver;
 use crate::features::Features;
 use oci_spec::runtime::Spec;
@@ -203,7 +204,7 @@ pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
     if let Some(filter) = filter {
         spec["linux"]["seccomp"] = filter;
     }
-    if let Some(profile) = refused::apparmor(&context) {
+    if let Some(profile) = apparmor::of(&context, input.features) {
         spec["process"]["apparmorProfile"] = json!(profile);
     }
     if let Some(mapping) = mapping(&crate::status::options(input.sandbox))? {

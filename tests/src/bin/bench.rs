@@ -18,6 +18,7 @@ use podway_tests::figures::{Table, Times};
 use podway_tests::meter::{Memory, Seen, Watcher, memory};
 use podway_tests::namespace::{self, STAY};
 use podway_tests::observed::{self, Cost};
+use podway_tests::steady::{self, Steady};
 use podway_tests::swap::{Scheduler, Swapped, is_on};
 use podway_tests::wait;
 use serde_json::{Value, json};
@@ -63,8 +64,11 @@ struct Args {
     /// Measure what it costs to be observed instead: --count pods with a PodFlow and as many without, in one run.
     #[arg(long, conflicts_with_all = ["kubeconfig", "node", "beside_stock"])]
     observed: bool,
+    /// Measure what this many pods cost that are probed and do nothing else, on one node.
+    #[arg(long, value_name = "PODS", conflicts_with_all = ["kubeconfig", "node", "beside_stock", "observed"])]
+    steady: Option<usize>,
     /// Processes of the node side, by a part of their command line: agent, runtime, what watches a pod.
-    #[arg(long = "process", default_values_t = ["podway agent".to_owned(), "podway runtime".to_owned(), "podway-monitor".to_owned()])]
+    #[arg(long = "process", default_values_t = ["podway-agent".to_owned(), "podway-runtime".to_owned(), "podway-monitor".to_owned()])]
     processes: Vec<String>,
 }
 
@@ -83,6 +87,10 @@ fn main() -> anyhow::Result<()> {
 async fn run(args: Args) -> anyhow::Result<()> {
     if args.observed {
         println!("{}", observed_cost(&args).await?.markdown());
+        return Ok(());
+    }
+    if let Some(count) = args.steady {
+        println!("{}", steady(&args, count).await?.markdown());
         return Ok(());
     }
     if !args.beside_stock {
@@ -115,6 +123,22 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long it is looked what a full node costs.
+const STEADY: Duration = Duration::from_secs(120);
+
+/// In a namespace of its own, which goes again.
+async fn steady(args: &Args, count: usize) -> anyhow::Result<Steady> {
+    let client = Cluster::attach(&args.state_dir, 1).await?.client;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let name = made(&namespaces, &client).await?;
+    let pods = Api::namespaced(client, &name);
+    let mut watcher = Watcher::new(pods.clone());
+    let steady = steady::measure(pods, &mut watcher, &args.processes, count, STEADY).await;
+    namespaces.delete(&name, &DeleteParams::default()).await?;
+    wait::until_gone(namespaces, &name, None, LIMIT).await?;
+    steady
+}
+
 /// In a namespace of its own, which goes again.
 async fn observed_cost(args: &Args) -> anyhow::Result<Cost> {
     let client = Cluster::attach(&args.state_dir, 1).await?.client;
@@ -122,7 +146,7 @@ async fn observed_cost(args: &Args) -> anyhow::Result<Cost> {
     let name = made(&namespaces, &client).await?;
     let (pods, flows) = (Api::namespaced(client.clone(), &name), Api::namespaced(client, &name));
     let mut processes = args.processes.clone();
-    processes.push("podway scheduler".to_owned());
+    processes.push("podway-scheduler".to_owned());
     let cost = observed::measure(pods.clone(), flows, &mut Watcher::new(pods), &processes, args.count).await;
     namespaces.delete(&name, &DeleteParams::default()).await?;
     wait::until_gone(namespaces, &name, None, LIMIT).await?;

@@ -10,6 +10,7 @@ use podway_tests::cluster::{Cluster, built, run};
 use podway_tests::conformance::Set;
 use podway_tests::conformance::page::Page;
 use podway_tests::conformance::report::{self, Outcome, Verdict};
+use podway_tests::conformance::services;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -126,12 +127,20 @@ async fn suite(args: &Args) -> anyhow::Result<Vec<Outcome>> {
     let nodes = args.set.nodes().to_string();
     up.args(["up", "--no-demo", "--default-scheduler", "--nodes", &nodes, "--state-dir"])
         .arg(&args.state_dir);
+    let with_services = args.set == Set::Network;
+    if with_services {
+        up.arg("--cluster-dns").arg(services::DNS.to_string());
+    }
     let answer = run(&mut up, "", UP).await?;
     ensure!(answer.code == 0, "podway up ended with {}:\n{}", answer.code, answer.err);
     let root = std::fs::canonicalize(&args.state_dir).context("the state directory")?;
     let layout = Layout::new(&root);
     if !args.no_images {
         images::e2e::push(&registry(&layout)?, &say).await?;
+    }
+    if with_services {
+        images::services::push(&registry(&layout)?, &say).await?;
+        services::install(&kubectl, &layout.admin_kubeconfig(), network(&layout)?.0).await?;
     }
     std::fs::create_dir_all(&args.report_dir).context("making the report directory")?;
     let dir = std::fs::canonicalize(&args.report_dir).context("the report directory")?;
@@ -164,10 +173,15 @@ async fn suite(args: &Args) -> anyhow::Result<Vec<Outcome>> {
     report::read(&text)
 }
 
-/// Where the cluster's registry listens.
-fn registry(layout: &Layout) -> anyhow::Result<String> {
+fn network(layout: &Layout) -> anyhow::Result<(Network, State)> {
     let state = State::load(layout)?.context("the cluster has no state.json")?;
     let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
+    Ok((network, state))
+}
+
+/// Where the cluster's registry listens.
+fn registry(layout: &Layout) -> anyhow::Result<String> {
+    let (network, state) = network(layout)?;
     let port = state.ports.get("registry").context("the cluster has no registry")?;
     Ok(format!("{}:{port}", network.gateway()))
 }

@@ -194,7 +194,8 @@ impl Churn {
     async fn drive(&mut self, args: &Args, cluster: &Cluster, until: Until) -> anyhow::Result<()> {
         let mut watch = pin!(watcher(self.api.clone(), watcher::Config::default()));
         let mut make = tokio::time::interval(Duration::from_secs(1) / args.rate);
-        make.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A creation that took long is made up for: the rate is that of the whole run.
+        make.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut look = tokio::time::interval(Duration::from_secs(args.every));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let begun = Instant::now();

@@ -22,8 +22,9 @@ pub struct Page {
 }
 
 const HEAD: &str = "# Conformance\n\n\
-    Kubernetes' own end-to-end suite (`e2e.test` 1.36.3) against one node of podway (two for `scheduling`): our\n\
-    scheduler for all pods, our agent, our runtime; no kube-proxy, no DNS server. Beside it what a stock kubelet\n\
+    Kubernetes' own end-to-end suite (`e2e.test` 1.36.3) against one node of podway (two for `scheduling` and\n\
+    `network`): our scheduler for all pods, our agent, our runtime; no kube-proxy, no DNS server, but for `network`,\n\
+    where a stock kube-proxy 1.36 and CoreDNS run there as pods. Beside it what a stock kubelet\n\
     1.36.3 with containerd 2.4.2 and kube-scheduler makes of the same specs on a machine of the same kind, where\n\
     that was run.\n\n\
     This page is written by `just conformance --write`; a spec that it says passes must go on to do so.\n\

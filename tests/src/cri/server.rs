@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// `podway runtime`.
+    /// `podway-runtime`.
     Podway,
     /// containerd 2.
     Containerd,
@@ -67,8 +67,8 @@ impl Server {
         let mut command = match kind {
             Kind::Podway => {
                 std::fs::write(&config, podway(stage, &dir, &socket, &conf))?;
-                let mut command = Command::new(built("podway")?);
-                command.args(["runtime", "--config"]).arg(&config);
+                let mut command = Command::new(built("podway-runtime")?);
+                command.arg("--config").arg(&config);
                 command
             }
             Kind::Containerd => {

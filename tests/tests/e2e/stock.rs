@@ -166,7 +166,7 @@ async fn the_runtimes_container_is_killed(ns: &Ns, machine: &Swapped) -> anyhow:
     let before = ns.ready("all-podway").await?;
     let kept = monitors()?;
     ensure!(kept.len() == 2, "a monitor for each of our pods: {kept:?}");
-    let pid = process(machine, "podway\0runtime\0--config=/etc/podway/runtime.toml\0")?;
+    let pid = process(machine, "podway-runtime\0--config=/etc/podway/runtime.toml\0")?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
     let pods: Api<Pod> = Api::namespaced(ns.cluster.client.clone(), SYSTEM);
     let again = |p: &Pod| {

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 
 use super::{Image, ImageError, LayerBuilder, Run, image};
 use crate::elf;
+use crate::own;
 
 /// The image of podway, as the manifests name it.
 pub const PODWAY: &str = concat!("podway.dev/podway:", env!("CARGO_PKG_VERSION"));
@@ -27,21 +28,28 @@ const SBOM: &str = "/usr/share/podway/sbom.cdx.json";
 /// The programs of the image, as this machine has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
-    /// The `podway` program.
+    /// The `podway` program, with [the others](crate::own) beside it.
     pub podway: PathBuf,
-    /// The `podway-monitor` program.
-    pub monitor: PathBuf,
     /// runc.
     pub runc: PathBuf,
 }
 
+impl Programs {
+    /// Each with its place in the image.
+    pub(super) fn places(&self) -> Vec<(PathBuf, String)> {
+        let own =
+            own::BESIDE.iter().map(|name| (own::beside(&self.podway, name), format!("/usr/bin/{name}")));
+        let named = [(self.podway.clone(), "/usr/bin/podway"), (self.runc.clone(), "/usr/bin/runc")];
+        own.chain(named.map(|(path, place)| (path, place.to_owned()))).collect()
+    }
+}
+
 /// Builds [`PODWAY`], or the same under another name (`registry/repository:tag`).
 pub fn podway(name: &str, programs: &Programs) -> Result<Image, ImageError> {
-    let mut files = with_libraries(&[
-        (&programs.podway, "/usr/bin/podway"),
-        (&programs.monitor, "/usr/bin/podway-monitor"),
-        (&programs.runc, "/usr/bin/runc"),
-    ])?;
+    let places = programs.places();
+    let places: Vec<(&Path, &str)> =
+        places.iter().map(|(path, place)| (path.as_path(), place.as_str())).collect();
+    let mut files = with_libraries(&places)?;
     let passwd = b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
     files.insert(PathBuf::from("/etc/passwd"), passwd.to_vec());
     files.insert(PathBuf::from("/etc/group"), b"root:x:0:\nnobody:x:65534:\n".to_vec());
@@ -151,10 +159,16 @@ mod tests {
     /// A small program of this machine in podway's place: a debug build takes minutes to pack.
     #[test]
     fn the_image_has_all_that_its_program_needs() {
-        let own = Path::new("/bin/sh");
-        let bytes = fs::read(own).unwrap();
-        let own_too = || own.to_owned();
-        let programs = Programs { podway: own_too(), monitor: own_too(), runc: own_too() };
+        let shell = Path::new("/bin/sh");
+        let bytes = fs::read(shell).unwrap();
+        let built = tempfile::tempdir().unwrap();
+        let podway_of = built.path().join("podway");
+        assert_eq!(own::missing(&podway_of), Some(built.path().join(own::BESIDE[0])));
+        for name in own::BESIDE.iter().chain(&["podway"]) {
+            fs::copy(shell, built.path().join(name)).unwrap();
+        }
+        assert_eq!(own::missing(&podway_of), None);
+        let programs = Programs { podway: podway_of, runc: shell.to_owned() };
         let image = podway(PODWAY, &programs).unwrap();
         let other = podway("registry.example/team/podway:v2", &programs).unwrap();
         assert_eq!((other.repository.as_str(), other.tag.as_str()), ("team/podway", "v2"));
@@ -166,8 +180,8 @@ mod tests {
         tar::Archive::new(flate2::read::GzDecoder::new(&image.blobs[0].bytes[..]))
             .unpack(dir.path())
             .unwrap();
-        for place in ["usr/bin/podway", "usr/bin/podway-monitor", "usr/bin/runc"] {
-            assert_eq!(fs::read(dir.path().join(place)).unwrap(), bytes);
+        for place in own::BESIDE.iter().chain(&["podway", "runc"]) {
+            assert_eq!(fs::read(dir.path().join("usr/bin").join(place)).unwrap(), bytes, "{place}");
         }
         let sbom: Value =
             serde_json::from_slice(&fs::read(dir.path().join(within(Path::new(SBOM)))).unwrap()).unwrap();
@@ -176,7 +190,7 @@ mod tests {
             eprintln!("skipped: /bin/sh is static");
             return;
         };
-        let libraries = libraries(&loader, own).unwrap();
+        let libraries = libraries(&loader, shell).unwrap();
         assert!(libraries.contains(Path::new(&loader)) && libraries.len() > 1, "{libraries:?}");
         for library in libraries {
             assert!(dir.path().join(within(&library)).is_file(), "{} is not there", library.display());

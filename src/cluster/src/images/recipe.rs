@@ -41,12 +41,12 @@ impl Recipe {
         }
     }
 
-    fn programs(&self) -> Vec<&Path> {
+    fn programs(&self) -> Vec<PathBuf> {
         match self {
-            Self::Busybox { busybox } => vec![busybox],
-            Self::Pause { pause } => vec![pause],
-            Self::Agnhost { agnhost, busybox } => vec![agnhost, busybox],
-            Self::Podway(Programs { podway, monitor, runc }) => vec![podway, monitor, runc],
+            Self::Busybox { busybox } => vec![busybox.clone()],
+            Self::Pause { pause } => vec![pause.clone()],
+            Self::Agnhost { agnhost, busybox } => vec![agnhost.clone(), busybox.clone()],
+            Self::Podway(programs) => programs.places().into_iter().map(|(path, _)| path).collect(),
         }
     }
 
@@ -54,11 +54,11 @@ impl Recipe {
     /// program's version for how it builds.
     pub fn sources(&self) -> Result<String, ImageError> {
         use std::os::unix::fs::MetadataExt as _;
-        let mut text = format!("{} by podway {} layout 4", self.name(), env!("CARGO_PKG_VERSION"));
+        let mut text = format!("{} by podway {} layout 5", self.name(), env!("CARGO_PKG_VERSION"));
         for program in self.programs() {
             let path = program.display().to_string();
             let found =
-                fs::metadata(program).map_err(|source| ImageError::Read { path: path.clone(), source })?;
+                fs::metadata(&program).map_err(|source| ImageError::Read { path: path.clone(), source })?;
             text.push_str(&format!("; {path} {} {}.{:09}", found.len(), found.mtime(), found.mtime_nsec()));
         }
         Ok(text)

@@ -1,9 +1,10 @@
-//! `podway agent`: runs the pods of one node over CRI, until it is told to end. The flags are the
+//! `podway-agent`, which `podway agent` becomes: runs the pods of one node over CRI, until it is told to end. The flags are the
 //! kubelet's.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
@@ -117,8 +118,12 @@ async fn rotation(args: &Args, config: &Config) -> anyhow::Result<Option<Swap>> 
     Ok(Some(certificates::swapping(kubeconfig).await?))
 }
 
-/// Runs the command.
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+/// `podway-agent`: runs the pods of a node.
+pub fn program() -> ExitCode {
+    crate::daemon("podway-agent", run)
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config()?;
     let layout = Arc::new(OnceLock::new());
     let told = Arc::clone(&layout);

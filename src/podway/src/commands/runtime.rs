@@ -1,8 +1,11 @@
-//! `podway runtime`: the CRI server that invokes runc, until it is told to end; `check` says what it would lack.
+//! `podway-runtime`: the CRI server that invokes runc, until it is told to end; `check` says what it would lack.
+//! `podway runtime` has the same command line, and becomes that program.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
+use podway_cluster::own;
 use podway_runtime::check::{Finding, State};
 use podway_runtime::config::Config;
 
@@ -47,8 +50,8 @@ fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     let mut config = Config::of(path)?;
     if config.monitor.path == Config::default().monitor.path {
         // Installed together: the monitor is beside this binary, unless another was named.
-        let beside = std::env::current_exe().context("finding this binary")?;
-        let beside = beside.with_file_name("podway-monitor");
+        let program = std::env::current_exe().context("finding this program")?;
+        let beside = own::beside(&program, own::MONITOR);
         if beside.is_file() {
             config.monitor.path = beside;
         }
@@ -80,8 +83,12 @@ fn lines(found: &[Finding]) -> String {
     found.iter().map(line).collect()
 }
 
-/// Runs the command.
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+/// `podway-runtime`: does what the command line asks.
+pub fn program() -> ExitCode {
+    crate::daemon("podway-runtime", run)
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
     if let Some(What::Check { config, output }) = &args.what {
         return check(config.as_deref().or(args.config.as_deref()), *output);
     }

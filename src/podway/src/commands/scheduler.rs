@@ -1,6 +1,7 @@
-//! `podway scheduler`: chooses a node for pods of its names, until it is told to end.
+//! `podway-scheduler`, which `podway scheduler` becomes: chooses a node for pods of its names, until it is told to end.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 
@@ -22,8 +23,12 @@ pub(crate) struct Args {
     settings: Settings,
 }
 
-/// Runs the command.
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+/// `podway-scheduler`: chooses nodes for pods.
+pub fn program() -> ExitCode {
+    crate::daemon("podway-scheduler", run)
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
     let settings = args.settings.over(args.config.as_deref())?;
     let config = settings.config()?;
     crate::daemon::run(|shutdown| async move {

@@ -1,5 +1,6 @@
 //! `podway up`: the local cluster with podway's parts, and a first pod whose way is shown.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use podway_cluster::{Cluster, UpOptions};
 use podway_systemd::Driver;
 
 use super::{Hinted, flow, print};
+use crate::programs;
 
 /// Bring up a local cluster with podway's scheduler, agents and runtimes, and run a first pod.
 ///
@@ -39,6 +41,9 @@ pub(crate) struct Args {
     /// Who manages the nodes' cgroups: whoever makes a directory, or the systemd of this machine.
     #[arg(long, value_name = "DRIVER", default_value = Driver::default().name(), value_parser = [Driver::Cgroupfs.name(), Driver::Systemd.name()])]
     cgroup_driver: String,
+    /// The address of the cluster's DNS server, for pods; without one they have their node's resolver.
+    #[arg(long, value_name = "IP")]
+    cluster_dns: Option<Ipv4Addr>,
     /// Use this registry (plain HTTP) for every image, instead of an own one.
     #[arg(long, value_name = "HOST:PORT")]
     registry: Option<String>,
@@ -65,12 +70,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn up(args: Args) -> anyhow::Result<()> {
-    let podway = std::env::current_exe().context("finding this binary")?;
-    if !podway.with_file_name("podway-monitor").is_file() {
-        let hint = "build it too: cargo build --release --workspace --bins";
-        let dir = podway.parent().unwrap_or(&podway).display();
-        return Err(Hinted::new(format!("podway-monitor is not in {dir}"), hint).into());
-    }
+    let podway = programs::whole()?;
     let kubeconfig = args.kubeconfig.map(std::path::absolute).transpose().context("finding --kubeconfig")?;
     let options = UpOptions {
         state_dir: args.state_dir.clone(),
@@ -81,6 +81,7 @@ async fn up(args: Args) -> anyhow::Result<()> {
         registry: args.registry,
         default_scheduler: args.default_scheduler,
         systemd: args.cgroup_driver == Driver::Systemd.name(),
+        cluster_dns: args.cluster_dns,
         podway: Some(podway),
     };
     let logs = args.state_dir.join("logs");

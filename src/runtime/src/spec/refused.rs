@@ -4,29 +4,20 @@
 use super::SpecError;
 use crate::features::Features;
 use podway_cri::v1::security_profile::ProfileType;
-use podway_cri::v1::{
-    ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig, SeLinuxOption, SecurityProfile,
-};
+use podway_cri::v1::{ContainerConfig, PodSandboxConfig, SeLinuxOption, SecurityProfile};
 
 fn no<T>(what: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError::NotSupported(what.into()))
-}
-
-/// The AppArmor profile to confine with.
-pub(super) fn apparmor(context: &LinuxContainerSecurityContext) -> Option<&str> {
-    let profile = context.apparmor.as_ref()?;
-    (profile.profile_type == ProfileType::Localhost as i32 && !context.privileged)
-        .then(|| profile.localhost_ref.trim_start_matches("localhost/"))
 }
 
 fn check_apparmor(profile: Option<&SecurityProfile>, features: &Features) -> Result<(), SpecError> {
     match profile.map(|p| ProfileType::try_from(p.profile_type)) {
         None | Some(Ok(ProfileType::Unconfined)) => Ok(()),
         Some(Ok(ProfileType::Localhost)) if features.apparmor => Ok(()),
-        // Without AppArmor there is no default to run with; with it we have none to load.
-        Some(Ok(ProfileType::RuntimeDefault)) if !features.apparmor => Ok(()),
+        // Without AppArmor there is no default to run with.
+        Some(Ok(ProfileType::RuntimeDefault)) if features.apparmor_default || !features.apparmor => Ok(()),
         Some(Ok(ProfileType::RuntimeDefault)) => {
-            no("apparmor: RuntimeDefault (give Localhost or Unconfined)")
+            no("apparmor: RuntimeDefault: the profile is not loaded (podway runtime check says why)")
         }
         Some(Ok(ProfileType::Localhost)) => no("apparmor: this kernel has no AppArmor"),
         Some(Err(_)) => no("apparmor: an unknown profile type"),

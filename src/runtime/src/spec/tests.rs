@@ -92,6 +92,15 @@ fn what_is_not_built_is_refused_by_name() {
     let confined = LinuxContainerSecurityContext { apparmor: Some(apparmor), ..context() };
     let error = spec(&container(confined)).unwrap_err().to_string();
     assert!(error.starts_with("not supported: apparmor"), "{error}");
+    // The kernel has it, and our profile could not be loaded: nobody who asks for it runs without.
+    let bare = Features { apparmor: true, ..Features::default() };
+    let default = SecurityProfile::default();
+    let asked = container(LinuxContainerSecurityContext { apparmor: Some(default), ..context() });
+    let error = spec_on(&asked, &bare).unwrap_err().to_string();
+    assert!(error.starts_with("not supported: apparmor: RuntimeDefault"), "{error}");
+    let loaded = Features { apparmor_default: true, ..bare };
+    assert_eq!(spec_on(&asked, &loaded).unwrap()["process"]["apparmorProfile"], "podway-default");
+    assert_eq!(spec(&asked).unwrap()["process"].get("apparmorProfile"), None);
     let shared = LinuxContainerSecurityContext { namespace_options: None, ..context() };
     assert!(matches!(spec(&container(shared)), Err(SpecError::NoSharedPid)));
 }

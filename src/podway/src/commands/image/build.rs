@@ -9,6 +9,7 @@ use podway_cluster::images::{self, Image, Programs};
 use podway_cluster::push::{Registry, Target};
 
 use crate::commands::{Hinted, print};
+use crate::programs;
 
 /// Make the image of podway that the manifests name.
 #[derive(clap::Args)]
@@ -47,13 +48,8 @@ impl Args {
         let target = Target::parse(&self.name, self.plain_http).with_context(|| {
             Hinted::new(format!("--name {}", self.name), "for example registry.example/team/podway:0.1.0")
         })?;
-        let podway = std::env::current_exe().context("finding this program")?;
-        let monitor = podway.with_file_name("podway-monitor");
-        if !monitor.is_file() {
-            let message = format!("{} is not there", monitor.display());
-            return Err(Hinted::new(message, "build it: cargo build --release --workspace --bins").into());
-        }
-        let programs = Programs { runc: Program::Runc.locate(&say).await?, podway, monitor };
+        let podway = programs::whole()?;
+        let programs = Programs { runc: Program::Runc.locate(&say).await?, podway };
         let name = self.name.clone();
         let image = tokio::task::spawn_blocking(move || images::podway(&name, &programs)).await??;
         if let Some(path) = &self.output {

@@ -1,0 +1,90 @@
+//! The images of what gives a cluster its services, made of programs of this machine: kube-proxy with the machine's
+//! iptables, and CoreDNS. `podway up` needs neither; Kubernetes' specs of services do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::e2e::SuiteError;
+use super::podway::{directories, read, with_libraries, within};
+use super::{Image, ImageError, LayerBuilder, Run, image};
+use crate::Progress;
+use crate::program::Program;
+use crate::push::Registry;
+
+/// kube-proxy.
+pub const KUBE_PROXY: &str = "registry.k8s.io/kube-proxy:v1.36";
+/// CoreDNS.
+pub const COREDNS: &str = "registry.k8s.io/coredns/coredns:v1";
+
+/// What kube-proxy runs: names of one program.
+const IPTABLES: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+
+/// Makes both and pushes them to the registry at `host:port`.
+///
+/// # Errors
+/// [`SuiteError`], the first one.
+pub async fn push(endpoint: &str, progress: Progress<'_>) -> Result<(), SuiteError> {
+    let proxy = Program::KubeProxy.locate(progress).await?;
+    let dns = Program::CoreDns.locate(progress).await?;
+    let registry = Registry::new(endpoint);
+    let images = tokio::task::spawn_blocking(move || Ok([kube_proxy(&proxy)?, coredns(&dns)?]));
+    let images = images.await.map_err(|e| ImageError::Layer(std::io::Error::other(e)))?;
+    for image in images.map_err(SuiteError::Image)? {
+        if registry.push(&image).await? {
+            progress(&format!("pushed {}:{}", image.repository, image.tag));
+        }
+    }
+    Ok(())
+}
+
+fn kube_proxy(program: &Path) -> Result<Image, ImageError> {
+    let (tool, extensions) = iptables()?;
+    let mut files =
+        with_libraries(&[(program, "/usr/local/bin/kube-proxy"), (&tool, "/usr/sbin/xtables-multi")])?;
+    for extension in extensions {
+        let bytes = read(&extension)?;
+        files.insert(extension, bytes);
+    }
+    let mut layer = LayerBuilder::new();
+    layer.dir("run", 0o755)?;
+    layer.dir("tmp", 0o1777)?;
+    for dir in directories(files.keys()) {
+        layer.dir(&dir, 0o755)?;
+    }
+    for (path, bytes) in &files {
+        layer.file(&within(path), 0o755, bytes)?;
+    }
+    for name in IPTABLES {
+        layer.link(&format!("usr/sbin/{name}"), "xtables-multi")?;
+    }
+    let run = Run { entrypoint: &["/usr/local/bin/kube-proxy"], ..Run::default() };
+    image(KUBE_PROXY, &[layer.finish()?], &run)
+}
+
+/// The program behind `iptables`, and its extensions, which it loads by their place.
+fn iptables() -> Result<(PathBuf, Vec<PathBuf>), ImageError> {
+    let missing = |path: &str, source| ImageError::Read { path: path.to_owned(), source };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("iptables")).find(|file| file.is_file());
+    let found = found.ok_or_else(|| missing("iptables", std::io::ErrorKind::NotFound.into()))?;
+    let tool = fs::canonicalize(&found).map_err(|e| missing("iptables", e))?;
+    let mut extensions = Vec::new();
+    // /usr/lib/xtables, or Debian's /usr/lib/ARCH/xtables.
+    let lib = fs::read_dir("/usr/lib").map_err(|e| missing("/usr/lib", e))?;
+    let dirs = lib.filter_map(Result::ok).map(|entry| entry.path().join("xtables"));
+    for dir in dirs.chain([PathBuf::from("/usr/lib/xtables")]).filter(|dir| dir.is_dir()) {
+        let text = dir.display().to_string();
+        for entry in fs::read_dir(&dir).map_err(|e| missing(&text, e))? {
+            extensions.push(entry.map_err(|e| missing(&text, e))?.path());
+        }
+    }
+    extensions.sort();
+    Ok((tool, extensions))
+}
+
+fn coredns(program: &Path) -> Result<Image, ImageError> {
+    let mut layer = LayerBuilder::new();
+    layer.file("coredns", 0o755, &read(program)?)?;
+    image(COREDNS, &[layer.finish()?], &Run { entrypoint: &["/coredns"], ..Run::default() })
+}

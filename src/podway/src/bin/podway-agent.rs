@@ -1,0 +1,5 @@
+//! podway-agent, the daemon: `podway agent` is the same.
+
+fn main() -> std::process::ExitCode {
+    podway_programs::agent()
+}
