@@ -8,6 +8,17 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+/// How a browser is started that is nobody's, in a container as well; where its profile is comes after it.
+pub const CHROMIUM: &[&str] = &[
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+];
+
 /// The page; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Page {
@@ -89,8 +100,7 @@ impl Page {
     pub async fn in_chromium(&self) -> anyhow::Result<String> {
         let profile = tempfile::tempdir()?;
         let mut command = Command::new("chromium");
-        command.args(["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]);
-        command.args(["--disable-extensions", "--disable-background-networking", "--disable-dev-shm-usage"]);
+        command.args(CHROMIUM).arg("--dump-dom");
         command.arg(format!("--user-data-dir={}", profile.path().display())).arg(&self.address);
         let answer = run(&mut command, "", LIMIT).await.context("is chromium installed?")?;
         ensure!(answer.code == 0, "chromium: {}", answer.err);

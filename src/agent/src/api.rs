@@ -4,14 +4,17 @@
 use crate::metrics::Metrics;
 use crate::status::budget::Budget;
 use async_trait::async_trait;
+use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::Resource as _;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use podway_api::annotations::AGENT_MANAGER;
 use podway_api::podflow::{PodFlow, PodFlowStatus};
 use podway_flow::Flow;
 use podway_flow::record::bounded;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -35,6 +38,15 @@ impl From<kube::Error> for ApiError {
         }
     }
 }
+
+/// A flow's status, as a merge patch has it.
+#[derive(Debug, Serialize)]
+struct Told {
+    status: PodFlowStatus,
+}
+
+/// The answer that is asked for where nobody reads it.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// The writes.
 #[async_trait]
@@ -118,26 +130,27 @@ impl PodApi for KubeApi {
     }
 
     async fn write_flow(&self, flow: &Flow, told: &[Condition], create: bool) -> Result<(), ApiError> {
-        let api: Api<PodFlow> = Api::namespaced(self.client.clone(), &flow.pod.namespace);
         let object = PodFlow::for_pod(&flow.pod);
+        let request = Request::new(PodFlow::url_path(&(), Some(&flow.pod.namespace)));
+        let name = &flow.pod.name;
         let params = PatchParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PatchParams::default() };
         if create {
             let post = PostParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PostParams::default() };
-            match api.create(&post, &object).await {
+            let body = serde_json::to_vec(&object).map_err(kube::Error::SerdeError)?;
+            match self.send(request.create(&post, body)).await {
                 // The flow of an earlier pod of this name, or our own of before a restart.
                 Err(kube::Error::Api(status)) if status.code == 409 => {
                     let own = json!({
                         "metadata": {"ownerReferences": object.metadata.owner_references},
                         "spec": object.spec,
                     });
-                    api.patch(&flow.pod.name, &params, &Patch::Merge(own)).await?;
+                    self.send(request.patch(name, &params, &Patch::Merge(own))).await?;
                 }
-                Err(error) => return Err(error.into()),
-                Ok(_) => {}
+                other => other?,
             }
         }
-        let status = PodFlowStatus::from_flow(flow, told, Some(1));
-        api.patch_status(&flow.pod.name, &params, &Patch::Merge(json!({ "status": status }))).await?;
+        let status = Told { status: PodFlowStatus::from_flow(flow, told, Some(1)) };
+        self.send(request.patch_subresource("status", name, &params, &Patch::Merge(status))).await?;
         Ok(())
     }
 
@@ -165,6 +178,16 @@ impl PodApi for KubeApi {
 }
 
 impl KubeApi {
+    /// Sends a write of which nobody reads what became of the object: its metadata are all that is asked back.
+    async fn send(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<(), kube::Error> {
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
+        self.client.request_text(request).await.map(drop)
+    }
+
     async fn publish(
         &self,
         pod: &Pod,

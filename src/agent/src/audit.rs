@@ -6,6 +6,7 @@
 
 use futures::StreamExt as _;
 use inotify::{Inotify, WatchMask};
+use memchr::memmem;
 use podway_flow::audit::{Collector, LINE_LIMIT};
 use podway_flow::{Phase, Record};
 use serde::Deserialize;
@@ -61,7 +62,7 @@ struct Line {
 
 /// Whether a line may be of a pod's creation or binding: looked at before it is parsed.
 fn of_interest(line: &[u8]) -> bool {
-    let has = |what: &[u8]| line.windows(what.len()).any(|w| w == what);
+    let has = |what: &[u8]| memmem::find(line, what).is_some();
     // A server-side apply creates by PATCH; no other PATCH is answered with 201.
     let creates = has(br#""verb":"create""#) || (has(br#""verb":"patch""#) && has(br#""code":201"#));
     creates && has(br#""resource":"pods""#) && has(br#""stage":"ResponseComplete""#)

@@ -54,13 +54,12 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_keeps_conditions_a_map_and_has_the_columns() {
+    fn the_schema_has_conditions_of_one_owner_and_the_columns() {
         let crd = serde_json::to_value(PodFlow::crd()).unwrap();
         let version = &crd["spec"]["versions"][0];
         let conditions =
             &version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["conditions"];
-        assert_eq!(conditions["x-kubernetes-list-type"], "map");
-        assert_eq!(conditions["x-kubernetes-list-map-keys"][0], "type");
+        assert_eq!(conditions["x-kubernetes-list-type"], "atomic");
         let columns: Vec<&str> = version["additionalPrinterColumns"]
             .as_array()
             .unwrap()

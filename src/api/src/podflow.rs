@@ -1,8 +1,8 @@
 //! `PodFlow` (short name `pf`): a pod's flow as an object of the API, written by the agent alone.
 //!
 //! One per pod, of the pod's name, owned by the pod, so that it goes when the pod goes. Its status is
-//! made from a [`Flow`] and reads back as the same flow: the pictures need nothing else. It is kept
-//! under [`STATUS_LIMIT`] bytes by cutting evidence first and messages next, never times.
+//! made from a [`Flow`] and reads back as the same flow: the pictures need nothing else. The whole object, as the
+//! API server stores it, is kept within [`OBJECT_LIMIT`] ([`size`]).
 
 #![expect(clippy::duplicated_attributes, reason = "kube's printcolumn attributes repeat their keys")]
 
@@ -10,14 +10,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Owner
 use kube::CustomResource;
 use kube::api::ObjectMeta;
 use podway_flow::conditions::{self, Status};
-use podway_flow::record::bounded;
 use podway_flow::{Flow, Micros, Outcome, Phase, PodRef, Record, Resolution, Writer, picture};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The most bytes of JSON that a status takes.
-pub const STATUS_LIMIT: usize = 8 * 1024;
+mod size;
+
+pub use size::OBJECT_LIMIT;
 
 /// Which pod the flow is of.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -75,8 +75,10 @@ pub struct PodFlowStatus {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
     /// `Succeeded` for the whole, and one per phase: True = done.
+    // Atomic, and no map by type as is usual: one writer makes them all of the same records, and a map's owners
+    // would take 3 KB of managedFields in each object to say so.
     #[serde(default)]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub conditions: Vec<Condition>,
     /// The records, by start.
     #[serde(default)]
@@ -92,16 +94,18 @@ pub struct FlowRecord {
     /// A container, volume or image; absent for the pod as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// Who wrote it.
-    pub writer: Writer,
+    /// Who wrote it; absent where it is the one whose phase it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<Writer>,
     /// The attempt; absent for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// When it began.
-    pub start_time: MicroTime,
-    /// When it ended; absent while it runs.
+    /// When it began, in µs after the status' startTime. A record without is an earlier agent's, and not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end_time: Option<MicroTime>,
+    pub start_micros: Option<i64>,
+    /// How long it took, in µs; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_micros: Option<i64>,
     /// Of that time, what was spent waiting, in µs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_micros: Option<i64>,
@@ -163,12 +167,7 @@ impl PodFlow {
                 uid: self.spec.pod_uid.clone(),
                 node: self.spec.node_name.clone(),
             },
-            records: self
-                .status
-                .iter()
-                .flat_map(|status| &status.records)
-                .map(FlowRecord::to_record)
-                .collect(),
+            records: self.status.iter().flat_map(PodFlowStatus::to_records).collect(),
         }
     }
 }
@@ -182,6 +181,7 @@ impl PodFlowStatus {
         let mut records: Vec<&Record> = flow.records.iter().collect();
         records.sort_by_key(|r| (r.start, r.phase, r.attempt));
         let ready = flow.summary(Phase::Ready).filter(|s| s.outcome == Outcome::Succeeded);
+        let start = records.first().map(|r| micro_time(r.start));
         let mut status = PodFlowStatus {
             phase: phase(flow),
             total: flow.total().map(|total| format!("{} ms", picture::ms(total))).unwrap_or_default(),
@@ -190,69 +190,28 @@ impl PodFlowStatus {
                 .map(|(phase, micros)| format!("{phase} {} ms", picture::ms(micros)))
                 .unwrap_or_default(),
             observed_generation: generation,
-            start_time: records.first().map(|r| micro_time(r.start)),
+            start_time: start.clone(),
             end_time: ready.and_then(|s| s.end).map(micro_time),
             truncated: false,
             conditions: conditions::merge(&before, &conditions::for_podflow(flow))
                 .iter()
-                .map(|c| to_api(c, generation))
+                // The status says the generation once, for all of them.
+                .map(|c| to_api(c, None))
                 .collect(),
-            records: records.into_iter().map(FlowRecord::from_record).collect(),
+            records: records
+                .into_iter()
+                .map(|r| FlowRecord::from_record(r, micros(start.as_ref())))
+                .collect(),
         };
-        status.shrink();
+        size::shrink(&mut status, &flow.pod);
         status
     }
 
-    /// Cuts what is longest until the status fits; times and outcomes stay. Texts (command lines, paths,
-    /// sentences) go first: a digest or an id that is cut proves nothing any more.
-    fn shrink(&mut self) {
-        for limit in [512, 256, 160, 96, 64, 48, 40, 32, 24, 16] {
-            if self.size() <= STATUS_LIMIT {
-                return;
-            }
-            self.cut(limit, |value| !is_identifier(value));
-        }
-        for limit in [32, 0] {
-            if self.size() <= STATUS_LIMIT {
-                return;
-            }
-            self.cut(limit, |_| true);
-        }
-        // Still too long: a pod with very many parts. The last parts go; the conditions tell the rest.
-        let mut size = self.size();
-        while size > STATUS_LIMIT && !self.records.is_empty() {
-            let keep = self.records.len().saturating_mul(STATUS_LIMIT) / size;
-            self.records.truncate(keep.min(self.records.len() - 1));
-            size = self.size();
-        }
+    /// The records as they were.
+    fn to_records(&self) -> impl Iterator<Item = Record> {
+        let start = micros(self.start_time.as_ref());
+        self.records.iter().filter_map(move |record| record.to_record(start))
     }
-
-    fn cut(&mut self, limit: usize, may: impl Fn(&str) -> bool) {
-        self.truncated = true;
-        for record in &mut self.records {
-            if limit == 0 {
-                record.evidence.clear();
-                record.message.clear();
-                continue;
-            }
-            for value in record.evidence.values_mut().filter(|value| may(value)) {
-                *value = bounded(value, limit);
-            }
-            record.message = bounded(&record.message, limit.max(32));
-        }
-        for condition in &mut self.conditions {
-            condition.message = bounded(&condition.message, limit.max(32));
-        }
-    }
-
-    fn size(&self) -> usize {
-        serde_json::to_vec(self).map_or(usize::MAX, |json| json.len())
-    }
-}
-
-/// A digest, a UID, an address: one word that is of use only as a whole.
-fn is_identifier(value: &str) -> bool {
-    value.len() <= "sha512:".len() + 128 && !value.contains(|c: char| c == '/' || c.is_whitespace())
 }
 
 /// The PHASE column.
@@ -265,15 +224,38 @@ fn phase(flow: &Flow) -> String {
     running.or(phases.last()).map(|s| s.phase.name().to_owned()).unwrap_or_default()
 }
 
+/// Whose phase it is.
+const fn usual(phase: Phase) -> Writer {
+    match phase {
+        Phase::Requested | Phase::Persisted => Writer::ApiServer,
+        Phase::Queued | Phase::NodesFiltered | Phase::NodesScored | Phase::Bound => Writer::Scheduler,
+        Phase::Observed | Phase::Admitted | Phase::VolumesMounted | Phase::StatusReported | Phase::Ready => {
+            Writer::Agent
+        }
+        Phase::SandboxCreated
+        | Phase::NetworkConfigured
+        | Phase::ImagesPulled
+        | Phase::RootfsPrepared
+        | Phase::SpecGenerated
+        | Phase::ContainersCreated
+        | Phase::ContainersStarted => Writer::Runtime,
+    }
+}
+
+/// A time of the API's as ours; that of nothing is the beginning.
+fn micros(time: Option<&MicroTime>) -> Micros {
+    Micros(time.map_or(0, |time| time.0.as_microsecond()))
+}
+
 impl FlowRecord {
-    fn from_record(record: &Record) -> Self {
+    fn from_record(record: &Record, start: Micros) -> Self {
         FlowRecord {
             phase: record.phase,
             subject: record.subject.clone(),
-            writer: record.writer,
+            writer: Some(record.writer).filter(|&writer| writer != usual(record.phase)),
             attempt: Some(record.attempt).filter(|&attempt| attempt != 1),
-            start_time: micro_time(record.start),
-            end_time: record.end.map(micro_time),
+            start_micros: Some(record.start.0.saturating_sub(start.0)),
+            duration_micros: record.end.map(|end| end.0.saturating_sub(record.start.0)),
             queued_micros: i64::try_from(record.queued_micros).ok().filter(|&queued| queued != 0),
             outcome: Some(record.outcome).filter(|&outcome| outcome != Outcome::Succeeded),
             reason: record.reason.clone(),
@@ -283,21 +265,22 @@ impl FlowRecord {
         }
     }
 
-    fn to_record(&self) -> Record {
-        Record {
+    fn to_record(&self, start: Micros) -> Option<Record> {
+        let start = Micros(start.0.saturating_add(self.start_micros?));
+        Some(Record {
             phase: self.phase,
             subject: self.subject.clone(),
-            writer: self.writer,
+            writer: self.writer.unwrap_or(usual(self.phase)),
             attempt: self.attempt.unwrap_or(1),
-            start: Micros(self.start_time.0.as_microsecond()),
-            end: self.end_time.as_ref().map(|end| Micros(end.0.as_microsecond())),
+            start,
+            end: self.duration_micros.map(|took| Micros(start.0.saturating_add(took))),
             queued_micros: self.queued_micros.and_then(|queued| u64::try_from(queued).ok()).unwrap_or(0),
             outcome: self.outcome.unwrap_or(Outcome::Succeeded),
             reason: self.reason.clone(),
             message: self.message.clone(),
             resolution: self.resolution.unwrap_or_default(),
             evidence: self.evidence.clone(),
-        }
+        })
     }
 }
 
@@ -377,40 +360,30 @@ mod tests {
         let flow = flow(vec![record(Phase::Bound, None, 1, Some(9)), failed, coarse]);
         let object = PodFlow::from_flow(&flow);
         assert_eq!(through_json(&object).to_flow(), flow);
-        assert_eq!(object.status.unwrap().phase, "ImagesPulledFailed");
+        let status = object.status.unwrap();
+        assert_eq!(status.phase, "ImagesPulledFailed");
+        // The runtime writes them all here: only the scheduler's phase and the agent's have to say so.
+        let writers: Vec<_> = status.records.iter().map(|r| r.writer).collect();
+        assert_eq!(writers, [Some(Writer::Runtime), None, Some(Writer::Runtime)]);
         assert!(through_json(&PodFlow::for_pod(&flow.pod)).to_flow().records.is_empty());
+        // As the API server gives out what an earlier agent wrote: what the schema does not know is pruned.
+        let mut before = serde_json::to_value(PodFlow::from_flow(&flow)).unwrap();
+        for record in before["status"]["records"].as_array_mut().unwrap() {
+            record.as_object_mut().unwrap().retain(|key, _| !key.ends_with("Micros"));
+        }
+        let read: PodFlow = serde_json::from_value(before).unwrap();
+        assert!(read.to_flow().records.is_empty());
     }
 
     #[test]
-    fn a_status_stays_under_its_limit_and_keeps_every_time() {
-        let mut records: Vec<Record> =
-            Phase::ALL.iter().map(|&p| record(p, Some("part"), 5, Some(60))).collect();
-        for record in &mut records {
-            record.evidence = [("argv".to_owned(), "/x ".repeat(1300))].into();
-        }
-        let whole = flow(records.clone());
-        let status = PodFlowStatus::from_flow(&whole, &[], Some(1));
-        assert!(status.size() <= STATUS_LIMIT && status.truncated, "{}", status.size());
-        assert_eq!(status.records.len(), whole.records.len());
-        let digest = format!("sha256:{}", "0".repeat(64));
-        for record in &mut records {
-            record.evidence.insert("digest".to_owned(), digest.clone());
-        }
-        let texts = PodFlowStatus::from_flow(&flow(records.clone()), &[], Some(1));
-        assert!(texts.size() <= STATUS_LIMIT && texts.truncated, "{}", texts.size());
-        assert!(texts.records.iter().all(|r| r.evidence["digest"] == digest), "a digest is cut last");
-        let many = flow(records.iter().cycle().take(2000).cloned().collect());
-        assert!(PodFlowStatus::from_flow(&many, &[], None).size() <= STATUS_LIMIT);
-    }
-
-    #[test]
-    fn transition_times_are_kept_and_the_generation_is_on_every_condition() {
+    fn transition_times_are_kept_and_the_generation_is_said_once() {
         let before =
             PodFlowStatus::from_flow(&flow(vec![record(Phase::Bound, None, 0, Some(9))]), &[], Some(1));
         let later = flow(vec![record(Phase::Bound, None, 0, Some(5_000_000))]);
         let after = PodFlowStatus::from_flow(&later, &before.conditions, Some(2));
         let bound = |s: &PodFlowStatus| s.conditions.iter().find(|c| c.type_ == "Bound").unwrap().clone();
         assert_eq!(bound(&after).last_transition_time, bound(&before).last_transition_time);
-        assert!(after.conditions.iter().all(|c| c.observed_generation == Some(2)));
+        assert_eq!(after.observed_generation, Some(2));
+        assert!(after.conditions.iter().all(|c| c.observed_generation.is_none()));
     }
 }

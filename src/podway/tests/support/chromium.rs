@@ -33,14 +33,8 @@ impl Chromium {
     pub async fn start() -> Self {
         let profile = tempfile::tempdir().unwrap();
         let mut process = Command::new("chromium")
-            .args([
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--remote-debugging-port=0",
-                "--no-first-run",
-            ])
-            .args(["--disable-extensions", "--disable-background-networking", "--disable-dev-shm-usage"])
+            .args(podway_tests::page::CHROMIUM)
+            .arg("--remote-debugging-port=0")
             .args(["--window-size=1280,900", "--hide-scrollbars"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")

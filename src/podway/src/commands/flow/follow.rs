@@ -1,6 +1,6 @@
 //! `podway flow -w`: the picture is drawn anew whenever the pod or its `PodFlow` changes, until the pod
-//! has settled; below it stand the pulls of its images, as they go. What the watch tells is taken in by [`Followed`], and [`standing`] says what it means;
-//! both are pure, as is [`verdict`] on a watch that broke.
+//! has settled; below it stand the pulls of its images, as they go. What the watch tells is taken in by
+//! [`Followed`], and [`standing`] says what it means; both are pure, as is [`verdict`] on a watch that broke.
 
 use std::pin::pin;
 
