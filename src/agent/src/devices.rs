@@ -76,7 +76,7 @@ pub struct Devices {
     /// That something is free by now which the file has as somebody's.
     unwritten: AtomicBool,
     amounts: watch::Sender<Amounts>,
-    /// Told whenever a plugin has said something.
+    /// Told whenever a plugin has said something, or a pod has given something back.
     health: watch::Sender<()>,
     /// How long a plugin that has left is waited for.
     patience: Duration,
@@ -127,7 +127,7 @@ impl Devices {
         self.amounts.subscribe()
     }
 
-    /// Woken when the health of a device may have changed.
+    /// Woken when what is shown of devices may have changed.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<()> {
         self.health.subscribe()
@@ -218,6 +218,7 @@ impl Devices {
     pub fn free(&self, uid: &str) {
         if lock(&self.pool).release(uid) {
             self.unwritten.store(true, Ordering::Relaxed);
+            self.health.send_replace(());
         }
     }
 

@@ -20,7 +20,9 @@ impl Worker {
                 None => break plan,
             }
         };
-        let ending = self.pod.deletion.is_some() || self.journal.terminal.is_some();
+        // A pod that was at its end when the agent came has no journal of that.
+        let over = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
+        let ending = over || self.pod.deletion.is_some() || self.journal.terminal.is_some();
         if ending {
             let given_up = |r: &&Running| matches!(r.key, Key::Devices | Key::Image(_) | Key::PostStart(_));
             for pull in self.running.values().filter(given_up) {

@@ -52,3 +52,30 @@ async fn a_pod_has_its_devices_or_is_refused() {
     assert_eq!(bench.runtime.lock().containers.len(), 1, "nothing of it was made");
     assert_eq!(devices.uids(), ["u-1"]);
 }
+
+#[tokio::test]
+async fn a_pod_that_was_over_when_the_agent_came_gives_its_devices_back() {
+    let limits = json!({"limits": {"example.com/device": "1"}});
+    let bench = Bench::new(json!({"containers": [{"name": "c", "image": "i:1", "resources": limits}]})).await;
+    let devices = &bench.context.devices;
+    open(devices).await;
+    let _fake = Fake::start(&bench.dir.path().join("plugins"), "p.sock", &[("d-1", true)], false);
+    register(devices, "p.sock").await.unwrap();
+    has(devices, 1, 1).await;
+    devices.allocate("u-1", bench.server.object().spec.as_ref().unwrap()).await.unwrap();
+    let mut given = devices.health();
+    {
+        let mut pod = bench.server.pod.lock().unwrap();
+        pod["status"] =
+            json!({"phase": "Succeeded", "qosClass": "BestEffort", "startTime": "2026-01-01T00:00:01Z"});
+    }
+    let pods = bench.pods();
+    pods.apply(Arc::new(bench.server.object()), bench.context.clock.now(), false);
+    let back = async {
+        while devices.has("u-1") {
+            given.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), back).await.unwrap();
+    assert_eq!(bench.runtime.lock().calls, [""; 0], "nothing of it is made again");
+}
