@@ -69,7 +69,9 @@ pub async fn all_18_steps_with_their_evidence(ns: Ns) -> anyhow::Result<()> {
 pub async fn a_start_costs_at_most_7_writes_and_a_settled_pod_none(ns: Ns) -> anyhow::Result<()> {
     let log = ns.cluster.layout.audit_log();
     let mark = audit::mark(&log)?;
-    let _: Pod = ns.create(pod("frugal", STAY, json!({}))).await?;
+    // A pull that takes long, or brings something, is told of by two events more.
+    let there = json!({"main": {"imagePullPolicy": "IfNotPresent"}});
+    let _: Pod = ns.create(pod("frugal", STAY, there)).await?;
     ns.ready("frugal").await?;
     ns.whole_flow("frugal").await?;
     // What is still to be written of the start (events) is written by now.

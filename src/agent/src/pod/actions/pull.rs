@@ -9,7 +9,12 @@ use crate::pod::{image_name, pull_secrets};
 use k8s_openapi::api::core::v1::Secret;
 use podway_cri::v1;
 use podway_flow::{Outcome, Phase, Record};
+use std::time::Duration;
 use tonic::Code;
+
+/// A registry that says that nothing has to come has said so by then. Such a pull is not told of, as each event is a
+/// write to the API server, and `Started` says it as well.
+const PULLING_AFTER: Duration = Duration::from_secs(2);
 
 /// Makes an image present by its policy, for a container or (without a name) for a volume.
 pub async fn pull(
@@ -36,7 +41,7 @@ pub async fn pull(
     if policy != PullPolicy::Always {
         match ask().await {
             Err(e) => return Outcomes { result: Err(e), records: Vec::new() },
-            // No event: that it was there, Started says as well, and each event is a write to the API server.
+            // No event, as below.
             Ok(Some(found)) => {
                 let now = context.clock.now();
                 let mut present = record(Phase::ImagesPulled, Some(image), begun, Some(now), "Present");
@@ -60,11 +65,22 @@ pub async fn pull(
             Ok(None) => {}
         }
     }
-    context.note(&pod, container, "Pulling", format!("Pulling image \"{image}\""));
-    let mut answer = fetch(&context, &pod, image).await;
+    let pulling = || context.note(&pod, container, "Pulling", format!("Pulling image \"{image}\""));
+    let mut fetched = std::pin::pin!(fetch(&context, &pod, image));
+    let (mut answer, told) = tokio::select! {
+        answer = &mut fetched => (answer, false),
+        () = tokio::time::sleep(PULLING_AFTER) => {
+            pulling();
+            (fetched.await, true)
+        }
+    };
     let now = context.clock.now();
     let records =
         recorded(&mut answer, Phase::ImagesPulled, Some(image), begun, now, ("Pulled", "ErrImagePull"));
+    let came = records.iter().any(|r| r.outcome != Outcome::Skipped);
+    if came && !told {
+        pulling();
+    }
     let result = match answer.result {
         Err(CallError { code: Code::InvalidArgument, message }) => Err(failed("InvalidImageName", message)),
         Err(e) => Err(failed("ErrImagePull", e.message)),
@@ -72,7 +88,9 @@ pub async fn pull(
             Err(e) => Err(e),
             Ok(found) => {
                 let found = found.unwrap_or(v1::Image { id, ..Default::default() });
-                context.note(&pod, container, "Pulled", pulled(image, now.since(begun), found.size));
+                if came || told {
+                    context.note(&pod, container, "Pulled", pulled(image, now.since(begun), found.size));
+                }
                 Ok(found)
             }
         },
