@@ -68,7 +68,7 @@ struct Args {
     #[arg(long, value_name = "PODS", conflicts_with_all = ["kubeconfig", "node", "beside_stock", "observed"])]
     steady: Option<usize>,
     /// Processes of the node side, by a part of their command line: agent, runtime, what watches a pod.
-    #[arg(long = "process", default_values_t = ["podway-agent".to_owned(), "podway-runtime".to_owned(), "podway-monitor".to_owned()])]
+    #[arg(long = "process", default_values_t = ["/podway-agent --".to_owned(), "/podway-runtime --".to_owned(), "/podway-monitor --".to_owned()])]
     processes: Vec<String>,
 }
 
@@ -146,7 +146,7 @@ async fn observed_cost(args: &Args) -> anyhow::Result<Cost> {
     let name = made(&namespaces, &client).await?;
     let (pods, flows) = (Api::namespaced(client.clone(), &name), Api::namespaced(client, &name));
     let mut processes = args.processes.clone();
-    processes.push("podway-scheduler".to_owned());
+    processes.push("/podway-scheduler --".to_owned());
     let cost = observed::measure(pods.clone(), flows, &mut Watcher::new(pods), &processes, args.count).await;
     namespaces.delete(&name, &DeleteParams::default()).await?;
     wait::until_gone(namespaces, &name, None, LIMIT).await?;
