@@ -4,7 +4,7 @@
 //! marked as the cluster's, so that `podway down` finds it whatever happens; [`Swapped::stop`] ends it, and
 //! `up` again brings back our own. The pods of the one runtime are not seen by the other: delete them first.
 
-use crate::cluster::{Cluster, SYSTEMD, built};
+use crate::cluster::{Cluster, SYSTEMD};
 use crate::cri::server::Containerd as Settings;
 use crate::namespace::LIMIT;
 use crate::wait;
@@ -34,8 +34,7 @@ impl Swapped {
     /// When a program is not to be had or does not start.
     pub async fn agent_on_containerd(cluster: &Cluster, node: &str) -> anyhow::Result<Self> {
         let containerd = Containerd::prepare(cluster, node).await?;
-        let mut args = vec![built("podway")?.display().to_string()];
-        args.extend(cluster.argv(&format!("{node}-agent"))?.into_iter().skip(1));
+        let mut args = cluster.argv(&format!("{node}-agent"))?;
         let endpoint =
             args.iter().position(|a| a == "--container-runtime-endpoint").context("the endpoint")?;
         args[endpoint + 1] = containerd.endpoint();
