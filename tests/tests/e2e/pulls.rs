@@ -144,7 +144,8 @@ async fn percent(lines: &mut Lines<BufReader<ChildStdout>>, wanted: u64) -> anyh
             let Some(rest) = line.strip_prefix(IMAGE) else { continue };
             let Some((shown, _)) = rest.split_once('%') else { continue };
             let shown: u64 = shown.trim().parse().with_context(|| line.clone())?;
-            ensure!(rest.contains(" MiB of ") && rest.contains("/s"), "{line}");
+            // The first that is told may be that nothing has come: "0 B of 9.6 MiB".
+            ensure!([" of ", " MiB", "/s"].iter().all(|part| rest.contains(part)), "{line}");
             if shown >= wanted {
                 return Ok(shown);
             }
