@@ -42,23 +42,6 @@ pub struct Explanation {
     pub life: Vec<Interval>,
 }
 
-fn who(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Requested | Phase::Persisted => "API server",
-        Phase::Queued | Phase::NodesFiltered | Phase::NodesScored | Phase::Bound => "scheduler",
-        Phase::Observed | Phase::Admitted | Phase::VolumesMounted | Phase::StatusReported | Phase::Ready => {
-            "agent"
-        }
-        Phase::SandboxCreated
-        | Phase::NetworkConfigured
-        | Phase::ImagesPulled
-        | Phase::RootfsPrepared
-        | Phase::SpecGenerated
-        | Phase::ContainersCreated
-        | Phase::ContainersStarted => "runtime",
-    }
-}
-
 fn second(at: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> Micros {
     Micros(at.0.as_microsecond())
 }
@@ -86,7 +69,7 @@ fn cause(flow: &Flow, from: Micros, to: Micros) -> (&'static str, String) {
     let active = records().filter(|r| r.start <= from && r.end.is_none_or(|end| end >= to));
     // The one that ends last; of two that end at once the later step.
     if let Some(record) = active.max_by_key(|r| (r.end.unwrap_or(Micros(i64::MAX)), r.phase)) {
-        return (who(record.phase), named(record));
+        return (record.phase.writer().name(), named(record));
     }
     let before = flow.records.iter().filter(|r| r.end.is_some_and(|end| end <= from));
     let last = before.max_by_key(|r| (r.end, r.phase));
@@ -94,9 +77,9 @@ fn cause(flow: &Flow, from: Micros, to: Micros) -> (&'static str, String) {
     match (last, next) {
         (Some(last), _) if last.outcome == Outcome::Failed => {
             let why = if last.message.is_empty() { &last.reason } else { &last.message };
-            (who(last.phase), format!("the next try of {}, which failed: {why}", named(last)))
+            (last.phase.writer().name(), format!("the next try of {}, which failed: {why}", named(last)))
         }
-        (_, Some(next)) => (who(next.phase), format!("{} to begin", named(next))),
+        (_, Some(next)) => (next.phase.writer().name(), format!("{} to begin", named(next))),
         (Some(last), None) => (after(last.phase), format!("what comes after {}", named(last))),
         (None, None) => ("nobody", "not recorded".to_owned()),
     }
@@ -108,7 +91,7 @@ fn after(phase: Phase) -> &'static str {
         Phase::Requested | Phase::Persisted => "scheduler",
         Phase::ContainersStarted | Phase::StatusReported | Phase::Ready => "pod",
         Phase::Bound => "agent",
-        other => who(other),
+        other => other.writer().name(),
     }
 }
 

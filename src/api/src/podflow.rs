@@ -224,24 +224,6 @@ fn phase(flow: &Flow) -> String {
     running.or(phases.last()).map(|s| s.phase.name().to_owned()).unwrap_or_default()
 }
 
-/// Whose phase it is.
-const fn usual(phase: Phase) -> Writer {
-    match phase {
-        Phase::Requested | Phase::Persisted => Writer::ApiServer,
-        Phase::Queued | Phase::NodesFiltered | Phase::NodesScored | Phase::Bound => Writer::Scheduler,
-        Phase::Observed | Phase::Admitted | Phase::VolumesMounted | Phase::StatusReported | Phase::Ready => {
-            Writer::Agent
-        }
-        Phase::SandboxCreated
-        | Phase::NetworkConfigured
-        | Phase::ImagesPulled
-        | Phase::RootfsPrepared
-        | Phase::SpecGenerated
-        | Phase::ContainersCreated
-        | Phase::ContainersStarted => Writer::Runtime,
-    }
-}
-
 /// A time of the API's as ours; that of nothing is the beginning.
 fn micros(time: Option<&MicroTime>) -> Micros {
     Micros(time.map_or(0, |time| time.0.as_microsecond()))
@@ -252,7 +234,7 @@ impl FlowRecord {
         FlowRecord {
             phase: record.phase,
             subject: record.subject.clone(),
-            writer: Some(record.writer).filter(|&writer| writer != usual(record.phase)),
+            writer: Some(record.writer).filter(|&writer| writer != record.phase.writer()),
             attempt: Some(record.attempt).filter(|&attempt| attempt != 1),
             start_micros: Some(record.start.0.saturating_sub(start.0)),
             duration_micros: record.end.map(|end| end.0.saturating_sub(record.start.0)),
@@ -270,7 +252,7 @@ impl FlowRecord {
         Some(Record {
             phase: self.phase,
             subject: self.subject.clone(),
-            writer: self.writer.unwrap_or(usual(self.phase)),
+            writer: self.writer.unwrap_or(self.phase.writer()),
             attempt: self.attempt.unwrap_or(1),
             start,
             end: self.duration_micros.map(|took| Micros(start.0.saturating_add(took))),

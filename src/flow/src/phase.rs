@@ -1,5 +1,6 @@
 //! The closed list of phases, in the order in which a pod goes through them.
 
+use crate::Writer;
 use serde::{Deserialize, Serialize};
 
 /// What stands before a phase's name in its condition type on a Pod.
@@ -93,6 +94,27 @@ impl Phase {
             Phase::ContainersStarted => "ContainersStarted",
             Phase::StatusReported => "StatusReported",
             Phase::Ready => "Ready",
+        }
+    }
+
+    /// Whose phase it is: who has it in hand, and tells of it wherever it can be told.
+    #[must_use]
+    pub const fn writer(self) -> Writer {
+        match self {
+            Phase::Requested | Phase::Persisted => Writer::ApiServer,
+            Phase::Queued | Phase::NodesFiltered | Phase::NodesScored | Phase::Bound => Writer::Scheduler,
+            Phase::Observed
+            | Phase::Admitted
+            | Phase::VolumesMounted
+            | Phase::StatusReported
+            | Phase::Ready => Writer::Agent,
+            Phase::SandboxCreated
+            | Phase::NetworkConfigured
+            | Phase::ImagesPulled
+            | Phase::RootfsPrepared
+            | Phase::SpecGenerated
+            | Phase::ContainersCreated
+            | Phase::ContainersStarted => Writer::Runtime,
         }
     }
 

@@ -4,7 +4,7 @@
 //! Pure: the same flow and the same `now` give the same picture. Nothing is guessed: a phase without
 //! a record has no bar, and a time with a resolution of a second is marked `~`.
 
-use crate::{Flow, Micros, Outcome, Phase, PhaseSummary, Record, Resolution, Writer, path, stuck};
+use crate::{Flow, Micros, Outcome, Phase, PhaseSummary, Record, Resolution, path, stuck};
 
 /// The most parts (containers, images, volumes, attempts) of one phase that get a row of their own.
 const PART_ROWS: usize = 16;
@@ -336,21 +336,12 @@ fn evidence(flow: &Flow) -> Vec<Evidence> {
                 (None, 0 | 1) => r.phase.name().to_owned(),
                 _ => format!("{} {}", r.phase, part_name(r)),
             },
-            verdict: format!("{}, by {}", r.reason, writer(r.writer)),
+            verdict: format!("{}, by {}", r.reason, r.writer.name()),
             outcome: r.outcome,
             message: r.message.clone(),
             facts: r.evidence.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         })
         .collect()
-}
-
-const fn writer(writer: Writer) -> &'static str {
-    match writer {
-        Writer::ApiServer => "API server",
-        Writer::Scheduler => "scheduler",
-        Writer::Agent => "agent",
-        Writer::Runtime => "runtime",
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,19 @@ pub enum Writer {
     Runtime,
 }
 
+impl Writer {
+    /// As people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Writer::ApiServer => "API server",
+            Writer::Scheduler => "scheduler",
+            Writer::Agent => "agent",
+            Writer::Runtime => "runtime",
+        }
+    }
+}
+
 /// How fine a record's times are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Resolution {

@@ -2,7 +2,7 @@
 
 use super::text;
 use crate::picture::{Kind, Picture, Row};
-use crate::{Flow, Phase, path};
+use crate::{Flow, Phase, Writer, path};
 use maud::{Markup, html};
 
 /// Hundredths of a per cent of `whole`, as `12.34%`.
@@ -91,13 +91,11 @@ fn ticks(horizon: u64) -> Vec<u64> {
 
 /// Who has a phase in hand, as a class.
 pub(super) const fn layer(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Requested | Phase::Persisted => "api",
-        Phase::Queued | Phase::NodesFiltered | Phase::NodesScored | Phase::Bound => "sched",
-        Phase::Observed | Phase::Admitted | Phase::VolumesMounted | Phase::StatusReported | Phase::Ready => {
-            "agent"
-        }
-        _ => "runtime",
+    match phase.writer() {
+        Writer::ApiServer => "api",
+        Writer::Scheduler => "sched",
+        Writer::Agent => "agent",
+        Writer::Runtime => "runtime",
     }
 }
 
