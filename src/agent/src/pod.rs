@@ -6,6 +6,7 @@ pub mod confinement;
 pub mod context;
 pub mod core;
 pub mod cri_config;
+pub mod go_duration;
 pub mod image_name;
 pub mod ledger;
 pub mod model;

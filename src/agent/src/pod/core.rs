@@ -156,7 +156,7 @@ pub fn next(pod: &Pod, observed: &Observed, journal: &Journal, now: Micros) -> P
         let grace = journal.grace.map_or(grace, |most| most.min(grace));
         return terminate(pod, observed, journal, grace, now, true);
     }
-    if journal.terminal.is_some() || matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed") {
+    if journal.terminal.is_some() || pod.stored_over() {
         let grace = journal.grace.map_or(pod.grace, |most| most.min(pod.grace));
         return terminate(pod, observed, journal, grace, now, false);
     }

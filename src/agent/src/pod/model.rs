@@ -233,6 +233,12 @@ impl Pod {
             object: Arc::clone(&object),
         })
     }
+
+    /// Whether the API server holds that it is over, which is final.
+    #[must_use]
+    pub fn stored_over(&self) -> bool {
+        matches!(self.stored_phase.as_str(), "Succeeded" | "Failed")
+    }
 }
 
 fn seconds(value: Option<i64>) -> Option<Duration> {

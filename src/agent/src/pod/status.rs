@@ -2,6 +2,7 @@
 //! kubelet's (1.36). `lastTransitionTime` moves only on a flip, foreign conditions are kept.
 
 use crate::pod::core::{Instance, Journal, Memory, Observed, State, Verdict, verdict};
+use crate::pod::go_duration::go_duration;
 use crate::pod::model::{Container, Pod, Role};
 use crate::pod::resize::Resize;
 use crate::status::diff::OWN;
@@ -210,7 +211,7 @@ fn restart_wait(
             "CrashLoopBackOff".to_owned(),
             format!(
                 "back-off {} restarting failed container={} pod={}_{}({}), next start at {}",
-                go_duration(delay),
+                go_duration(Duration::from_secs(delay.as_secs())),
                 c.name,
                 pod.name,
                 pod.namespace,
@@ -240,12 +241,6 @@ fn start_wait(pod: &Pod, c: &Container, memory: &Memory, now: Micros) -> (String
     }
     let reason = if pod.init.is_empty() { "ContainerCreating" } else { "PodInitializing" };
     (reason.to_owned(), String::new())
-}
-
-/// Whole seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
-fn go_duration(d: Duration) -> String {
-    let s = d.as_secs();
-    if s < 60 { format!("{s}s") } else { format!("{}m{}s", s / 60, s % 60) }
 }
 
 struct Verdicts {
@@ -499,6 +494,5 @@ mod tests {
                 expected
             );
         }
-        assert_eq!(go_duration(Duration::from_secs(300)), "5m0s");
     }
 }

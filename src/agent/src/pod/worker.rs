@@ -248,7 +248,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
     let (view, receiver) = watch::channel(Arc::new(view));
     let wish = Arc::clone(&pod.object);
     let given = resize::given(&wish);
-    let over = journal.terminal.is_some() || matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed");
+    let over = journal.terminal.is_some() || pod.stored_over();
     let own = resize::with(&wish, &given);
     let held = own.spec.as_ref().filter(|_| !over).map(|s| context.ledger.hold(&pod.uid, admission::ask(s)));
     let (freed, health) = (context.ledger.freed(), context.devices.health());
@@ -451,7 +451,7 @@ impl Worker {
         self.journal.adopt(&self.observed);
         let conditions = self.pod.object.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let ready = conditions.clone().any(|c| c.type_ == "Ready" && c.status == "True");
-        let terminal = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
+        let terminal = self.pod.stored_over();
         let told = Phase::StatusReported.condition_type();
         if ready || terminal || conditions.clone().any(|c| c.type_ == told && c.status == "True") {
             self.start.close();

@@ -42,7 +42,7 @@ pub(super) fn terminate(
     }
     // The runtime's records are the only proof of the exit codes: they go once the end is in the
     // API server. A pod that never had a container has no end to tell of.
-    let stored = matches!(pod.stored_phase.as_str(), "Succeeded" | "Failed");
+    let stored = pod.stored_over();
     let told = journal.terminal_reported || stored || observed.containers.is_empty();
     if !told {
         if journal.terminal.is_none() {

@@ -21,7 +21,7 @@ impl Worker {
             }
         };
         // A pod that was at its end when the agent came has no journal of that.
-        let over = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
+        let over = self.pod.stored_over();
         let ending = over || self.pod.deletion.is_some() || self.journal.terminal.is_some();
         if ending {
             let given_up = |r: &&Running| matches!(r.key, Key::Devices | Key::Image(_) | Key::PostStart(_));

@@ -170,7 +170,7 @@ impl Worker {
 
     /// Tells how the pod stands.
     pub(super) fn report(&mut self, now: Micros) -> Option<Micros> {
-        let stored = matches!(self.pod.stored_phase.as_str(), "Succeeded" | "Failed");
+        let stored = self.pod.stored_over();
         if self.gone || self.runs(&Key::Delete) {
             return None;
         }
