@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use podway_cluster::network::{Network, NodeNetwork};
+use podway_cluster::network::{Cidr, Network, NodeNetwork};
 use podway_cluster::state::State;
 use podway_cluster::{Layout, Program, registry};
 use std::net::SocketAddr;
@@ -208,6 +208,14 @@ impl Cluster {
         let network = network(&state)?;
         let port = state.ports.get(registry::NAME).context("the cluster has no registry")?;
         Ok(SocketAddr::new(network.gateway().into(), *port))
+    }
+
+    /// The pod networks of all nodes.
+    ///
+    /// # Errors
+    /// When the state cannot be read, or there is none.
+    pub fn pods(&self) -> anyhow::Result<Cidr> {
+        Ok(network(&self.state()?)?.pods())
     }
 
     /// The nodes' names.

@@ -1,6 +1,6 @@
 //! Kubernetes' own end-to-end suite against podway: which specs there are in a set, what came of each
-//! (`report`), what
-//! services and DNS need besides (`services`), and the page that says so beside what a stock node does (`page`).
+//! (`report`), what services and DNS need besides (`services`), and the page that says so beside what a stock node
+//! does (`page`).
 
 pub mod page;
 pub mod report;

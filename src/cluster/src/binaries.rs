@@ -99,6 +99,11 @@ fn tools(missing: &[Program]) -> Result<(), BinaryError> {
 
 /// Whether PATH has a program.
 pub(crate) fn in_path(program: &str) -> bool {
+    of_path(program).is_some()
+}
+
+/// A program of PATH, whatever its version.
+pub(crate) fn of_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|d| d.join(program).is_file())
+    env::split_paths(&path).map(|d| d.join(program)).find(|p| p.is_file())
 }

@@ -10,10 +10,10 @@ mod recipe;
 mod sbom;
 pub mod services;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flate2::Compression;
@@ -187,12 +187,16 @@ impl LayerBuilder {
 
     /// A program at `place` (absolute) with every library that this machine's loader gives it.
     pub fn program(&mut self, program: &Path, place: &str) -> Result<(), ImageError> {
-        let files = podway::with_libraries(&[(program, place)])?;
+        Ok(self.files(&podway::with_libraries(&[(program, place)])?, |_| 0o755)?)
+    }
+
+    /// Files by their absolute path, each of the mode that it is to have, and the directories that they are in.
+    fn files(&mut self, files: &BTreeMap<PathBuf, Vec<u8>>, mode: impl Fn(&Path) -> u32) -> io::Result<()> {
         for dir in podway::directories(files.keys()) {
             self.dir(&dir, 0o755)?;
         }
-        for (path, bytes) in &files {
-            self.file(&podway::within(path), 0o755, bytes)?;
+        for (path, bytes) in files {
+            self.file(&podway::within(path), mode(path), bytes)?;
         }
         Ok(())
     }

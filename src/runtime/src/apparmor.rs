@@ -2,13 +2,13 @@
 //! (contrib/apparmor/template.go; both have it from Moby), under our name. It is loaded at the start, where the kernel
 //! has AppArmor, so that no container waits for it, and stays until the machine ends.
 
-use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt as _;
 
+use crate::check::in_path;
 use crate::features::Features;
 use podway_cri::v1::LinuxContainerSecurityContext;
 use podway_cri::v1::security_profile::ProfileType;
@@ -81,9 +81,8 @@ async fn parse(profile: &str, args: &[&str]) -> io::Result<()> {
 
 /// In PATH, or where root's programs are: the PATH of a daemon may be a user's.
 fn parser() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    dirs.map(|dir| dir.join(OsStr::new(PARSER))).find(|file| file.is_file())
+    let roots = ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(PARSER));
+    [PathBuf::from(PARSER)].iter().chain(&roots).find_map(|program| in_path(program))
 }
 
 /// The profile's text, with the distribution's macros as far as `macros` has them. `daemon` is the profile of this

@@ -132,7 +132,7 @@ fn named(path: &Path, error: io::Error) -> io::Error {
 }
 
 /// The file itself, or the first of its name in PATH.
-fn in_path(program: &Path) -> Option<PathBuf> {
+pub(crate) fn in_path(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.is_file().then(|| program.to_owned());
     }

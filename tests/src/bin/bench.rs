@@ -126,31 +126,38 @@ async fn run(args: Args) -> anyhow::Result<()> {
 /// How long it is looked what a full node costs.
 const STEADY: Duration = Duration::from_secs(120);
 
-/// In a namespace of its own, which goes again.
 async fn steady(args: &Args, count: usize) -> anyhow::Result<Steady> {
     let client = Cluster::attach(&args.state_dir, 1).await?.client;
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let name = made(&namespaces, &client).await?;
-    let pods = Api::namespaced(client, &name);
-    let mut watcher = Watcher::new(pods.clone());
-    let steady = steady::measure(pods, &mut watcher, &args.processes, count, STEADY).await;
-    namespaces.delete(&name, &DeleteParams::default()).await?;
-    wait::until_gone(namespaces, &name, None, LIMIT).await?;
-    steady
+    in_namespace(&client, async |name| {
+        let pods = Api::namespaced(client.clone(), name);
+        let mut watcher = Watcher::new(pods.clone());
+        steady::measure(pods, &mut watcher, &args.processes, count, STEADY).await
+    })
+    .await
 }
 
-/// In a namespace of its own, which goes again.
 async fn observed_cost(args: &Args) -> anyhow::Result<Cost> {
     let client = Cluster::attach(&args.state_dir, 1).await?.client;
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let name = made(&namespaces, &client).await?;
-    let (pods, flows) = (Api::namespaced(client.clone(), &name), Api::namespaced(client, &name));
     let mut processes = args.processes.clone();
     processes.push("/podway-scheduler --".to_owned());
-    let cost = observed::measure(pods.clone(), flows, &mut Watcher::new(pods), &processes, args.count).await;
+    in_namespace(&client, async |name| {
+        let (pods, flows) = (Api::namespaced(client.clone(), name), Api::namespaced(client.clone(), name));
+        observed::measure(pods.clone(), flows, &mut Watcher::new(pods), &processes, args.count).await
+    })
+    .await
+}
+
+/// Does `work` in a namespace of its own, which goes again.
+async fn in_namespace<T>(
+    client: &Client,
+    work: impl AsyncFnOnce(&str) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let name = made(&namespaces, client).await?;
+    let result = work(&name).await;
     namespaces.delete(&name, &DeleteParams::default()).await?;
     wait::until_gone(namespaces, &name, None, LIMIT).await?;
-    cost
+    result
 }
 
 /// A namespace in which pods can be made.
@@ -176,14 +183,12 @@ async fn measure(mut args: Args) -> anyhow::Result<Table> {
     if args.kubeconfig.is_none() && args.audit_log.is_none() {
         args.audit_log = Some(args.state_dir.join("audit.log"));
     }
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let namespace = made(&namespaces, &client).await?;
-    let watcher = Watcher::new(Api::namespaced(client.clone(), &namespace));
-    let mut bench = Bench { args, client, namespace: namespace.clone(), watcher };
-    let result = bench.all().await;
-    namespaces.delete(&namespace, &DeleteParams::default()).await?;
-    wait::until_gone(namespaces, &namespace, None, LIMIT).await?;
-    result
+    in_namespace(&client, async |name| {
+        let watcher = Watcher::new(Api::namespaced(client.clone(), name));
+        let mut bench = Bench { args, client: client.clone(), namespace: name.to_owned(), watcher };
+        bench.all().await
+    })
+    .await
 }
 
 impl Bench {

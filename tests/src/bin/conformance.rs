@@ -3,9 +3,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use podway_cluster::network::Network;
-use podway_cluster::state::State;
-use podway_cluster::{Layout, Program, images};
+use podway_cluster::{Program, images};
 use podway_tests::cluster::{Cluster, built, run};
 use podway_tests::conformance::Set;
 use podway_tests::conformance::page::Page;
@@ -122,7 +120,6 @@ async fn all(args: &Args) -> anyhow::Result<bool> {
 /// Brings up what is needed and runs the suite.
 async fn suite(args: &Args) -> anyhow::Result<Vec<Outcome>> {
     let (test, ginkgo) = (Program::E2eTest.locate(&say).await?, Program::Ginkgo.locate(&say).await?);
-    let kubectl = Program::Kubectl.locate(&say).await?;
     let mut up = Command::new(built("podway")?);
     let nodes = args.set.nodes().to_string();
     up.args(["up", "--no-demo", "--default-scheduler", "--nodes", &nodes, "--state-dir"])
@@ -133,14 +130,14 @@ async fn suite(args: &Args) -> anyhow::Result<Vec<Outcome>> {
     }
     let answer = run(&mut up, "", UP).await?;
     ensure!(answer.code == 0, "podway up ended with {}:\n{}", answer.code, answer.err);
-    let root = std::fs::canonicalize(&args.state_dir).context("the state directory")?;
-    let layout = Layout::new(&root);
+    let cluster = Cluster::attach(&args.state_dir, args.set.nodes()).await?;
+    let registry = cluster.registry()?.to_string();
     if !args.no_images {
-        images::e2e::push(&registry(&layout)?, &say).await?;
+        images::e2e::push(&registry, &say).await?;
     }
     if with_services {
-        images::services::push(&registry(&layout)?, &say).await?;
-        services::install(&kubectl, &layout.admin_kubeconfig(), network(&layout)?.0).await?;
+        images::services::push(&registry, &say).await?;
+        services::install(&cluster).await?;
     }
     std::fs::create_dir_all(&args.report_dir).context("making the report directory")?;
     let dir = std::fs::canonicalize(&args.report_dir).context("the report directory")?;
@@ -164,26 +161,13 @@ async fn suite(args: &Args) -> anyhow::Result<Vec<Outcome>> {
         .arg("--")
         .args(["--provider=skeleton", "--disable-log-dump"])
         .arg(format!("--num-nodes={nodes}"))
-        .arg(format!("--kubeconfig={}", layout.admin_kubeconfig().display()))
-        .arg(format!("--kubectl-path={}", kubectl.display()))
+        .arg(format!("--kubeconfig={}", cluster.layout.admin_kubeconfig().display()))
+        .arg(format!("--kubectl-path={}", cluster.kubectl.display()))
         .arg(format!("--report-dir={}", dir.display()));
     ginkgo_run(command, &dir, args).await?;
     let text = std::fs::read(&report)
         .with_context(|| format!("the suite left no report; see {}", dir.join("output.log").display()))?;
     report::read(&text)
-}
-
-fn network(layout: &Layout) -> anyhow::Result<(Network, State)> {
-    let state = State::load(layout)?.context("the cluster has no state.json")?;
-    let network = state.slot.and_then(Network::new).context("the cluster has no network")?;
-    Ok((network, state))
-}
-
-/// Where the cluster's registry listens.
-fn registry(layout: &Layout) -> anyhow::Result<String> {
-    let (network, state) = network(layout)?;
-    let port = state.ports.get("registry").context("the cluster has no registry")?;
-    Ok(format!("{}:{port}", network.gateway()))
 }
 
 /// Runs ginkgo, its output into a file. That specs fail is no error.

@@ -1,11 +1,9 @@
 //! A stock kube-proxy and CoreDNS as pods of the cluster, for the specs of services and DNS.
 
-use crate::cluster::run;
+use crate::cluster::{Cluster, run};
 use anyhow::ensure;
 use podway_cluster::images::services::{COREDNS, KUBE_PROXY};
-use podway_cluster::network::Network;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::Duration;
 use tokio::process::Command;
 
@@ -22,9 +20,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// When kubectl fails, or they are not Ready in time.
-pub async fn install(kubectl: &Path, kubeconfig: &Path, network: Network) -> anyhow::Result<()> {
+pub async fn install(cluster: &Cluster) -> anyhow::Result<()> {
     let manifest = MANIFEST
-        .replace("@PODS@", &network.pods().to_string())
+        .replace("@PODS@", &cluster.pods()?.to_string())
         .replace("@KUBE_PROXY@", KUBE_PROXY)
         .replace("@COREDNS@", COREDNS)
         .replace("@DNS@", &DNS.to_string());
@@ -34,8 +32,9 @@ pub async fn install(kubectl: &Path, kubeconfig: &Path, network: Network) -> any
         (&["-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", &limit], ""),
         (&["-n", "kube-system", "rollout", "status", "deployment/coredns", &limit], ""),
     ] {
-        let mut command = Command::new(kubectl);
-        command.arg("--kubeconfig").arg(kubeconfig).args(words);
+        let mut command = Command::new(&cluster.kubectl);
+        command.arg("--kubeconfig").arg(cluster.layout.admin_kubeconfig()).args(words);
+        // kubectl's own limit is the one that says what is missing.
         let answer = run(&mut command, input, LIMIT + Duration::from_secs(10)).await?;
         let said = answer.err.trim();
         ensure!(answer.code == 0, "kubectl {} ended with {}: {said}", words.join(" "), answer.code);

@@ -7,11 +7,11 @@
 //! nonewprivs has the setuid bit; nonroot has a user that is not root.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::path::{Path, PathBuf};
 
 use super::podway::{directories, libraries, read, within};
 use super::{Image, ImageError, Layer, LayerBuilder, Run, busybox_layer, image};
+use crate::binaries::of_path;
 use crate::busybox::{self, BusyboxError};
 use crate::pause::{self, PauseError};
 use crate::program::{BinaryError, Program};
@@ -79,8 +79,17 @@ pub async fn push(endpoint: &str, progress: Progress<'_>) -> Result<(), SuiteErr
         nonewprivs: Program::Nonewprivs.locate(progress).await?,
         regression: Program::Regression74839.locate(progress).await?,
     };
+    push_all(endpoint, progress, move || parts.images()).await
+}
+
+/// Makes images on a thread of their own, and pushes those that the registry does not have.
+pub(super) async fn push_all(
+    endpoint: &str,
+    progress: Progress<'_>,
+    make: impl FnOnce() -> Result<Vec<Image>, ImageError> + Send + 'static,
+) -> Result<(), SuiteError> {
     let registry = Registry::new(endpoint);
-    let images = tokio::task::spawn_blocking(move || parts.images());
+    let images = tokio::task::spawn_blocking(make);
     let images = images.await.map_err(|e| ImageError::Layer(std::io::Error::other(e)))??;
     for image in images {
         if registry.push(&image).await? {
@@ -92,11 +101,9 @@ pub async fn push(endpoint: &str, progress: Progress<'_>) -> Result<(), SuiteErr
 
 /// Where each of [`TOOLS`] is.
 fn tools() -> Result<BTreeMap<&'static str, PathBuf>, SuiteError> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let find = |tool: &str| env::split_paths(&path).map(|d| d.join(tool)).find(|p| p.is_file());
     let (mut found, mut tools, mut packages) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (tool, package) in TOOLS {
-        match find(tool) {
+        match of_path(tool) {
             Some(path) => drop(found.insert(tool, path)),
             None => {
                 tools.push(tool);

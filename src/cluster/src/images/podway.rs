@@ -57,13 +57,8 @@ pub fn podway(name: &str, programs: &Programs) -> Result<Image, ImageError> {
 
     let mut layer = LayerBuilder::new();
     layer.dir("tmp", 0o1777)?;
-    for dir in directories(files.keys()) {
-        layer.dir(&dir, 0o755)?;
-    }
-    for (path, bytes) in &files {
-        let program = !path.starts_with("/etc") && path != Path::new(SBOM);
-        layer.file(&within(path), if program { 0o755 } else { 0o644 }, bytes)?;
-    }
+    let data = |path: &Path| path.starts_with("/etc") || path == Path::new(SBOM);
+    layer.files(&files, |path| if data(path) { 0o644 } else { 0o755 })?;
     let run = Run { entrypoint: &["/usr/bin/podway"], user: USER, ..Run::default() };
     image(name, &[layer.finish()?], &run)
 }

@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::e2e::SuiteError;
-use super::podway::{directories, read, with_libraries, within};
+use super::e2e::{SuiteError, push_all};
+use super::podway::{read, with_libraries};
 use super::{Image, ImageError, LayerBuilder, Run, image};
 use crate::Progress;
+use crate::binaries::of_path;
 use crate::program::Program;
-use crate::push::Registry;
 
 /// kube-proxy.
 pub const KUBE_PROXY: &str = "registry.k8s.io/kube-proxy:v1.36";
@@ -27,15 +27,7 @@ const IPTABLES: [&str; 6] =
 pub async fn push(endpoint: &str, progress: Progress<'_>) -> Result<(), SuiteError> {
     let proxy = Program::KubeProxy.locate(progress).await?;
     let dns = Program::CoreDns.locate(progress).await?;
-    let registry = Registry::new(endpoint);
-    let images = tokio::task::spawn_blocking(move || Ok([kube_proxy(&proxy)?, coredns(&dns)?]));
-    let images = images.await.map_err(|e| ImageError::Layer(std::io::Error::other(e)))?;
-    for image in images.map_err(SuiteError::Image)? {
-        if registry.push(&image).await? {
-            progress(&format!("pushed {}:{}", image.repository, image.tag));
-        }
-    }
-    Ok(())
+    push_all(endpoint, progress, move || Ok(vec![kube_proxy(&proxy)?, coredns(&dns)?])).await
 }
 
 fn kube_proxy(program: &Path) -> Result<Image, ImageError> {
@@ -49,12 +41,7 @@ fn kube_proxy(program: &Path) -> Result<Image, ImageError> {
     let mut layer = LayerBuilder::new();
     layer.dir("run", 0o755)?;
     layer.dir("tmp", 0o1777)?;
-    for dir in directories(files.keys()) {
-        layer.dir(&dir, 0o755)?;
-    }
-    for (path, bytes) in &files {
-        layer.file(&within(path), 0o755, bytes)?;
-    }
+    layer.files(&files, |_| 0o755)?;
     for name in IPTABLES {
         layer.link(&format!("usr/sbin/{name}"), "xtables-multi")?;
     }
@@ -65,9 +52,8 @@ fn kube_proxy(program: &Path) -> Result<Image, ImageError> {
 /// The program behind `iptables`, and its extensions, which it loads by their place.
 fn iptables() -> Result<(PathBuf, Vec<PathBuf>), ImageError> {
     let missing = |path: &str, source| ImageError::Read { path: path.to_owned(), source };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join("iptables")).find(|file| file.is_file());
-    let found = found.ok_or_else(|| missing("iptables", std::io::ErrorKind::NotFound.into()))?;
+    let found =
+        of_path("iptables").ok_or_else(|| missing("iptables", std::io::ErrorKind::NotFound.into()))?;
     let tool = fs::canonicalize(&found).map_err(|e| missing("iptables", e))?;
     let mut extensions = Vec::new();
     // /usr/lib/xtables, or Debian's /usr/lib/ARCH/xtables.

@@ -13,6 +13,7 @@ use podway_agent::certificates::request::Purpose;
 use podway_agent::certificates::store::Store;
 use podway_agent::traces::Tracing;
 use podway_agent::{certificates, config::Config};
+use podway_cluster::own;
 
 use crate::commands::Hinted;
 
@@ -120,7 +121,7 @@ async fn rotation(args: &Args, config: &Config) -> anyhow::Result<Option<Swap>> 
 
 /// `podway-agent`: runs the pods of a node.
 pub fn program() -> ExitCode {
-    crate::daemon("podway-agent", run)
+    crate::daemon(own::AGENT, run)
 }
 
 fn run(args: Args) -> anyhow::Result<()> {

@@ -85,7 +85,7 @@ fn lines(found: &[Finding]) -> String {
 
 /// `podway-runtime`: does what the command line asks.
 pub fn program() -> ExitCode {
-    crate::daemon("podway-runtime", run)
+    crate::daemon(own::RUNTIME, run)
 }
 
 fn run(args: Args) -> anyhow::Result<()> {

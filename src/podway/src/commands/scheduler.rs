@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use podway_cluster::own;
 use podway_scheduler::Clients;
 
 use crate::scheduler_config::Settings;
@@ -25,7 +26,7 @@ pub(crate) struct Args {
 
 /// `podway-scheduler`: chooses nodes for pods.
 pub fn program() -> ExitCode {
-    crate::daemon("podway-scheduler", run)
+    crate::daemon(own::SCHEDULER, run)
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
