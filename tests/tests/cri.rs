@@ -5,6 +5,8 @@
 //! `cargo test --test cri -- podway security` takes the cases whose name has one of the words;
 //! a name is `server::group::case`.
 
+#[path = "cri/checkpoint.rs"]
+mod checkpoint;
 #[path = "cri/images.rs"]
 mod images;
 #[path = "cri/life.rs"]
@@ -21,7 +23,7 @@ mod security;
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use pod::T;
+use pod::{Skipped, T};
 use podway_tests::cri::{Kind, Server, Stage, images as built};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,6 +83,9 @@ const CASES: &[(&str, Run)] = cases![
     images::an_image_that_is_not_there_is_not_found,
     images::an_image_is_a_volume,
     images::a_read_only_mount_is_so_in_depth,
+    checkpoint::memory_and_files_of_a_running_container,
+    checkpoint::a_hostile_location_is_refused,
+    checkpoint::of_nothing_but_what_runs,
 ];
 
 fn main() -> ExitCode {
@@ -100,12 +105,12 @@ fn main() -> ExitCode {
         plan.iter().flat_map(|(_, cases)| cases).for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let mut failed = Vec::new();
+    let (mut failed, mut skipped) = (Vec::new(), 0);
     if count > 0 {
         println!("\nrunning {count} cases");
         let ran = tokio::runtime::Runtime::new().context("no runtime").and_then(|r| r.block_on(all(plan)));
         match ran {
-            Ok(all) => failed = all,
+            Ok(all) => (failed, skipped) = all,
             Err(error) => failed.push(format!("the stage: {error:#}")),
         }
     }
@@ -114,19 +119,19 @@ fn main() -> ExitCode {
         println!("    {line}");
     }
     println!(
-        "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out",
-        count.saturating_sub(failed.len()),
+        "\ntest result: {word}. {} passed; {} failed; {skipped} ignored; 0 measured; {} filtered out",
+        count.saturating_sub(failed.len() + skipped),
         failed.len(),
         (2 * CASES.len()).saturating_sub(count)
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs the plan; gives what failed.
-async fn all(plan: Vec<(Kind, Vec<(String, Run)>)>) -> anyhow::Result<Vec<String>> {
+/// Runs the plan; gives what failed, and how many were skipped.
+async fn all(plan: Vec<(Kind, Vec<(String, Run)>)>) -> anyhow::Result<(Vec<String>, usize)> {
     let work = tempfile::tempdir()?;
     let stage = Arc::new(Stage::set(&built::plain(work.path()).await?).await?);
-    let mut failed = Vec::new();
+    let (mut failed, mut skipped) = (Vec::new(), 0);
     for (kind, cases) in plan.into_iter().filter(|(_, cases)| !cases.is_empty()) {
         let server = Server::start(&stage, kind).await?;
         let mut client = server.client().await?;
@@ -151,6 +156,10 @@ async fn all(plan: Vec<(Kind, Vec<(String, Run)>)>) -> anyhow::Result<Vec<String
         while let Some((name, result, took)) = results.next().await {
             match result {
                 Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
+                Err(error) if error.is::<Skipped>() => {
+                    println!("test {name} ... skipped: {error}");
+                    skipped += 1;
+                }
                 Err(error) => {
                     println!("test {name} ... FAILED ({took:.1} s): {error:#}");
                     failed.push(format!("{name}: {error:#}"));
@@ -160,5 +169,5 @@ async fn all(plan: Vec<(Kind, Vec<(String, Run)>)>) -> anyhow::Result<Vec<String
         drop(results);
         server.stop().await?;
     }
-    Ok(failed)
+    Ok((failed, skipped))
 }

@@ -10,6 +10,7 @@ use crate::cgroup::driver::Units;
 use crate::cgroup::{Cgroups, Version};
 use crate::cni::Network;
 use crate::config::Config;
+use crate::container::checkpoint::criu;
 use crate::features::Features;
 use crate::handlers::{Handler, HandlerError};
 use crate::image::pull::chain;
@@ -111,6 +112,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     } else {
         finding("AppArmor", State::Warning, "not here: a container that asks for a profile is refused")
     });
+    found.push(of("criu", State::Warning, criu::check().await));
     let labels = if features.selinux {
         finding("SELinux", State::Warning, "on: not supported, a container that asks for a label is refused")
     } else {

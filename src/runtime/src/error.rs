@@ -1,5 +1,6 @@
 //! What an operation on a sandbox or a container can fail with, and its gRPC status.
 
+use crate::container::checkpoint::criu;
 use crate::supervisor::SupervisorError;
 use podway_flow::{Record, Recorder};
 use podway_monitor::{ClientError, ErrorCode};
@@ -41,6 +42,9 @@ pub enum OpError {
     /// runc refused, in its words.
     #[error("{0}")]
     Runc(String),
+    /// There is no criu to make a checkpoint with.
+    #[error("CRIU binary not found or too old (<{least}). Failed to checkpoint container {0:?}", least = criu::LEAST)]
+    Criu(String, #[source] criu::CriuError),
     /// The monitors' cgroup.
     #[error(transparent)]
     Home(#[from] crate::cgroup::home::HomeError),

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::time::Duration;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -17,6 +18,7 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 pub struct Metrics {
     registry: Registry,
     phases: Family<Labels<2>, Histogram>,
+    checkpoints: Family<Labels<1>, Histogram>,
     sandboxes: Family<Labels<1>, Gauge>,
     containers: Family<Labels<1>, Gauge>,
 }
@@ -35,9 +37,15 @@ impl Default for Metrics {
             "How long a phase of a pod's start took, 1 ms to 60 s",
             phases.clone(),
         );
+        let checkpoints = Family::new_with_constructor(phase_histogram as fn() -> Histogram);
+        registry.register(
+            "podway_runtime_container_checkpoint_duration_seconds",
+            "How long a checkpoint of a container took, 1 ms to 60 s",
+            checkpoints.clone(),
+        );
         registry.register("podway_runtime_sandboxes", "Sandboxes by state", sandboxes.clone());
         registry.register("podway_runtime_containers", "Containers by state", containers.clone());
-        Metrics { registry, phases, sandboxes, containers }
+        Metrics { registry, phases, checkpoints, sandboxes, containers }
     }
 }
 
@@ -55,6 +63,12 @@ impl Metrics {
             let labels = [("phase", record.phase.name()), ("result", result)];
             self.phases.get_or_create(&labels).observe(micros as f64 / 1e6);
         }
+    }
+
+    /// Takes how long a checkpoint took, and whether it was made.
+    pub fn checkpoint(&self, took: Duration, made: bool) {
+        let result = if made { "succeeded" } else { "failed" };
+        self.checkpoints.get_or_create(&[("result", result)]).observe(took.as_secs_f64());
     }
 
     /// Sets how many there are, by state.

@@ -60,6 +60,18 @@ points! {
     RuncStarted,
     /// It is journalled as running; nobody was told.
     ContainerRunning,
+    /// CheckpointContainer: the intent is journalled.
+    CheckpointIntent,
+    /// The container is frozen.
+    CheckpointFrozen,
+    /// criu has written its memory, the container is frozen still.
+    CheckpointDumped,
+    /// The container goes on; its memory and files lie in the runtime's directory.
+    CheckpointTaken,
+    /// The archive is written and has not its name yet.
+    CheckpointStaged,
+    /// It has; nobody was told.
+    CheckpointNamed,
     /// StopContainer: its signal is sent.
     StopSignalled,
     /// The exit is journalled; nobody was told.

@@ -62,6 +62,13 @@ async fn one(runtime: &Arc<Runtime>, id: &Id, entry: &Sandbox) -> Result<(), OpE
         }
     }
     follow::resume(runtime, id).await?;
+    for (cid, c) in runtime.containers_of(id) {
+        if let Some(staged) = &c.checkpoint
+            && let Err(error) = container::checkpoint::undo(runtime, &cid, staged).await
+        {
+            tracing::error!(container = %cid, error = error.chain(), "a checkpoint was not wholly undone");
+        }
+    }
     let shared = status::options(&status::sandbox_config(entry)?).pid == NamespaceMode::Pod as i32;
     if shared && !rebooted && entry.life == Life::Ready {
         sandbox::process1::watch(runtime, id).map_err(|e| OpError::Io("watch process 1", e))?;

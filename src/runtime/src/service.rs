@@ -396,9 +396,12 @@ impl RuntimeService for Service {
     }
     async fn checkpoint_container(
         &self,
-        _: Request<v1::CheckpointContainerRequest>,
+        request: Request<v1::CheckpointContainerRequest>,
     ) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
-        not_built("CheckpointContainer")
+        let request = request.into_inner();
+        let id = id("container", request.container_id)?;
+        container::checkpoint(&self.runtime, &id, request.location, request.timeout).await?;
+        Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
     async fn list_metric_descriptors(
         &self,

@@ -144,6 +144,9 @@ pub struct Container {
     pub user: Option<crate::spec::user::User>,
     /// Meaningful when exited.
     pub oom_killed: bool,
+    /// The unfinished archive of a checkpoint under way: the container may be frozen for it.
+    #[serde(default)]
+    pub checkpoint: Option<PathBuf>,
     /// Why runc did not create or start it.
     #[serde(default)]
     pub refusal: Option<String>,

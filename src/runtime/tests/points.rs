@@ -9,6 +9,8 @@
 mod booted;
 #[path = "support/cri.rs"]
 mod cri;
+#[path = "support/criu.rs"]
+mod criu;
 #[path = "support/node.rs"]
 mod node;
 #[path = "support/process.rs"]
@@ -85,6 +87,7 @@ enum Step {
     Sandbox,
     Create,
     Start,
+    Checkpoint,
     Stop,
     Remove,
     StopPod,
@@ -92,11 +95,12 @@ enum Step {
     RemoveImage,
 }
 
-const LIFE: [Step; 9] = [
+const LIFE: [Step; 10] = [
     Step::Pull,
     Step::Sandbox,
     Step::Create,
     Step::Start,
+    Step::Checkpoint,
     Step::Stop,
     Step::Remove,
     Step::StopPod,
@@ -130,6 +134,17 @@ impl Life<'_> {
                 self.container = cri.create(&self.sandbox, config, pod).await?.0;
             }
             Step::Start => drop(cri.start(&self.container).await?),
+            Step::Checkpoint => {
+                let request = v1::CheckpointContainerRequest {
+                    container_id: self.container.clone(),
+                    location: self.node.at("checkpoint.tar").display().to_string(),
+                    timeout: 60,
+                };
+                drop(cri.runtime.checkpoint_container(request).await?);
+                // It goes on: a frozen one runs no command.
+                assert_eq!(cri.exec(&self.container, &["echo", "on"]).await?.stdout, b"on\n");
+                std::fs::remove_file(self.node.at("checkpoint.tar")).unwrap();
+            }
             Step::Stop => {
                 let request = v1::StopContainerRequest { container_id: self.container.clone(), timeout: 3 };
                 drop(cri.runtime.stop_container(request).await?);
@@ -175,6 +190,16 @@ async fn consistent(node: &Node, cri: &mut Cri, point: &str) {
         let held = node.leftovers().into_iter().filter(|l| l.contains("overlay") || l.contains("/bundles/"));
         assert_eq!(held.collect::<Vec<_>>(), Vec::<String>::new(), "{point}: nobody's container");
     }
+    for container in containers {
+        if container.state == v1::ContainerState::ContainerRunning as i32 {
+            assert_eq!(cri.exec(&container.id, &["echo", "on"]).await.unwrap().stdout, b"on\n", "{point}");
+        }
+        let work = node.at("root/containers").join(&container.id).join("checkpoint");
+        assert!(!work.exists(), "{point}: a checkpoint's directory");
+    }
+    let partial = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(".checkpoint-");
+    let beside = std::fs::read_dir(node.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(beside.filter(|name| partial(name)).count(), 0, "{point}: an unfinished archive");
     let images = cri.image.list_images(v1::ListImagesRequest::default()).await.unwrap().into_inner().images;
     // The node's own has one layer, the pulled one two.
     let layers = if images.len() == 2 { 3 } else { 1 };
@@ -183,8 +208,8 @@ async fn consistent(node: &Node, cri: &mut Cri, point: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_killed_at_each_step_leaves_nothing_and_the_repeated_call_succeeds() {
-    let Some(node) = node::node() else { return };
-    killed_at_each_step(&node).await;
+    let Some(mut node) = node::node() else { return };
+    killed_at_each_step(&mut node).await;
 }
 
 /// The same with the cgroup driver systemd, on a real one: booted in a container, where this executable runs
@@ -199,7 +224,7 @@ fn the_same_under_systemd() {
         // Where the slices of pods that name none are.
         node.cgroup = "/podway.slice".to_owned();
         let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        threads.block_on(killed_at_each_step(&node));
+        threads.block_on(killed_at_each_step(&mut node));
         assert_eq!(node::units(&node::UNITS), Vec::<String>::new());
         return;
     }
@@ -211,7 +236,9 @@ fn the_same_under_systemd() {
     }
 }
 
-async fn killed_at_each_step(node: &Node) {
+async fn killed_at_each_step(node: &mut Node) {
+    let path = criu::stand_in(node, criu::WRITES);
+    let node = &*node;
     let image = registry().await;
     let mut never = Vec::new();
     for (n, &point) in Point::ALL.iter().enumerate() {
@@ -223,7 +250,7 @@ async fn killed_at_each_step(node: &Node) {
             sandbox: String::new(),
             container: String::new(),
         };
-        let mut process = Some(Process::start_with(node, &[(VARIABLE, point)]));
+        let mut process = Some(Process::start_with(node, &[(VARIABLE, point), ("PATH", &path)]));
         let mut cri = process.as_mut().unwrap().connect(node).await;
         let mut killed = false;
         for step in LIFE {
@@ -236,7 +263,7 @@ async fn killed_at_each_step(node: &Node) {
                 signal == Some(9) && log.contains(&format!("killed at {point}\n")),
                 "{point}: {step:?} failed otherwise: {error:?}, {signal:?}"
             );
-            let again = process.insert(Process::start(node));
+            let again = process.insert(Process::start_with(node, &[("PATH", &path)]));
             cri = again.connect(node).await;
             consistent(node, &mut cri, point).await;
             if let Err(error) = life.step(&mut cri, step).await {

@@ -16,6 +16,18 @@ pub struct T {
     pub name: String,
 }
 
+/// Why a case cannot be tried on this machine.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
 /// A sandbox that runs, and what it was asked for with.
 #[derive(Clone, Debug)]
 pub struct Pod {

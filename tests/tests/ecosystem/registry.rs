@@ -87,6 +87,7 @@ fn runtime() -> Runtime {
     let metrics = Runtime::default();
     metrics.observe(&records());
     metrics.count(&[("ready", 1)], &[("running", 1)]);
+    metrics.checkpoint(Duration::from_millis(300), true);
     metrics
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
 use crate::names::{Made, Name};
 use crate::points::{self, Point};
-use crate::rootfs::Owner;
+use crate::rootfs::{Layer, Owner};
 use crate::state::{Container, Life, ResolvedImage, Runtime, Sandbox, Stage};
 use crate::status::{options, sandbox_config};
 use crate::{orphan, rootfs, spec};
@@ -122,6 +122,13 @@ async fn build(
     .await
 }
 
+/// Whether an image is one that CRI-O and containerd restore a container from: a checkpoint's archive as a layer.
+fn is_checkpoint(layers: &[Layer]) -> bool {
+    let has = |layer: &Layer, name: &str| layer.dir.join(name).symlink_metadata().is_ok();
+    let parts = ["config.dump", "spec.dump", "checkpoint"];
+    layers.iter().any(|layer| parts.iter().all(|name| has(layer, name)))
+}
+
 /// Journal entry, root filesystem, config.json. Blocks.
 fn prepare(
     runtime: &Runtime,
@@ -143,6 +150,12 @@ fn prepare(
     let reference = config.image.clone().unwrap_or_default().image;
     let missing = || OpError::NotFound("image", reference.clone());
     let image = runtime.images.resolve(&reference).ok_or_else(missing)?;
+    if is_checkpoint(&image.layers) {
+        return Err(spec::SpecError::NotSupported(format!(
+            "a container from a checkpoint (image {reference:?})"
+        ))
+        .into());
+    }
     let volumes = volumes::find(runtime, &mut config)?;
     let log = log_path(&pod_config.log_directory, &config.log_path)?;
     let cgroup = driver::container(&pod.cgroup, id);
@@ -160,6 +173,7 @@ fn prepare(
         exit_code: 0,
         oom_killed: false,
         user: None,
+        checkpoint: None,
         refusal: None,
         image_id: image.id.clone(),
         stop_signal: stop_signal(&config, &image.stop_signal),
@@ -317,4 +331,20 @@ fn oom_floor() -> i64 {
     }
     let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     own.trim().parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_a_checkpoint_is_known_by_its_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |name: &str| Layer { dir: dir.path().join(name), implicit: Vec::new() };
+        for path in ["a/config.dump", "a/spec.dump", "a/checkpoint", "b/config.dump"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        assert!(is_checkpoint(&[layer("b"), layer("a")]));
+        assert!(!is_checkpoint(&[layer("b")]) && !is_checkpoint(&[]));
+    }
 }

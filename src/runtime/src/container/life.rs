@@ -128,6 +128,9 @@ pub(super) async fn remove_alone(runtime: &Arc<Runtime>, id: &Id) -> Result<(), 
             orphan::remove(oci, &root, &id, (&state.cgroups, &entry.cgroup))?;
         }
         points::at(Point::RuncDeleted);
+        if let Some(staged) = &entry.checkpoint {
+            rootfs::remove_file(staged).map_err(|e| OpError::Io("remove an unfinished checkpoint", e))?;
+        }
         super::volumes::unmount(&state, &id)?;
         let bundle = state.bundle(&id);
         rootfs::unmount(&bundle.join("rootfs")).map_err(|e| OpError::Io("unmount the root filesystem", e))?;

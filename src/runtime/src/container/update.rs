@@ -4,6 +4,7 @@
 //! A container that was not started yet has no cgroup: its config.json is written anew.
 
 use super::life::known;
+use super::oci;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::spec::{self, SpecError};
@@ -11,9 +12,7 @@ use crate::state::{Runtime, Stage};
 use crate::status::container_config;
 use podway_cri::Message as _;
 use podway_cri::v1::LinuxContainerResources;
-use std::process::Stdio;
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt as _;
 
 /// Changes the limits of a container that is created or runs.
 ///
@@ -40,7 +39,10 @@ pub async fn update(runtime: &Arc<Runtime>, id: &Id, wanted: LinuxContainerResou
         if let Some(memory) = limits.get_mut("memory").and_then(|m| m.as_object_mut()) {
             memory.insert("checkBeforeUpdate".to_owned(), serde_json::Value::Bool(true));
         }
-        runc(runtime, (id, &entry.sandbox), &serde_json::Value::Object(limits).to_string()).await?;
+        let mut command = oci::command(runtime, &entry.sandbox, "update")?;
+        command.args(["--resources", "-", id.as_str()]);
+        let limits = serde_json::Value::Object(limits).to_string();
+        oci::run("update", command, limits.as_bytes()).await?;
     } else {
         let (path, new) = (runtime.bundle(id).join("config.json"), limits);
         blocking(move || {
@@ -98,29 +100,6 @@ fn merge(
     }
     old.unified.extend(new.unified);
     Ok(old)
-}
-
-async fn runc(runtime: &Runtime, (id, sandbox): (&Id, &Id), limits: &str) -> Result<(), OpError> {
-    let io = |e| OpError::Io("run runc update", e);
-    let mut child = tokio::process::Command::new(&runtime.oci(sandbox)?.path)
-        .arg("--root")
-        .arg(runtime.config.state.join("runc"))
-        .args(["update", "--resources", "-", id.as_str()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(io)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(limits.as_bytes()).await.map_err(io)?;
-    }
-    let output = child.wait_with_output().await.map_err(io)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
-    Err(OpError::Runc(format!("OCI runtime update failed: {}", podway_flow::record::bounded(last, 500))))
 }
 
 #[cfg(test)]
