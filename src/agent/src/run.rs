@@ -271,6 +271,8 @@ async fn work(
         pods: Arc::clone(&pods) as _,
         streaming: Arc::new(channel.clone()),
         pulls: Arc::new(channel),
+        checkpointing: Arc::new(cri.clone()),
+        checkpoints: config.root_dir.join(server::checkpoint::DIRECTORY),
         stats: Arc::clone(&stats),
         configz: Arc::new(config.configz()),
         system_logs: PathBuf::from("/var/log"),

@@ -7,6 +7,7 @@
 pub mod authn;
 pub mod authz;
 pub mod cache;
+pub mod checkpoint;
 pub mod exec;
 pub mod logs;
 mod metrics;
@@ -73,6 +74,10 @@ pub struct Parts {
     pub streaming: Arc<dyn Streaming>,
     /// How far image pulls have got.
     pub pulls: Arc<dyn pulls::Progress>,
+    /// Who makes checkpoints.
+    pub checkpointing: Arc<dyn checkpoint::Checkpoints>,
+    /// Their directory.
+    pub checkpoints: PathBuf,
     /// What is used.
     pub stats: Arc<Stats>,
     /// The configuration as it is in force: `/configz`.
@@ -224,6 +229,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/portForward/{namespace}/{pod}/{uid}", get(port_forward).post(port_forward))
         .route("/run/{namespace}/{pod}/{container}", post(run))
         .route("/run/{namespace}/{pod}/{uid}/{container}", post(run))
+        .route("/checkpoint/{namespace}/{pod}/{container}", post(checkpoint::answer))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404: Page Not Found") })
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), guard))
         .with_state(shared)

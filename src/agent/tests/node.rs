@@ -98,6 +98,8 @@ async fn whole(cluster: &Cluster, dir: &Path) {
         pods: pods.clone(),
         streaming: streaming.clone(),
         pulls: streaming.clone(),
+        checkpointing: streaming.clone(),
+        checkpoints: dir.join("checkpoints"),
         stats: Arc::new(Stats::new(used.clone(), &config, &layout())),
         configz: Arc::new(config.configz()),
         system_logs: dir.to_owned(),
@@ -124,6 +126,7 @@ async fn whole(cluster: &Cluster, dir: &Path) {
     logs(cluster, &pods, dir).await;
     only_who_may(cluster, ip, port).await;
     usage(cluster, &pods, &used).await;
+    checkpoints(cluster, &dir.join("checkpoints")).await;
     exec(cluster, &streaming).await;
     is_not_put_back(cluster).await;
 
@@ -274,7 +277,12 @@ fn direct(cluster: &Cluster, ip: std::net::IpAddr, port: u16, token: Option<Stri
 }
 
 async fn get(client: &Client, path: &str) -> (u16, String) {
-    let request = http::Request::get(path).body(kube::client::Body::empty()).unwrap();
+    ask(client, http::Method::GET, path).await
+}
+
+async fn ask(client: &Client, method: http::Method, path: &str) -> (u16, String) {
+    let request = http::Request::builder().method(method).uri(path);
+    let request = request.body(kube::client::Body::empty()).unwrap();
     let response = client.send(request).await.unwrap();
     let status = response.status().as_u16();
     let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
@@ -319,6 +327,9 @@ async fn only_who_may(cluster: &Cluster, ip: std::net::IpAddr, port: u16) {
     }
     assert_eq!(get(&scraper, "/containerLogs/default/p/c").await.0, 403);
     assert_eq!(get(&scraper, "/podway/pulls").await.0, 403);
+    let checkpoint = ask(&scraper, http::Method::POST, "/checkpoint/default/p/c").await;
+    let said = "Forbidden (user=system:serviceaccount:default:prometheus, verb=create, resource=nodes, subresource(s)=[checkpoint])\n";
+    assert_eq!(checkpoint, (403, said.to_owned()));
     // The API server's own certificate, by its proxy; what is not there is told only to who may ask.
     let proxied = format!("/api/v1/nodes/{NAME}/proxy");
     let through = |path: &str| format!("{proxied}{path}");
@@ -336,6 +347,40 @@ async fn only_who_may(cluster: &Cluster, ip: std::net::IpAddr, port: u16) {
     ] {
         assert_eq!(get(&cluster.client, &through(path)).await, (code, text.to_owned()), "{path}");
     }
+}
+
+/// As `kubectl create --raw` asks for one.
+async fn checkpoints(cluster: &Cluster, dir: &Path) {
+    let post = async |path: &str| {
+        let path = format!("/api/v1/nodes/{NAME}/proxy/checkpoint/default/{path}");
+        ask(&cluster.client, http::Method::POST, &path).await
+    };
+    for (path, code, text) in [
+        ("none/c", 404, "pod does not exist"),
+        ("p/none", 404, "container none does not exist"),
+        ("p/c?timeout=soon", 404, "cannot parse value of timeout parameter"),
+        (
+            "p/c?timeout=9&timeout=1",
+            500,
+            "checkpointing of default/p/c failed (rpc error: code = Unknown desc = CRIU binary not found)",
+        ),
+    ] {
+        assert_eq!(post(path).await, (code, text.to_owned()), "{path}");
+    }
+    let (code, text) = post("p/c").await;
+    assert_eq!(code, 200, "{text}");
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let path = answer["items"][0].as_str().unwrap();
+    let name = Path::new(path).strip_prefix(dir).unwrap().display().to_string();
+    let stamp = name.strip_prefix("checkpoint-p_default-c-").and_then(|rest| rest.strip_suffix(".tar"));
+    stamp.unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "now", "the newest instance");
+    assert_eq!(
+        get(&cluster.client, &format!("/api/v1/nodes/{NAME}/proxy/checkpoint/default/p/c")).await.0,
+        405
+    );
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(std::fs::metadata(dir).unwrap().permissions().mode() & 0o7777, 0o700);
 }
 
 fn view(object: Pod, containers: Vec<ContainerView>) -> PodView {

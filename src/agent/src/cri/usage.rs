@@ -2,7 +2,12 @@
 
 use super::{CallError, Cri, TIMEOUT, timed};
 use podway_cri::v1;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The most that a checkpoint may take, in seconds: a day.
+const CHECKPOINT_MOST: i64 = 24 * 60 * 60;
+/// How long a runtime may take to undo one whose time is over.
+const CHECKPOINT_UNDONE: Duration = Duration::from_secs(30);
 
 impl Cri {
     /// The usage of every sandbox that runs.
@@ -69,6 +74,21 @@ impl Cri {
         let request = timed(v1::ReopenContainerLogRequest { container_id: id.to_owned() }, TIMEOUT);
         let result = self.runtime.clone().reopen_container_log(request).await;
         self.answer("reopen_container_log", begun, result, |_| ()).result
+    }
+
+    /// Has a checkpoint of a container written. As with the kubelet, its time is not less than that of other calls.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn checkpoint(&self, mut request: v1::CheckpointContainerRequest) -> Result<(), CallError> {
+        let least = i64::try_from(TIMEOUT.as_secs()).unwrap_or(i64::MAX);
+        request.timeout = request.timeout.clamp(least, CHECKPOINT_MOST);
+        // What the runtime itself says of a checkpoint that took too long is worth a little more time.
+        let seconds = u64::try_from(request.timeout).unwrap_or_default();
+        let limit = Duration::from_secs(seconds) + CHECKPOINT_UNDONE;
+        let begun = Instant::now();
+        let result = self.runtime.clone().checkpoint_container(timed(request, limit)).await;
+        self.answer("checkpoint_container", begun, result, |_| ()).result
     }
 
     /// Every image.

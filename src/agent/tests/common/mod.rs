@@ -15,6 +15,7 @@ use kube::Client;
 use podway_agent::config::Config;
 use podway_agent::cri::CallError;
 use podway_agent::node::runtime::{Observation, Probe};
+use podway_agent::server::checkpoint::Checkpoints;
 use podway_agent::server::exec::Streaming;
 use podway_agent::server::pulls::{Progress, Told};
 use podway_agent::source::{PodSource, PodView};
@@ -208,6 +209,18 @@ impl Streaming for FakeStreaming {
         let exit_code = i32::from(request.cmd == ["false"]);
         let stdout = format!("{:?}", request.cmd).into_bytes();
         Ok(v1::ExecSyncResponse { stdout, stderr: b" err".to_vec(), exit_code })
+    }
+}
+
+/// What it cannot do in a second it refuses.
+#[async_trait]
+impl Checkpoints for FakeStreaming {
+    async fn checkpoint(&self, request: v1::CheckpointContainerRequest) -> Result<(), String> {
+        if request.timeout == 1 {
+            return Err("rpc error: code = Unknown desc = CRIU binary not found".to_owned());
+        }
+        std::fs::write(&request.location, request.container_id).unwrap();
+        Ok(())
     }
 }
 
