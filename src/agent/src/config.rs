@@ -97,6 +97,13 @@ impl Config {
         self.device_plugin_dir.clone().unwrap_or_else(|| self.root_dir.join("device-plugins"))
     }
 
+    /// Where plugins tell of themselves. No flag moves it: where a driver mounts, below the root directory, is not
+    /// its choice either.
+    #[must_use]
+    pub fn plugins_registry(&self) -> PathBuf {
+        self.root_dir.join("plugins_registry")
+    }
+
     /// As `/configz` shows it: a `KubeletConfiguration`, the fields that the agent heeds.
     #[must_use]
     pub fn configz(&self) -> Value {

@@ -15,6 +15,7 @@ use fields::{Addresses, FieldError};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
 };
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,6 +50,20 @@ pub trait Objects: Send + Sync {
     /// # Errors
     /// [`ObjectError`] when the API server could not be asked or refused.
     async fn persistent_volume(&self, _name: &str) -> Result<Option<PersistentVolume>, ObjectError> {
+        Ok(None)
+    }
+    /// What is known of a CSI driver, or `None` where it has no object.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when the API server could not be asked or refused.
+    async fn csi_driver(&self, _name: &str) -> Result<Option<CSIDriver>, ObjectError> {
+        Ok(None)
+    }
+    /// That a volume is attached, or `None` where nobody has attached it.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when the API server could not be asked or refused.
+    async fn attachment(&self, _name: &str) -> Result<Option<VolumeAttachment>, ObjectError> {
         Ok(None)
     }
     /// Follows objects of a namespace: `notify` is woken when one changes, for as long as what is

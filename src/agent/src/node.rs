@@ -31,7 +31,7 @@ use kube::{Client, ResourceExt as _};
 use machine::{Machine, Reader, Sample};
 use pressure::{Memory, Pressures, Threshold, Thresholds};
 use runtime::{Known, Probe};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -181,6 +181,7 @@ pub struct Registrar {
     memory: Arc<Mutex<Memory>>,
     addresses: Option<Vec<NodeAddress>>,
     devices: watch::Receiver<Amounts>,
+    volumes: watch::Receiver<BTreeSet<String>>,
     runtime: Known,
     reported: Option<Instant>,
     jitter: f64,
@@ -232,6 +233,7 @@ impl Registrar {
             memory: Arc::default(),
             addresses: None,
             devices: watch::channel(Amounts::new()).1,
+            volumes: watch::channel(BTreeSet::new()).1,
             runtime: Known::default(),
             reported: None,
             jitter: 0.0,
@@ -249,6 +251,13 @@ impl Registrar {
     #[must_use]
     pub fn with_devices(mut self, devices: watch::Receiver<Amounts>) -> Self {
         self.devices = devices;
+        self
+    }
+
+    /// Has the node say that these volumes are in use, so that nobody detaches them.
+    #[must_use]
+    pub fn with_volumes(mut self, in_use: watch::Receiver<BTreeSet<String>>) -> Self {
+        self.volumes = in_use;
         self
     }
 
@@ -299,6 +308,7 @@ impl Registrar {
                     () = tokio::time::sleep_until(until) => break,
                     () = self.poke.notified() => break,
                     Ok(()) = self.devices.changed() => break,
+                    Ok(()) = self.volumes.changed() => break,
                     event = copy => match event {
                         Some(Ok(event)) => {
                             if self.seen(event, &mut known, &mut listed) {
@@ -395,6 +405,7 @@ impl Registrar {
             sample: self.sample.as_ref(),
             pressures: self.state.borrow().pressures,
             devices: self.devices.borrow().clone(),
+            volumes_in_use: self.volumes.borrow().clone(),
             shutting_down: self.state.borrow().leaving.is_set(),
             runtime: &self.runtime,
             addresses: self.addresses.as_deref(),

@@ -10,6 +10,8 @@ use crate::cgroups::layout::Layout;
 use crate::cgroups::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::csi::Drivers;
+use crate::csi::node::ApiNode;
 use crate::devices::Devices;
 use crate::dns::{self, NodeDns};
 use crate::eviction::Eviction;
@@ -20,6 +22,7 @@ use crate::node::machine::{self, MachineError, Reader};
 use crate::node::runtime::CriProbe;
 use crate::node::{NodeError, Registrar};
 use crate::node::{enforce, events, oom};
+use crate::plugins::Plugins;
 use crate::pod::admission::Offer;
 use crate::pod::classes::Classes;
 use crate::pod::confinement::Modules;
@@ -37,7 +40,7 @@ use crate::traces::send;
 use crate::userns::UserNamespaces;
 use crate::volumes::VolumeManager;
 use crate::volumes::api::ApiSource;
-use crate::{gc, lease, server, watch};
+use crate::{gc, lease, server, volumes, watch};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -45,12 +48,14 @@ use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
 use podway_flow::Clock;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -98,6 +103,9 @@ pub enum RunError {
     /// More is kept from pods than there is.
     #[error(transparent)]
     Allocatable(#[from] AllocatableError),
+    /// The volumes that pods have.
+    #[error(transparent)]
+    Volumes(#[from] volumes::VolumeError),
     /// The node.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -174,15 +182,25 @@ async fn work(
         registry.serve().await;
         "registry of device plugins"
     });
+    // Before the Node is told anything: what is in use is not detached.
+    let in_use = Sender::new(volumes::csi::attached(&config.root_dir)?);
     let probe = Arc::new(CriProbe(channel.clone()));
     let thresholds = config.thresholds.clone().with_allocatable(config.reservation.enforce);
     let registrar = Registrar::new(client.clone(), probe, &config, layout, thresholds.clone())?
-        .with_devices(devices.amounts());
+        .with_devices(devices.amounts())
+        .with_volumes(in_use.subscribe());
     let node_handle = registrar.handle();
     let stop = shutdown.clone();
     tasks.spawn(async move {
         registrar.run(stop).await;
         "registration of the node"
+    });
+    let cluster = ApiNode::new(client.clone(), &config.node_name, node_handle.state());
+    let drivers = Drivers::new(Arc::new(cluster));
+    let plugins = Plugins::new(&config.plugins_registry(), Arc::clone(&drivers));
+    tasks.spawn(async move {
+        plugins.serve().await;
+        "registry of plugins"
     });
     let (dir, name) = (config.pki(), config.node_name.clone());
     if let Some(swap) = rotation {
@@ -244,7 +262,8 @@ async fn work(
         cri.clone(),
         metrics,
         runtime,
-        (services, Classes::new(classes), devices),
+        (services, Classes::new(classes), devices, drivers),
+        in_use,
         clock,
         node_handle.state(),
     )?;
@@ -442,9 +461,10 @@ fn context(
     cri: Cri,
     metrics: Arc<Metrics>,
     runtime: String,
-    (services, classes, devices): (reflector::Store<Service>, Classes, Arc<Devices>),
+    (services, classes, devices, drivers): (reflector::Store<Service>, Classes, Arc<Devices>, Arc<Drivers>),
+    in_use: Sender<BTreeSet<String>>,
     clock: Clock,
-    state: tokio::sync::watch::Receiver<crate::node::State>,
+    state: Receiver<crate::node::State>,
 ) -> Result<Context, RunError> {
     let status = node.status.clone().unwrap_or_default();
     let allocatable = status.allocatable.unwrap_or_default();
@@ -461,7 +481,13 @@ fn context(
         api: Arc::new(KubeApi::new(client.clone(), &config.node_name, services, Arc::clone(&metrics))),
         pace: Pace::default(),
         volumes: VolumeManager::new(
-            config.root_dir.clone(),
+            volumes::csi::Parts {
+                root: config.root_dir.clone(),
+                node: config.node_name.clone(),
+                drivers,
+                known: state.clone(),
+                in_use,
+            },
             Arc::clone(&source) as _,
             Arc::clone(&source) as _,
             allocatable.clone(),

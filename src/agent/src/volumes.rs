@@ -2,18 +2,23 @@
 //!
 //! Layout, as the kubelet's: `<root>/pods/<uid>/volumes/kubernetes.io~<kind>/<name>`. The directories
 //! are the journal: what is below a pod's directory was made for it, and [`VolumeManager::teardown`]
-//! unmounts and removes all of it, however often it is called and after any crash.
+//! unmounts and removes all of it, however often it is called and after any crash. What CSI drivers have mounted is
+//! theirs to unmount: their volumes go first, and nothing of the directory is removed before.
 
 pub mod api;
 pub mod atomic_writer;
 mod claim;
+pub mod csi;
 pub mod follow;
+mod mounts;
+mod ownership;
 mod payload;
 mod subpath;
 mod tokens;
 
 use crate::env::fields::{Addresses, FieldError};
 use crate::env::{ObjectError, Objects};
+use crate::pod::actions::chain;
 use async_trait::async_trait;
 use atomic_writer::WriteError;
 use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Pod, Volume, VolumeMount};
@@ -26,6 +31,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// A token to ask for, bound to a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -130,6 +136,9 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// A volume of a CSI driver.
+    #[error(transparent)]
+    Csi(Box<csi::Failure>),
     /// A claim without a volume.
     #[error("claim {0} is not bound to a volume")]
     Unbound(String),
@@ -144,6 +153,12 @@ pub enum VolumeError {
     /// A mount names a volume that is not there.
     #[error("volume {0} of a volumeMount was not set up")]
     Missing(String),
+}
+
+impl From<csi::Failure> for VolumeError {
+    fn from(failure: csi::Failure) -> Self {
+        VolumeError::Csi(Box::new(failure))
+    }
 }
 
 fn io_at(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
@@ -188,18 +203,21 @@ pub struct VolumeManager {
     objects: Arc<dyn Objects>,
     tokens: tokens::Cache,
     allocatable: BTreeMap<String, Quantity>,
+    csi: Arc<csi::Csi>,
 }
 
 impl VolumeManager {
-    /// A manager under `root` (the kubelet's `--root-dir`); `allocatable` is the node's.
+    /// A manager of a node that `parts` tell of, whose root is the kubelet's `--root-dir`; `allocatable` is the node's.
     #[must_use]
     pub fn new(
-        root: PathBuf,
+        parts: csi::Parts,
         objects: Arc<dyn Objects>,
         tokens: Arc<dyn Tokens>,
         allocatable: BTreeMap<String, Quantity>,
     ) -> Self {
-        VolumeManager { root, objects, tokens: tokens::Cache::new(tokens), allocatable }
+        let (root, tokens) = (parts.root.clone(), tokens::Cache::new(tokens));
+        let csi = Arc::new(csi::Csi::new(parts, Arc::clone(&objects), tokens.clone()));
+        VolumeManager { root, objects, tokens, allocatable, csi }
     }
 
     /// The directory of a pod.
@@ -219,13 +237,14 @@ impl VolumeManager {
         self.objects.follow(namespace, &maps, &secrets, notify)
     }
 
-    /// When the first of a pod's tokens is to be renewed: `setup` does so.
+    /// When the first of a pod's tokens is to be renewed, or a driver asked again: `setup` does so.
     #[must_use]
-    pub fn token_refresh(&self, uid: &str) -> Option<jiff::Timestamp> {
-        self.tokens.refresh(uid)
+    pub fn refresh(&self, uid: &str) -> Option<jiff::Timestamp> {
+        [self.tokens.refresh(uid), self.csi.refresh(uid)].into_iter().flatten().min()
     }
 
-    /// Sets up every volume of `pod`, in parallel; those that stand are brought up to date.
+    /// Sets up every volume of `pod`, in parallel; those that stand are brought up to date. What is waited for that may
+    /// never come is given up with `quit`.
     ///
     /// # Errors
     /// The first [`VolumeError`] by the order of the spec; each is in the recorder as well.
@@ -234,6 +253,7 @@ impl VolumeManager {
         pod: &Pod,
         addresses: &Addresses,
         recorder: &Recorder,
+        quit: &CancellationToken,
     ) -> Result<BTreeMap<String, MountedVolume>, VolumeError> {
         let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
         if volumes.is_empty() {
@@ -246,14 +266,14 @@ impl VolumeManager {
         // Images are the runtime's: pulled by whoever has it (`actions::mount`).
         let each = volumes.iter().filter(|v| v.image.is_none()).map(|volume| async {
             let mut span = recorder.begin_for(Phase::VolumesMounted, &volume.name);
-            let made = self.one(pod, volume, &dir, addresses).await;
+            let made = self.one(pod, volume, &dir, addresses, quit).await;
             match &made {
                 Ok(m) => {
                     span.note("path", m.path.display());
                     let _ = span.succeed("Mounted");
                 }
                 Err(error) => {
-                    let _ = span.fail("FailedMount", &error.to_string());
+                    let _ = span.fail("FailedMount", &chain(error));
                 }
             }
             made.map(|m| (volume.name.clone(), m))
@@ -267,6 +287,7 @@ impl VolumeManager {
         volume: &Volume,
         dir: &Path,
         addresses: &Addresses,
+        quit: &CancellationToken,
     ) -> Result<MountedVolume, VolumeError> {
         let group = pod
             .spec
@@ -276,7 +297,16 @@ impl VolumeManager {
             .and_then(|g| u32::try_from(g).ok());
         if let Some(source) = &volume.persistent_volume_claim {
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-            return claim::find(&*self.objects, namespace, source, group).await;
+            let found = match claim::find(&*self.objects, namespace, source, group).await? {
+                claim::Found::Here(mounted) => return Ok(mounted),
+                claim::Found::Driver(found) => found,
+            };
+            let wanted = csi::Wanted::of_claim(pod, &found, source.read_only == Some(true))?;
+            return Ok(self.csi.mount(pod, &wanted, quit).await?);
+        }
+        if let Some(source) = &volume.csi {
+            let wanted = csi::Wanted::inline(pod, &volume.name, source)?;
+            return Ok(self.csi.mount(pod, &wanted, quit).await?);
         }
         let sources = Sources {
             pod,
@@ -293,10 +323,14 @@ impl VolumeManager {
     /// Unmounts and removes all of a pod's directory; one that is gone is done.
     ///
     /// # Errors
-    /// [`VolumeError::Io`] when something is still in use; call again.
+    /// [`VolumeError::Io`] when something is still in use, [`VolumeError::Csi`] of a driver; call again.
     pub async fn teardown(&self, uid: &str) -> Result<(), VolumeError> {
         self.tokens.forget(uid);
         let dir = self.pod_dir(uid)?;
+        let (below, drivers) = (dir.clone(), dir.join(csi::VOLUMES));
+        // Paths in drivers' volumes among them, which would keep those busy.
+        blocking("unmount volumes", move || mounts::unmount(&below, Some(&drivers))).await?;
+        self.csi.unmount(uid).await?;
         blocking("tear volumes down", move || teardown(&dir)).await
     }
 
@@ -366,25 +400,11 @@ fn place(
 }
 
 fn teardown(dir: &Path) -> Result<(), VolumeError> {
-    let table = Path::new("/proc/self/mounts");
-    let mounts = std::fs::read_to_string(table).map_err(io_at("read", table))?;
-    // Last mounted first: a mount may stand below another.
-    for point in mounts.lines().rev().filter_map(|l| l.split(' ').nth(1)).map(unescape) {
-        let point = PathBuf::from(point);
-        if point.starts_with(dir) {
-            rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty())
-                .map_err(|e| io_at("unmount", &point)(e.into()))?;
-        }
-    }
+    mounts::unmount(dir, None)?;
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("remove", dir)(e)),
         _ => Ok(()),
     }
-}
-
-/// The mount table's `\040` and its like.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 fn component(name: &str) -> Result<&str, VolumeError> {
@@ -421,9 +441,7 @@ fn mode_of(path: &Path) -> Result<u32, VolumeError> {
 
 /// With the mode that the kernel gives a tmpfs, 1777: a kubelet's has it, and a subPath takes it over.
 fn tmpfs(path: &Path, limit: Option<&Quantity>) -> Result<(), VolumeError> {
-    let table = Path::new("/proc/self/mounts");
-    let mounts = std::fs::read_to_string(table).map_err(io_at("read", table))?;
-    if mounts.lines().filter_map(|l| l.split(' ').nth(1)).any(|p| Path::new(&unescape(p)) == path) {
+    if mounts::has(path)? {
         return Ok(());
     }
     let size = limit.and_then(|q| crate::env::quantity::value(&q.0)).filter(|v| *v > 0);
@@ -572,15 +590,20 @@ mod tests {
     #[tokio::test]
     async fn volumes_stand_are_recorded_and_go() {
         let dir = tempfile::tempdir().unwrap();
-        let manager =
-            VolumeManager::new(dir.path().join("r"), Arc::new(Fake), Arc::new(Fake), BTreeMap::new());
+        let manager = VolumeManager::new(
+            csi::tests::parts(&dir.path().join("r")),
+            Arc::new(Fake),
+            Arc::new(Fake),
+            BTreeMap::new(),
+        );
         let recorder = Recorder::new(Writer::Agent, Clock::new());
         let pod = pod(
             json!([{"name": "e", "emptyDir": {}}, {"name": "h", "hostPath": {"path": "/tmp", "type": "Directory"}},
             {"name": "cm", "configMap": {"name": "cm", "items": [{"key": "a", "path": "x/y"}]}},
             {"name": "d", "downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}}]),
         );
-        let made = manager.setup(&pod, &Addresses::default(), &recorder).await.unwrap();
+        let made =
+            manager.setup(&pod, &Addresses::default(), &recorder, &CancellationToken::new()).await.unwrap();
         assert_eq!(std::fs::read_to_string(made["cm"].path.join("x/y")).unwrap(), "1");
         assert_eq!(std::fs::read_to_string(made["d"].path.join("n")).unwrap(), "p");
         assert_eq!(recorder.snapshot().len(), 4);
@@ -627,11 +650,18 @@ mod tests {
     #[tokio::test]
     async fn a_missing_object_fails_its_own_volume_only() {
         let dir = tempfile::tempdir().unwrap();
-        let manager =
-            VolumeManager::new(dir.path().to_owned(), Arc::new(Fake), Arc::new(Fake), BTreeMap::new());
+        let manager = VolumeManager::new(
+            csi::tests::parts(dir.path()),
+            Arc::new(Fake),
+            Arc::new(Fake),
+            BTreeMap::new(),
+        );
         let recorder = Recorder::new(Writer::Agent, Clock::new());
         let pod = pod(json!([{"name": "e", "emptyDir": {}}, {"name": "m", "configMap": {"name": "none"}}]));
-        let error = manager.setup(&pod, &Addresses::default(), &recorder).await.unwrap_err();
+        let error = manager
+            .setup(&pod, &Addresses::default(), &recorder, &CancellationToken::new())
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "configmap \"none\" not found");
         assert_eq!(recorder.snapshot().len(), 2);
     }

@@ -1,4 +1,4 @@
-//! podway-cri: CRI v1, podway's own service beside it and Kubernetes' API of device plugins, generated, and the few lines
+//! podway-cri: CRI v1, podway's own service beside it and the APIs of a kubelet's plugins, generated, and the few lines
 //! that client and server share: a channel over a unix socket, a private listening socket, and flow records in metadata.
 
 pub mod client;
@@ -28,4 +28,16 @@ pub mod runtime_v1 {
 #[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
 pub mod deviceplugin {
     tonic::include_proto!("v1beta1");
+}
+
+/// How plugins tell of themselves (package `pluginregistration` of `k8s.io/kubelet/pkg/apis/pluginregistration/v1`).
+#[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
+pub mod pluginregistration {
+    tonic::include_proto!("pluginregistration");
+}
+
+/// The node's part of the Container Storage Interface (package `csi.v1`).
+#[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
+pub mod csi {
+    tonic::include_proto!("csi.v1");
 }

@@ -1,7 +1,7 @@
 //! The Node object: what it is to say, and the patch that makes it say so. Pure.
 //!
 //! The agent owns: five labels, the built-in resources and those of device plugins, the four conditions that the kubelet has,
-//! nodeInfo, addresses, images, handlers, features and the endpoint. All else (labels, annotations,
+//! nodeInfo, addresses, images, handlers, features, the volumes in use and the endpoint. All else (labels, annotations,
 //! taints, conditions and extended resources of others) is never in a patch, so it is kept.
 
 use super::allocatable::Reservation;
@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// What is reported as the kubelet's version. It has to parse as Kubernetes' own: the API server and
@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     pub pressures: Pressures,
     /// What device plugins have.
     pub devices: Amounts,
+    /// The attached volumes that pods use.
+    pub volumes_in_use: BTreeSet<String>,
     /// Whether the machine is about to be shut down.
     pub shutting_down: bool,
     /// The runtime.
@@ -250,6 +252,8 @@ pub fn status(old: &NodeStatus, facts: &Facts<'_>) -> NodeStatus {
                     .map(|f| NodeFeatures { supplemental_groups_policy: Some(f.supplemental_groups_policy) })
             },
         ),
+        volumes_in_use: (!facts.volumes_in_use.is_empty())
+            .then(|| facts.volumes_in_use.iter().cloned().collect()),
         ..old.clone()
     }
 }
@@ -401,6 +405,7 @@ pub fn patch(old: &Node, status: &NodeStatus, name: &str, report: bool) -> Optio
     field("images", json!(before.images), json!(status.images));
     field("runtimeHandlers", json!(before.runtime_handlers), json!(status.runtime_handlers));
     field("features", json!(before.features), json!(status.features));
+    field("volumesInUse", json!(before.volumes_in_use), json!(status.volumes_in_use));
     field("declaredFeatures", json!(before.declared_features), json!(status.declared_features));
     let mut patch = json!({ "status": changes });
     if !wrong.is_empty() {

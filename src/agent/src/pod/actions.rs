@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
 
 /// An error with its sources, on one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
@@ -154,15 +155,16 @@ pub async fn create_sandbox(context: Context, pod: Pod, attempt: u32) -> Outcome
     Outcomes { result, records }
 }
 
-/// Sets up the pod's volumes.
+/// Sets up the pod's volumes; what may never come is waited for until `quit`.
 pub async fn mount(
     context: Context,
     pod: Pod,
+    quit: CancellationToken,
 ) -> (Result<BTreeMap<String, MountedVolume>, VolumeError>, Vec<Record>) {
     let recorder = Recorder::new(Writer::Agent, context.clock);
     let addresses = Addresses { host_ips: context.node.ips.clone(), pod_ips: Vec::new() };
     let (result, images) = tokio::join!(
-        context.volumes.setup(&pod.object, &addresses, &recorder),
+        context.volumes.setup(&pod.object, &addresses, &recorder, &quit),
         image_volumes(&context, &pod, &recorder)
     );
     let both = result.and_then(|mut volumes| {

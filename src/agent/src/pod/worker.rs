@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 /// The first and the longest delay of a volume that cannot be set up (the kubelet's).
 const MOUNT_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
@@ -192,8 +193,10 @@ struct Worker {
     following: Option<Following>,
     /// That what a volume shows has changed.
     changed: bool,
-    /// When the first token is to be renewed.
-    token_refresh: Option<Micros>,
+    /// When the first token is to be renewed, or a driver asked again.
+    refresh: Option<Micros>,
+    /// That it goes: what would be waited for is not.
+    ends: CancellationToken,
     /// Of which container, at which restart, people were warned.
     warned: HashSet<(String, u32)>,
     /// Instances whose `preStop` was begun.
@@ -283,7 +286,8 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         changes: Arc::new(Notify::new()),
         following: None,
         changed: false,
-        token_refresh: None,
+        refresh: None,
+        ends: CancellationToken::new(),
         warned: HashSet::new(),
         pre_stopped: HashSet::new(),
         stopped: HashSet::new(),

@@ -1,4 +1,4 @@
-//! Config maps, secrets and tokens from the API server, each asked for by name, since that is all
+//! Config maps, secrets, tokens and what is known of volumes, from the API server: each asked for by name, since that is all
 //! that the Node authorizer lets a node read.
 
 use super::follow::{Following, Table};
@@ -9,6 +9,7 @@ use k8s_openapi::api::authentication::v1 as auth;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount,
 };
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::api::{Api, PostParams};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -104,6 +105,16 @@ impl Objects for ApiSource {
     async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, ObjectError> {
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
         allowed(|| api.get_opt(name)).await.map_err(failed("persistentvolume", "", name))
+    }
+
+    async fn csi_driver(&self, name: &str) -> Result<Option<CSIDriver>, ObjectError> {
+        let api: Api<CSIDriver> = Api::all(self.client.clone());
+        api.get_opt(name).await.map_err(failed("csidriver", "", name))
+    }
+
+    async fn attachment(&self, name: &str) -> Result<Option<VolumeAttachment>, ObjectError> {
+        let api: Api<VolumeAttachment> = Api::all(self.client.clone());
+        allowed(|| api.get_opt(name)).await.map_err(failed("volumeattachment", "", name))
     }
 
     fn follow(

@@ -160,7 +160,7 @@ impl Sources<'_> {
         // With fsGroup the atomic writer adds the group's read bit to 0600.
         let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group).is_some();
         let bits = if group || uid.is_some() { 0o600 } else { mode(None, default) };
-        Ok(Payload::from([(s.path.clone(), File { data: token.into_bytes(), mode: bits, uid })]))
+        Ok(Payload::from([(s.path.clone(), File { data: token.text.into_bytes(), mode: bits, uid })]))
     }
 
     /// The user that every container runs as, if it is one and stated.

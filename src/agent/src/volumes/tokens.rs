@@ -40,29 +40,29 @@ impl Cache {
     }
 
     /// The token for `request`, as fresh as it must be; one that cannot be renewed serves to its end.
-    pub(super) async fn get(&self, request: &TokenRequest, now: Timestamp) -> Result<String, ObjectError> {
+    pub(super) async fn get(&self, request: &TokenRequest, now: Timestamp) -> Result<Token, ObjectError> {
         let kept = {
             let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.get(request).map(|k| (k.token.text.clone(), k.token.expires, k.refresh))
+            kept.get(request).map(|k| (k.token.clone(), k.refresh))
         };
-        if let Some((text, _, _)) = kept.as_ref().filter(|(_, _, refresh)| now < *refresh) {
-            return Ok(text.clone());
+        if let Some((token, _)) = kept.as_ref().filter(|(_, refresh)| now < *refresh) {
+            return Ok(token.clone());
         }
         match (self.source.token(request).await, kept) {
             (Ok(token), _) => {
-                let (text, refresh) = (token.text.clone(), due(now, &token, request));
+                let refresh = due(now, &token, request);
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.insert(request.clone(), Kept { token, refresh });
-                Ok(text)
+                kept.insert(request.clone(), Kept { token: token.clone(), refresh });
+                Ok(token)
             }
-            (Err(error), Some((text, expires, _))) if now < expires => {
+            (Err(error), Some((token, _))) if now < token.expires => {
                 tracing::warn!(pod = request.pod_name, %error, "a token cannot be renewed yet");
-                let again = Timestamp::from_second(now.as_second() + 60).unwrap_or(expires);
+                let again = Timestamp::from_second(now.as_second() + 60).unwrap_or(token.expires);
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(kept) = kept.get_mut(request) {
                     kept.refresh = again;
                 }
-                Ok(text)
+                Ok(token)
             }
             (Err(error), _) => Err(error),
         }
@@ -121,7 +121,7 @@ mod tests {
         let at = |s| Timestamp::from_second(s).unwrap();
         assert_eq!(cache.refresh("u"), None);
         for (second, token) in [(0, "1"), (2000, "1"), (2880, "2"), (3600, "2"), (6800, "2"), (6870, "4")] {
-            assert_eq!(cache.get(&request, at(second)).await.unwrap(), token, "at {second} s");
+            assert_eq!(cache.get(&request, at(second)).await.unwrap().text, token, "at {second} s");
         }
         assert!(cache.refresh("u").unwrap() > at(6870));
         cache.forget("u");

@@ -51,6 +51,7 @@ fn kept<T>(
         sample: Some(&sample()),
         pressures,
         devices: Amounts::new(),
+        volumes_in_use: BTreeSet::new(),
         shutting_down: false,
         runtime,
         addresses: Some(&address),
@@ -253,4 +254,18 @@ fn what_plugins_have_is_offered_as_far_as_it_works() {
     assert_eq!(says(3, 2), (one("3"), both));
     assert_eq!(says(3, 0), (Value::Null, one("0")), "its plugin has left");
     assert_eq!(says(0, 0), (one("0"), Value::Null), "and 0 stays");
+}
+
+#[test]
+fn volumes_in_use_are_told_until_they_are_not() {
+    let used = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+    with(&ready(), 0, Pressures::default(), |facts| {
+        let mut node = initial(facts, &BTreeMap::new(), &[]);
+        for (names, told) in [(used(&["a", "b"]), json!(["a", "b"])), (used(&[]), Value::Null)] {
+            let new =
+                status(node.status.as_ref().unwrap(), &Facts { volumes_in_use: names, ..facts.clone() });
+            assert_eq!(patch(&node, &new, "n", false).unwrap()["status"]["volumesInUse"], told);
+            node.status = Some(new);
+        }
+    });
 }

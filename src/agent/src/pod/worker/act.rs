@@ -24,6 +24,7 @@ impl Worker {
         let over = self.pod.stored_over();
         let ending = over || self.pod.deletion.is_some() || self.journal.terminal.is_some();
         if ending {
+            self.ends.cancel();
             let given_up = |r: &&Running| matches!(r.key, Key::Devices | Key::Image(_) | Key::PostStart(_));
             for pull in self.running.values().filter(given_up) {
                 pull.abort.abort();

@@ -469,7 +469,7 @@ impl Bench {
             api: Arc::new(server.clone()),
             objects: Arc::new(Fake),
             volumes: VolumeManager::new(
-                dir.path().join("root"),
+                crate::volumes::csi::tests::parts(&dir.path().join("root")),
                 Arc::new(Fake),
                 Arc::new(Fake),
                 BTreeMap::new(),

@@ -1,5 +1,5 @@
 //! A worker's volumes: set up at first, and brought up to date when what they show changes (a config map
-//! or secret, a field of the pod, a token whose time is over).
+//! or secret, a field of the pod, a token whose time is over), or their driver wants to be asked again.
 
 use super::*;
 use crate::volumes::follow;
@@ -7,10 +7,10 @@ use crate::volumes::follow;
 impl Worker {
     /// Sees to the volumes. Returns when to ask again.
     pub(super) fn want_volumes(&mut self, now: Micros) -> Option<Micros> {
-        let due = self.token_refresh.filter(|at| *at <= now).is_some();
+        let due = self.refresh.filter(|at| *at <= now).is_some();
         let fresh = self.journal.volumes_ready && !self.changed && !due;
         if fresh || self.runs(&Key::Volumes) {
-            return self.token_refresh.filter(|at| *at > now);
+            return self.refresh.filter(|at| *at > now);
         }
         if let Some(at) = self.waits(&Key::Volumes, now) {
             return Some(at);
@@ -19,12 +19,12 @@ impl Worker {
             self.following = Some(self.context.volumes.follow(&self.pod.object, &self.changes));
         }
         // What changes from here on is seen by the next round.
-        (self.changed, self.token_refresh) = (false, None);
+        (self.changed, self.refresh) = (false, None);
         let first = !self.journal.volumes_ready;
         let open = first.then(|| record(Phase::VolumesMounted, None, now, None, "Running"));
-        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let (context, pod, quit) = (self.context.clone(), self.pod.clone(), self.ends.clone());
         self.spawn(Key::Volumes, open.into_iter().collect(), async move {
-            let (result, records) = actions::mount(context, pod).await;
+            let (result, records) = actions::mount(context, pod, quit).await;
             Done::Volumes(result, records)
         });
         None
@@ -44,14 +44,21 @@ impl Worker {
             Ok(volumes) => {
                 self.volumes = volumes;
                 self.journal.volumes_ready = true;
-                let refresh = self.context.volumes.token_refresh(&self.pod.uid);
-                self.token_refresh = refresh.map(|at| Micros(at.as_microsecond()));
+                let refresh = self.context.volumes.refresh(&self.pod.uid);
+                self.refresh = refresh.map(|at| Micros(at.as_microsecond()));
                 true
             }
             Err(error) => {
-                let text = format!("MountVolume.SetUp failed: {}", chain(&error));
+                let text = match &error {
+                    // It says itself which step of which volume.
+                    VolumeError::Csi(_) => chain(&error),
+                    _ => format!("MountVolume.SetUp failed: {}", chain(&error)),
+                };
                 self.last_error = Some(text.clone());
-                self.warn("FailedMount", &text);
+                // What fails since the pod goes is no news.
+                if !self.ends.is_cancelled() {
+                    self.warn("FailedMount", &text);
+                }
                 self.changed = true;
                 false
             }
