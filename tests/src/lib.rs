@@ -18,6 +18,7 @@ pub mod differential;
 pub mod dump;
 pub mod figures;
 pub mod gate;
+pub mod go;
 pub mod leaks;
 pub mod meter;
 pub mod namespace;

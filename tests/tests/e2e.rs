@@ -40,6 +40,8 @@ mod streams;
 mod systemd;
 #[path = "e2e/traces.rs"]
 mod traces;
+#[path = "e2e/volumes.rs"]
+mod volumes;
 
 use podway_tests::suite::{self, Case};
 use std::process::ExitCode;
@@ -106,6 +108,7 @@ const CASES: &[Case] = &[
     case!(ALONE, restarts::of_the_runtime),
     case!(ALONE, restarts::an_exit_while_nobody_looks),
     case!(ALONE, restarts::of_the_agent_with_many_pods),
+    case!(ALONE, volumes::of_a_csi_driver),
     case!(ALONE, restarts::a_static_pod_and_its_mirror),
     case!(ALONE, restarts::a_second_up_finds_all),
     case!(ALONE, chaos::the_api_server_is_gone_for_a_while),

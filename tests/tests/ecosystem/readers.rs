@@ -5,27 +5,11 @@ use super::{file, text};
 use anyhow::{Context as _, ensure};
 use podway_api::podflow::{PodFlow, PodFlowStatus};
 use podway_flow::{Clock, Flow, Phase, PodRef, Recorder, Writer};
+use podway_tests::go;
 use serde_json::Value;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-
-/// Builds the program that has their code.
-fn build() -> anyhow::Result<PathBuf> {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ecosystem");
-    let output = Command::new("go")
-        .current_dir(file("tests/go/ecosystem"))
-        .env("GOFLAGS", "-buildvcs=false")
-        .env("GOWORK", "off")
-        .env("CGO_ENABLED", "0")
-        .args(["build", "-o"])
-        .arg(&out)
-        .arg(".")
-        .output()
-        .context("go")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(out)
-}
 
 fn ask(program: &Path, args: &[&str], object: &PodFlow) -> anyhow::Result<Value> {
     let mut child = Command::new(program)
@@ -66,7 +50,7 @@ fn flows() -> [Flow; 3] {
 
 #[test]
 fn each_of_them_understands_a_podflow() -> anyhow::Result<()> {
-    let program = build()?;
+    let program = go::build("ecosystem", Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let script = file("manifests/gitops/health.lua").display().to_string();
     let flux: Value = serde_yaml::from_str(&text("manifests/gitops/flux.yaml")?)?;
     let expressions = &flux["spec"]["healthCheckExprs"][0];
