@@ -10,11 +10,9 @@ test:
 # kill -9 of the runtime at each step that leaves something behind (tests/run has it too)
 points:
     cargo test --profile tests --workspace --features podway-runtime/failpoints --test points
-# Each fuzz target for a minute (needs cargo-fuzz and a nightly toolchain)
+# Each fuzz target for a minute, guided by coverage (needs g++)
 fuzz seconds="60":
-    for target in unpack manifest request cni journal hosts users; do \
-        cargo +nightly fuzz run --sanitizer none "$target" -- -max_total_time={{seconds}} || exit 1; \
-    done
+    fuzz/run {{seconds}}
 crds:
     PODWAY_BLESS=1 cargo test -p podway-api --lib crds
 # The page under axe-core besides our own checks; needs npm.

@@ -75,6 +75,7 @@ const CASES: &[(&str, Run)] = cases![
     security::masked_and_read_only_paths,
     security::privileged,
     security::devices,
+    security::apparmor_profiles,
     security::what_cannot_be_had_is_refused,
     resources::limits_are_in_the_cgroup,
     resources::limits_change_while_it_runs,

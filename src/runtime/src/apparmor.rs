@@ -147,8 +147,6 @@ pub(crate) fn of<'a>(context: &'a LinuxContainerSecurityContext, features: &Feat
         }
         Some(named) if named.profile_type == ProfileType::RuntimeDefault as i32 => default,
         Some(_) => None,
-        #[expect(deprecated, reason = "a client that only knows the old field may want no profile")]
-        None if context.apparmor_profile == "unconfined" => None,
         // kubernetes#51746: the default is of who does not say, too.
         None => default,
     }
@@ -204,9 +202,5 @@ mod tests {
             let not_loaded = of(&context, &Features::default());
             assert_eq!(not_loaded, expected.filter(|name| *name != DEFAULT), "{asked:?}");
         }
-        #[expect(deprecated, reason = "what an old client says")]
-        let old =
-            LinuxContainerSecurityContext { apparmor_profile: "unconfined".to_owned(), ..Default::default() };
-        assert_eq!(of(&old, &loaded), None);
     }
 }

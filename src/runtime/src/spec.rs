@@ -6,6 +6,7 @@ mod cdi;
 mod devices;
 mod mounts;
 mod namespaces;
+mod profiles;
 mod refused;
 mod resources;
 pub mod seccomp;
@@ -132,9 +133,9 @@ const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 /// [`SpecError`].
 pub fn generate(input: &Input<'_>) -> Result<Spec, SpecError> {
     let linux = input.container.linux.clone().unwrap_or_default();
-    let context = linux.security_context.clone().unwrap_or_default();
+    let context = profiles::settled(linux.security_context.clone().unwrap_or_default())?;
     let resources = linux.resources.unwrap_or_default();
-    refused::container(input.container, input.features)?;
+    refused::container(input.container, &context, input.features)?;
     let user = user::resolve(input.rootfs, &context, &input.image.user)?;
     let caps = context.capabilities.clone().unwrap_or_default();
     let set = capabilities::set(

@@ -217,15 +217,6 @@ pub async fn devices(mut t: T) -> anyhow::Result<()> {
 
 pub async fn what_cannot_be_had_is_refused(mut t: T) -> anyhow::Result<()> {
     let pod = t.pod().await?;
-    let mut config = t.container("c", "true");
-    context(&mut config).apparmor = Some(SecurityProfile {
-        profile_type: ProfileType::Localhost as i32,
-        localhost_ref: "nothing".to_owned(),
-    });
-    ensure!(
-        t.cri.create(&pod.id, &config, &pod.config).await.is_err(),
-        "an AppArmor profile without AppArmor"
-    );
     let request = v1::RunPodSandboxRequest {
         config: Some(v1::PodSandboxConfig {
             metadata: Some(v1::PodSandboxMetadata {
@@ -237,5 +228,85 @@ pub async fn what_cannot_be_had_is_refused(mut t: T) -> anyhow::Result<()> {
         runtime_handler: "kata".to_owned(),
     };
     ensure!(t.cri.runtime.run_pod_sandbox(request).await.is_err(), "a handler that is not there");
+    Ok(())
+}
+
+/// Of a kernel with AppArmor, what a container is confined by; of one without, that a profile is refused.
+pub async fn apparmor_profiles(mut t: T) -> anyhow::Result<()> {
+    const NAMED: &str = "podway-cri-suite";
+    let profile = |kind: ProfileType, name: &str| {
+        Some(SecurityProfile { profile_type: kind as i32, localhost_ref: name.to_owned() })
+    };
+    let pod = privileged_pod(&mut t).await?;
+    let here = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if !here.is_ok_and(|enabled| enabled.starts_with('Y')) {
+        let mut config = t.container("named", "true");
+        context(&mut config).apparmor = profile(ProfileType::Localhost, NAMED);
+        let refused = t.cri.create(&pod.id, &config, &pod.config).await.err().context("it is not refused")?;
+        ensure!(format!("{refused:#}").to_lowercase().contains("apparmor"), "{refused:#}");
+        return Ok(());
+    }
+    load(&format!("profile {NAMED} flags=(attach_disconnected) {{ file, signal, deny /denied w, }}")).await?;
+    let default = match t.kind {
+        Kind::Podway => "podway-default (enforce)\n",
+        Kind::Containerd => "cri-containerd.apparmor.d (enforce)\n",
+    };
+    let named = "podway-cri-suite (enforce)\n";
+    let free = "unconfined\n";
+    let confined = "cat /proc/self/attr/current";
+    for (name, apparmor, old, privileged, expected) in [
+        ("unsaid", None, "", false, default),
+        ("default", profile(ProfileType::RuntimeDefault, ""), "", false, default),
+        ("unconfined", profile(ProfileType::Unconfined, ""), "", false, free),
+        ("named", profile(ProfileType::Localhost, NAMED), "", false, named),
+        ("old-default", None, "runtime/default", false, default),
+        ("old-unconfined", None, "unconfined", false, free),
+        ("old-named", None, "localhost/podway-cri-suite", false, named),
+        ("privileged", profile(ProfileType::RuntimeDefault, ""), "", true, free),
+    ] {
+        let mut config = t.container(name, confined);
+        let own = context(&mut config);
+        own.apparmor = apparmor;
+        #[expect(deprecated, reason = "what a client says that knows no other")]
+        own.apparmor_profile.push_str(old);
+        own.privileged = privileged;
+        let got = t.script(&pod, config).await?;
+        ensure!(got == expected, "{name}: {got:?}");
+    }
+    // It is enforced: what the profile denies, root with every capability cannot do.
+    for (name, apparmor, script, expected) in [
+        ("denied", profile(ProfileType::Localhost, NAMED), "touch /denied", "no\n"),
+        ("allowed", profile(ProfileType::Localhost, NAMED), "touch /other", "yes\n"),
+        ("mount", profile(ProfileType::RuntimeDefault, ""), "mount -t tmpfs none /mnt", "no\n"),
+        ("mount-free", profile(ProfileType::Unconfined, ""), "mount -t tmpfs none /mnt", "yes\n"),
+    ] {
+        let script = format!("mkdir -p /mnt; if {script} 2>/dev/null; then echo yes; else echo no; fi");
+        let mut config = t.container(name, &script);
+        let own = context(&mut config);
+        own.apparmor = apparmor;
+        own.capabilities =
+            Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".to_owned()], ..Default::default() });
+        let got = t.script(&pod, config).await?;
+        ensure!(got == expected, "{name}: {got:?}");
+    }
+    let mut config = t.container("not-loaded", "true");
+    context(&mut config).apparmor = profile(ProfileType::Localhost, "podway-not-loaded");
+    ensure!(t.start(&pod, &config).await.is_err(), "a profile that is not loaded");
+    Ok(())
+}
+
+/// Gives the kernel an AppArmor profile.
+async fn load(profile: &str) -> anyhow::Result<()> {
+    let mut child = tokio::process::Command::new("apparmor_parser")
+        .args(["--skip-cache", "--replace"])
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .context("starting apparmor_parser")?;
+    let mut stdin = child.stdin.take().context("no input")?;
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, profile.as_bytes()).await?;
+    drop(stdin);
+    let end = child.wait_with_output().await?;
+    ensure!(end.status.success(), "apparmor_parser: {}", String::from_utf8_lossy(&end.stderr));
     Ok(())
 }

@@ -240,12 +240,16 @@ fn of_containers() -> BTreeMap<&'static str, Case> {
         (
             "LinuxContainerSecurityContext.apparmor_profile",
             #[expect(deprecated, reason = "it is a field still")]
-            Refused(|c| sc(c).apparmor_profile = text("localhost/p"), "apparmor_profile"),
+            Refused(|c| sc(c).apparmor_profile = text("localhost/p"), "apparmor"),
         ),
         (
             "LinuxContainerSecurityContext.seccomp_profile_path",
             #[expect(deprecated, reason = "it is a field still")]
-            Refused(|c| sc(c).seccomp_profile_path = text("localhost/p"), "seccomp_profile_path"),
+            Sets(
+                |c| sc(c).seccomp_profile_path = text("runtime/default"),
+                "/linux/seccomp/defaultAction",
+                json!("SCMP_ACT_ERRNO"),
+            ),
         ),
         (
             "Capability.add_capabilities",

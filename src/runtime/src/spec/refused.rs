@@ -4,7 +4,9 @@
 use super::SpecError;
 use crate::features::Features;
 use podway_cri::v1::security_profile::ProfileType;
-use podway_cri::v1::{ContainerConfig, PodSandboxConfig, SeLinuxOption, SecurityProfile};
+use podway_cri::v1::{
+    ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig, SeLinuxOption, SecurityProfile,
+};
 
 fn no<T>(what: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError::NotSupported(what.into()))
@@ -31,28 +33,20 @@ fn check_selinux(options: Option<&SeLinuxOption>, features: &Features) -> Result
     }
 }
 
-/// Of a container.
-pub(super) fn container(container: &ContainerConfig, features: &Features) -> Result<(), SpecError> {
+/// Of a container. `context` is its security context, settled ([`profiles`](super::profiles)).
+pub(super) fn container(
+    container: &ContainerConfig,
+    context: &LinuxContainerSecurityContext,
+    features: &Features,
+) -> Result<(), SpecError> {
     if container.windows.is_some() {
         return no("windows");
     }
     if container.image.as_ref().is_some_and(|i| !matches!(i.runtime_handler.as_str(), "" | "runc")) {
         return no("image.runtime_handler");
     }
-    let Some(context) = container.linux.as_ref().and_then(|l| l.security_context.as_ref()) else {
-        return Ok(());
-    };
     check_apparmor(context.apparmor.as_ref(), features)?;
     check_selinux(context.selinux_options.as_ref(), features)?;
-    #[expect(deprecated, reason = "a client that still sets them must not run unconfined")]
-    let (apparmor, seccomp) = (&context.apparmor_profile, &context.seccomp_profile_path);
-    // The kubelet sets the old field beside the new one; alone it is not read.
-    if context.apparmor.is_none() && !matches!(apparmor.as_str(), "" | "unconfined" | "runtime/default") {
-        return no("apparmor_profile (give apparmor)");
-    }
-    if context.seccomp.is_none() && !matches!(seccomp.as_str(), "" | "unconfined") {
-        return no("seccomp_profile_path (give seccomp)");
-    }
     if context.supplemental_groups_policy > 1 || context.supplemental_groups_policy < 0 {
         return no("supplemental_groups_policy: an unknown value");
     }
