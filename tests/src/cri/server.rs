@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use podway_cluster::Program;
 use podway_cri::v1;
+use podway_systemd::Driver;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -66,7 +67,7 @@ impl Server {
         let config = dir.join("config.toml");
         let mut command = match kind {
             Kind::Podway => {
-                std::fs::write(&config, podway(stage, &dir, &socket, &conf))?;
+                std::fs::write(&config, podway(stage, &dir, &socket, &conf)?)?;
                 let mut command = Command::new(built("podway-runtime")?);
                 command.arg("--config").arg(&config);
                 command
@@ -159,7 +160,11 @@ impl Server {
         self.end().await?;
         remove_bridge(&self.bridge).await?;
         removed?;
-        if self.kind == Kind::Podway { remove_cgroups(&parent()) } else { Ok(()) }
+        match (self.kind, driver()?) {
+            (Kind::Containerd, _) => Ok(()),
+            (Kind::Podway, Driver::Cgroupfs) => remove_cgroups(&parent()?),
+            (Kind::Podway, Driver::Systemd) => stop_slice(&parent()?).await,
+        }
     }
 
     async fn end(&mut self) -> anyhow::Result<()> {
@@ -172,14 +177,42 @@ impl Server {
     }
 }
 
+/// Who makes the cgroups of our server's pods: `PODWAY_CRI_CGROUP_DRIVER`, for machines with a systemd. containerd's are
+/// its own, since under systemd it wants each pod to name a slice.
+///
+/// # Errors
+/// When it is neither `cgroupfs` nor `systemd`.
+pub fn driver() -> anyhow::Result<Driver> {
+    const NAME: &str = "PODWAY_CRI_CGROUP_DRIVER";
+    let Some(asked) = std::env::var_os(NAME) else { return Ok(Driver::default()) };
+    let known = [Driver::Cgroupfs, Driver::Systemd].into_iter().find(|driver| asked == driver.name());
+    known.with_context(|| format!("{NAME} is cgroupfs or systemd"))
+}
+
 /// The cgroup of our server's pods: what has none of its own names it.
-fn parent() -> String {
-    format!("podway-cri-{}", std::process::id())
+fn parent() -> anyhow::Result<String> {
+    let pid = std::process::id();
+    Ok(match driver()? {
+        Driver::Cgroupfs => format!("/podway-cri-{pid}"),
+        Driver::Systemd => format!("podwaycri{pid}.slice"),
+    })
+}
+
+/// Ends a slice; one that has something in it is a leak.
+async fn stop_slice(name: &str) -> anyhow::Result<()> {
+    let within = Path::new("/sys/fs/cgroup").join(name);
+    let left = std::fs::read_dir(&within).into_iter().flatten().flatten().filter(|e| e.path().is_dir());
+    let left: Vec<_> = left.map(|e| e.path()).collect();
+    ensure!(left.is_empty(), "in {name} there stay {left:?}");
+    let stopped = Command::new("systemctl").args(["stop", name]).status().await.context("systemctl")?;
+    ensure!(stopped.success(), "systemctl stop {name}: {stopped}");
+    Ok(())
 }
 
 /// Removes the emptied cgroup in every hierarchy; one that is not empty is a leak.
 fn remove_cgroups(name: &str) -> anyhow::Result<()> {
     let mount = Path::new("/sys/fs/cgroup");
+    let name = name.trim_start_matches('/');
     let trees = std::fs::read_dir(mount).context("the cgroup mount")?.flatten().map(|e| e.path());
     for dir in trees.chain([mount.to_owned()]).map(|tree| tree.join(name)).filter(|dir| dir.is_dir()) {
         match std::fs::remove_dir(&dir) {
@@ -191,20 +224,21 @@ fn remove_cgroups(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> String {
+fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> anyhow::Result<String> {
     let text = |path: PathBuf| json!(path).to_string();
-    format!(
-        "listen = {}\nroot = {}\nstate = {}\ncgroup_parent = \"/{}\"\n\
+    Ok(format!(
+        "listen = {}\nroot = {}\nstate = {}\ncgroup_driver = {}\ncgroup_parent = {}\n\
          [registry]\nconfig_path = {}\n[cni]\nbin_dirs = [{}]\nconf_dir = {}\n[runc]\npath = {}\n",
         json!(format!("unix://{}", socket.display())),
         text(dir.join("root")),
         text(dir.join("state")),
-        parent(),
+        json!(driver()?.name()),
+        json!(parent()?),
         text(stage.hosts()),
         text(stage.cni.clone()),
         text(conf.to_owned()),
         text(stage.runc.clone()),
-    )
+    ))
 }
 
 /// What containerd's configuration names.

@@ -3,7 +3,8 @@
 use crate::pod::{STAY, T};
 use anyhow::{Context as _, ensure};
 use podway_cri::v1::{self, ContainerEventType, ContainerState, PodSandboxState};
-use podway_tests::cri::Kind;
+use podway_systemd::Driver;
+use podway_tests::cri::{Kind, server::driver};
 use tonic::Code;
 
 pub async fn metadata_labels_and_annotations_come_back(mut t: T) -> anyhow::Result<()> {
@@ -322,7 +323,11 @@ pub async fn what_the_runtime_says_of_itself(mut t: T) -> anyhow::Result<()> {
     let version = t.cri.runtime.version(v1::VersionRequest::default()).await?.into_inner();
     ensure!(version.runtime_name == t.kind.name() && version.runtime_api_version == "v1", "{version:?}");
     let config = t.cri.runtime.runtime_config(v1::RuntimeConfigRequest {}).await?.into_inner();
-    ensure!(config.linux.is_some_and(|l| l.cgroup_driver == v1::CgroupDriver::Cgroupfs as i32));
+    let driver = match (t.kind, driver()?) {
+        (Kind::Podway, Driver::Systemd) => v1::CgroupDriver::Systemd,
+        _ => v1::CgroupDriver::Cgroupfs,
+    };
+    ensure!(config.linux.is_some_and(|l| l.cgroup_driver == driver as i32));
     let status = t.cri.runtime.status(v1::StatusRequest::default()).await?.into_inner();
     ensure!(status.features.is_some_and(|f| f.supplemental_groups_policy));
     let handler = status.runtime_handlers.iter().find(|h| h.name.is_empty()).context("no default handler")?;

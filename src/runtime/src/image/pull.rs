@@ -30,8 +30,8 @@ use tokio::sync::mpsc;
 
 /// Layers in flight per pull, as CRI-O has it.
 const PARALLEL_LAYERS: usize = 6;
-/// Chunks between socket and unpacker: at 64 KiB at most each, 512 KiB a layer.
-const CHUNKS: usize = 8;
+/// Chunks between socket and unpacker: at 64 KiB at most each, 192 KiB a layer. More only wait: unpacking is what takes.
+const CHUNKS: usize = 3;
 /// How often one layer may break off in a pull, if something came each time.
 const MAX_RESUMES: u32 = 20;
 
