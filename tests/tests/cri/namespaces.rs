@@ -138,7 +138,7 @@ pub async fn a_user_namespace(mut t: T) -> anyhow::Result<()> {
         let volume = t.stage.at(&format!("{}-{number}", t.kind.name()));
         std::fs::create_dir_all(&volume)?;
         let script = "set -e; cat /proc/self/uid_map; id -u; touch /a /etc/b; stat -c %u /bin/busybox /a /etc/passwd; \
-                      cat /proc/sys/net.ipv4.ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced; touch /v/f; ip link show lo; \
+                      cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced; touch /v/f; ip link show lo; \
                       touch /dev/shm/x; cat /etc/hostname >/dev/null";
         let mut config = like(&t, &pod, "c", script);
         let mut inside = mount(&volume, "/v");
