@@ -72,6 +72,11 @@ pub(super) fn namespaces(input: &Input<'_>) -> Result<Vec<Value>, SpecError> {
     let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let options = context.and_then(|c| c.namespace_options.clone()).unwrap_or_default();
     let mut list = vec![json!({"type": "mount"})];
+    // On v2 it hides the machine's other cgroups. A privileged container has always seen them, and on v1 a mount of
+    // each controller shows the container's own alone (containerd: internal/cri/server/container_create.go).
+    if input.features.cgroup_v2 && !context.is_some_and(|c| c.privileged) {
+        list.push(json!({"type": "cgroup"}));
+    }
     for (kind, name) in [("user", "user"), ("net", "network"), ("ipc", "ipc"), ("uts", "uts")] {
         // What the sandbox did not pin is the host's.
         let pin = input.namespaces.join(kind);

@@ -131,3 +131,17 @@ fn the_default_seccomp_filter_is_in_the_document() {
     assert!(rules.iter().any(|r| r["names"][0] == "clone3" && r["errnoRet"] == 38));
     assert!(rules.iter().any(|r| r["names"][0] == "clone" && r["args"][0]["valueTwo"] == 0));
 }
+
+#[test]
+fn on_cgroup_v2_a_container_sees_its_own_cgroup_alone() {
+    let sees = |privileged: bool, features: &Features| {
+        let asked = container(LinuxContainerSecurityContext { privileged, ..context() });
+        let spec = spec_on(&asked, features).unwrap();
+        let own = |n: &Value| n["type"] == "cgroup";
+        !spec["linux"]["namespaces"].as_array().unwrap().iter().any(own)
+    };
+    let v2 = Features { cgroup_v2: true, ..Features::default() };
+    assert!(!sees(false, &v2));
+    assert!(sees(true, &v2));
+    assert!(sees(false, &Features::default()));
+}
