@@ -3,6 +3,7 @@
 
 mod bus;
 mod driver;
+mod jobs;
 pub mod logind;
 pub mod manager;
 pub mod slice;

@@ -6,12 +6,14 @@
 //! socket, which root may use; one that has broken is made anew, once, with the next call.
 
 use crate::bus;
+use crate::jobs::Jobs;
 use crate::slice::Slice;
-use futures::StreamExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use zbus::Variant;
 use zbus::{Connection, Proxy, connection};
-use zbus::{OwnedObjectPath, Variant};
 
 /// The manager's own socket.
 const PRIVATE: &str = "unix:path=/run/systemd/private";
@@ -77,7 +79,45 @@ pub enum ManagerError {
 /// systemd, reached when it is needed.
 #[derive(Debug, Default)]
 pub struct Manager {
-    connection: Mutex<Option<Connection>>,
+    link: Mutex<Option<Arc<Link>>>,
+}
+
+/// A connection, and who listens on it for the ends of jobs.
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    manager: Proxy<'static>,
+    jobs: Arc<Jobs>,
+    listener: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+impl Link {
+    async fn new() -> zbus::Result<Self> {
+        let connection = Self::connect().await?;
+        let manager = bus::MANAGER.on(&connection).await?;
+        let jobs = Arc::<Jobs>::default();
+        let ends = manager.receive_signal("JobRemoved").await?;
+        // Without it signals are not sent at all.
+        manager.call_method("Subscribe", &()).await?;
+        let listener = tokio::spawn(Arc::clone(&jobs).listen(ends));
+        Ok(Link { connection, manager, jobs, listener })
+    }
+
+    async fn connect() -> zbus::Result<Connection> {
+        match connection::Builder::system().build().await {
+            Ok(connection) => Ok(connection),
+            Err(error) => {
+                tracing::debug!(%error, "no system bus: systemd's own socket is tried");
+                connection::Builder::address(PRIVATE).p2p().build().await
+            }
+        }
+    }
 }
 
 impl Manager {
@@ -174,23 +214,14 @@ impl Manager {
     {
         let (verb, unit) = (asked.0, asked.1.to_owned());
         let refused = |source| ManagerError::Refused { verb, unit: unit.clone(), source };
-        let proxy = self.proxy().await?;
+        let link = self.link().await?;
         // Before the call, so that the end of a quick job is not missed.
-        let mut ends = proxy.receive_signal("JobRemoved").await.map_err(refused)?;
-        let job = self.call(asked, method, body).await?;
-        let job: OwnedObjectPath = job.body().deserialize().map_err(refused)?;
-        let end = async {
-            while let Some(message) = ends.next().await {
-                let body = message.body();
-                let (_, path, _, result): (u32, OwnedObjectPath, String, String) = body.deserialize()?;
-                if path == job {
-                    return Ok(result);
-                }
-            }
-            Err(zbus::Error::Failure("the connection has ended".to_owned()))
-        };
+        let call = link.jobs.call();
+        let answer = link.manager.call_method(method, body).await.map_err(refused)?;
+        let end = call.began(answer.body().deserialize().map_err(refused)?);
         let result = match tokio::time::timeout(LIMIT, end).await {
-            Ok(result) => result.map_err(refused)?,
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => return Err(refused(zbus::Error::Failure("the connection has ended".to_owned()))),
             Err(_) => "no end in 30s".to_owned(),
         };
         match result.as_str() {
@@ -208,7 +239,7 @@ impl Manager {
     where
         B: serde::Serialize + zbus::wire::DynamicType,
     {
-        let answer = self.proxy().await?.call_method(method, body).await;
+        let answer = self.link().await?.manager.call_method(method, body).await;
         answer.map_err(|source| ManagerError::Refused { verb, unit: unit.to_owned(), source })
     }
 
@@ -217,31 +248,18 @@ impl Manager {
     /// # Errors
     /// [`ManagerError`].
     pub async fn version(&self) -> Result<String, ManagerError> {
-        let value = self.proxy().await?.get_property("Version").await;
+        let value = self.link().await?.manager.get_property("Version").await;
         value.map_err(|source| ManagerError::Refused { verb: "tell", unit: "Version".to_owned(), source })
     }
 
-    async fn proxy(&self) -> Result<Proxy<'static>, ManagerError> {
-        let mut held = self.connection.lock().await;
-        if let Some(connection) = held.as_ref().filter(|c| !c.is_closed()) {
-            return bus::MANAGER.on(connection).await.map_err(ManagerError::Connect);
+    async fn link(&self) -> Result<Arc<Link>, ManagerError> {
+        let mut held = self.link.lock().await;
+        if let Some(link) = held.as_ref().filter(|link| !link.connection.is_closed()) {
+            return Ok(Arc::clone(link));
         }
-        let connection = Self::connect().await.map_err(ManagerError::Connect)?;
-        let proxy = bus::MANAGER.on(&connection).await.map_err(ManagerError::Connect)?;
-        // Without it signals are not sent at all.
-        proxy.call_method("Subscribe", &()).await.map_err(ManagerError::Connect)?;
-        *held = Some(connection);
-        Ok(proxy)
-    }
-
-    async fn connect() -> zbus::Result<Connection> {
-        match connection::Builder::system().build().await {
-            Ok(connection) => Ok(connection),
-            Err(error) => {
-                tracing::debug!(%error, "no system bus: systemd's own socket is tried");
-                connection::Builder::address(PRIVATE).p2p().build().await
-            }
-        }
+        let link = Arc::new(Link::new().await.map_err(ManagerError::Connect)?);
+        *held = Some(Arc::clone(&link));
+        Ok(link)
     }
 }
 

@@ -20,10 +20,15 @@ const NODE: &str = "podway-1";
 pub async fn on_our_runtime(ns: Ns) -> anyhow::Result<()> {
     let swapped = Swapped::kubelet_on_runtime(&ns.cluster, NODE).await?;
     let result = AssertUnwindSafe(used(&ns)).catch_unwind().await;
-    swapped.stop().await?;
-    ns.cluster.up_again().await?;
-    is_on(&ns.cluster, NODE, "podway://").await?;
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let stopped = swapped.stop().await;
+    let again = async {
+        ns.cluster.up_again().await?;
+        is_on(&ns.cluster, NODE, "podway://").await
+    };
+    let again = again.await;
+    // Pods that a failure left behind keep the kubelet's directory: the failure is what is told.
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    stopped.and(again)
 }
 
 async fn used(ns: &Ns) -> anyhow::Result<()> {
