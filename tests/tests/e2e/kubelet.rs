@@ -201,7 +201,17 @@ async fn ends(ns: &Ns) -> anyhow::Result<()> {
     let crashed = ns.pod("crashes", "CrashLoopBackOff", again).await?;
     let last = status(&crashed, "main").and_then(|s| s.last_state.as_ref()?.terminated.as_ref());
     ensure!(last.is_some_and(|t| t.exit_code == 3 && t.reason.as_deref() == Some("Error")), "{last:?}");
-    ensure!(ns.kubectl(&["logs", "--previous", "crashes"]).await? == "run\n");
+    // The kubelet may have removed the container that its status still names: it is asked again then.
+    let before = async {
+        loop {
+            let said = ns.kubectl(&["logs", "--previous", "crashes"]).await?;
+            if said == "run\n" {
+                return anyhow::Ok(());
+            }
+            ensure!(said.starts_with("unable to retrieve container logs"), "{said:?}");
+        }
+    };
+    tokio::time::timeout(LIMIT, before).await.context("no log of the container before")??;
     ns.pod("ill", "restarted", |p| status(p, "main").is_some_and(|s| s.restart_count >= 1)).await?;
     let pulls = |p: &Pod| ["ErrImagePull", "ImagePullBackOff"].contains(&waiting(p, "main").0);
     ns.pod("absent", "ErrImagePull", pulls).await?;
