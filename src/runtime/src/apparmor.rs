@@ -22,6 +22,9 @@ const MACROS: &str = "/etc/apparmor.d";
 /// What compiles a profile and gives it to the kernel.
 const PARSER: &str = "apparmor_parser";
 
+/// Arguments with which it gives a profile to the kernel.
+pub const LOAD: [&str; 2] = ["--skip-cache", "--replace"];
+
 /// What the kernel has loaded: a line each, the name and the mode.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 
@@ -41,7 +44,7 @@ pub async fn load() -> io::Result<()> {
     if loaded.lines().any(|line| line.split(' ').next() == Some(DEFAULT)) {
         return Ok(());
     }
-    parse(&own_profile(), &["--skip-cache", "--replace"]).await
+    parse(&own_profile(), &LOAD).await
 }
 
 /// Compiles [`DEFAULT`], and leaves the kernel as it is.
@@ -59,7 +62,11 @@ fn own_profile() -> String {
     profile(own.unwrap_or("unconfined"), Path::new(MACROS))
 }
 
-async fn parse(profile: &str, args: &[&str]) -> io::Result<()> {
+/// Compiles a profile; `args` say what comes of it.
+///
+/// # Errors
+/// As [`load`].
+pub async fn parse(profile: &str, args: &[&str]) -> io::Result<()> {
     let parser =
         parser().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "install apparmor_parser"))?;
     let mut child = tokio::process::Command::new(parser)

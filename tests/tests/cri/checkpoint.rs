@@ -3,6 +3,7 @@
 use crate::pod::{STAY, Skipped, T};
 use anyhow::{Context as _, ensure};
 use podway_cri::v1;
+use podway_runtime::container::checkpoint::criu;
 use podway_tests::cri::Kind;
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,11 +16,7 @@ const STATE: &str = "kept=in-memory; kept=only-$kept-$((6 * 7)); echo changed >/
                      n=0; while :; do n=$((n + 1)); echo $n; sleep 0.1; done";
 
 async fn criu() -> Result<(), Skipped> {
-    let check = tokio::process::Command::new("criu").arg("check").output().await;
-    let output = check.map_err(|e| Skipped(format!("needs criu: {e}")))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let why = said.lines().find(|line| line.contains("Error (")).unwrap_or("it does not say why");
-    if output.status.success() { Ok(()) } else { Err(Skipped(format!("criu cannot work here: {why}"))) }
+    criu::check().await.map(drop).map_err(|why| Skipped(why.to_string()))
 }
 
 fn wanted(id: &str, location: &Path) -> v1::CheckpointContainerRequest {

@@ -3,6 +3,7 @@
 use crate::pod::{Pod, STAY, T, context, pod_context};
 use anyhow::{Context as _, ensure};
 use podway_cri::v1::{self, Int64Value, SecurityProfile, security_profile::ProfileType};
+use podway_runtime::apparmor;
 use podway_tests::cri::Kind;
 use podway_tests::cri::images::{NO_NEW_PRIVS, PREDEFINED_GROUP};
 
@@ -238,15 +239,15 @@ pub async fn apparmor_profiles(mut t: T) -> anyhow::Result<()> {
         Some(SecurityProfile { profile_type: kind as i32, localhost_ref: name.to_owned() })
     };
     let pod = privileged_pod(&mut t).await?;
-    let here = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-    if !here.is_ok_and(|enabled| enabled.starts_with('Y')) {
+    if !apparmor::enabled() {
         let mut config = t.container("named", "true");
         context(&mut config).apparmor = profile(ProfileType::Localhost, NAMED);
         let refused = t.cri.create(&pod.id, &config, &pod.config).await.err().context("it is not refused")?;
         ensure!(format!("{refused:#}").to_lowercase().contains("apparmor"), "{refused:#}");
         return Ok(());
     }
-    load(&format!("profile {NAMED} flags=(attach_disconnected) {{ file, signal, deny /denied w, }}")).await?;
+    let text = format!("profile {NAMED} flags=(attach_disconnected) {{ file, signal, deny /denied w, }}");
+    apparmor::parse(&text, &apparmor::LOAD).await?;
     let default = match t.kind {
         Kind::Podway => "podway-default (enforce)\n",
         Kind::Containerd => "cri-containerd.apparmor.d (enforce)\n",
@@ -292,21 +293,5 @@ pub async fn apparmor_profiles(mut t: T) -> anyhow::Result<()> {
     let mut config = t.container("not-loaded", "true");
     context(&mut config).apparmor = profile(ProfileType::Localhost, "podway-not-loaded");
     ensure!(t.start(&pod, &config).await.is_err(), "a profile that is not loaded");
-    Ok(())
-}
-
-/// Gives the kernel an AppArmor profile.
-async fn load(profile: &str) -> anyhow::Result<()> {
-    let mut child = tokio::process::Command::new("apparmor_parser")
-        .args(["--skip-cache", "--replace"])
-        .stdin(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .context("starting apparmor_parser")?;
-    let mut stdin = child.stdin.take().context("no input")?;
-    tokio::io::AsyncWriteExt::write_all(&mut stdin, profile.as_bytes()).await?;
-    drop(stdin);
-    let end = child.wait_with_output().await?;
-    ensure!(end.status.success(), "apparmor_parser: {}", String::from_utf8_lossy(&end.stderr));
     Ok(())
 }
