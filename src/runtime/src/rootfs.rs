@@ -8,6 +8,7 @@ use crate::points::{self, Point};
 use crate::spec::Mapping;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 /// Why a root filesystem could not be made.
@@ -25,6 +26,11 @@ pub enum RootfsError {
     /// The file system of the layers cannot be id-mapped.
     #[error("not supported: a user namespace with layers in {0}: its file system has no id-mapped mounts")]
     Mapping(PathBuf, #[source] io::Error),
+}
+
+/// Whether this is what an overlay has in the place of what is deleted: a character device 0/0.
+pub(crate) fn is_whiteout(meta: &std::fs::Metadata) -> bool {
+    meta.file_type().is_char_device() && meta.rdev() == 0
 }
 
 /// A layer of an image, unpacked.

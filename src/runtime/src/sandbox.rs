@@ -409,7 +409,7 @@ pub async fn update(
 ) -> Result<(), OpError> {
     let lock = runtime.locks.of(id);
     let _alone = lock.write().await;
-    let entry = runtime.sandbox(id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
+    let entry = runtime.known_sandbox(id)?;
     let mut config = sandbox_config(&entry)?;
     let linux = config.linux.get_or_insert_default();
     linux.overhead = overhead.or(linux.overhead.take());

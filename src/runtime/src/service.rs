@@ -186,7 +186,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
         let request = request.into_inner();
         let id = id("sandbox", request.pod_sandbox_id)?;
-        let entry = self.runtime.sandbox(&id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))?;
+        let entry = self.runtime.known_sandbox(&id)?;
         let info =
             if request.verbose { verbose::sandbox(&self.runtime, &id, &entry) } else { Default::default() };
         Ok(Response::new(v1::PodSandboxStatusResponse {
@@ -348,8 +348,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
         let request = request.into_inner();
         let sandbox = id("sandbox", request.pod_sandbox_id)?;
-        let missing = || OpError::NotFound("sandbox", sandbox.to_string());
-        if self.runtime.sandbox(&sandbox).ok_or_else(missing)?.life != Life::Ready {
+        if self.runtime.known_sandbox(&sandbox)?.life != Life::Ready {
             return Err(Status::failed_precondition(format!("sandbox {sandbox} is not running")));
         }
         let port = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0);

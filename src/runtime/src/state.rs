@@ -283,6 +283,14 @@ impl Runtime {
         self.maps().sandboxes.get(id).cloned()
     }
 
+    /// A sandbox that has to be there.
+    ///
+    /// # Errors
+    /// [`OpError::NotFound`].
+    pub fn known_sandbox(&self, id: &Id) -> Result<Sandbox, OpError> {
+        self.sandbox(id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))
+    }
+
     /// The OCI runtime of a sandbox.
     ///
     /// # Errors

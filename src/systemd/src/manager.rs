@@ -109,6 +109,19 @@ impl Link {
         Ok(Link { connection, manager, jobs, listener })
     }
 
+    async fn call<B>(
+        &self,
+        (verb, unit): (&'static str, &str),
+        method: &'static str,
+        body: &B,
+    ) -> Result<zbus::Message, ManagerError>
+    where
+        B: serde::Serialize + zbus::wire::DynamicType,
+    {
+        let answer = self.manager.call_method(method, body).await;
+        answer.map_err(|source| ManagerError::Refused { verb, unit: unit.to_owned(), source })
+    }
+
     async fn connect() -> zbus::Result<Connection> {
         match connection::Builder::system().build().await {
             Ok(connection) => Ok(connection),
@@ -145,7 +158,7 @@ impl Manager {
     pub async fn set(&self, unit: &str, properties: &[Property]) -> Result<(), ManagerError> {
         let wire: Vec<(&str, Variant<'_>)> = properties.iter().map(Property::wire).collect();
         let asked = ("change", unit);
-        self.call(asked, "SetUnitProperties", &(unit, true, wire)).await.map(drop)
+        self.link().await?.call(asked, "SetUnitProperties", &(unit, true, wire)).await.map(drop)
     }
 
     /// Puts a process into a scope of its own in a slice; the scope goes with its last process.
@@ -190,7 +203,7 @@ impl Manager {
 
     /// Has a unit that failed forgotten; one that is not there is.
     async fn forget(&self, unit: &str) -> Result<(), ManagerError> {
-        match self.call(("forget", unit), "ResetFailedUnit", &(unit,)).await {
+        match self.link().await?.call(("forget", unit), "ResetFailedUnit", &(unit,)).await {
             Err(ManagerError::Refused { source, .. }) if named(&source, "NoSuchUnit") => Ok(()),
             other => other.map(drop),
         }
@@ -217,7 +230,7 @@ impl Manager {
         let link = self.link().await?;
         // Before the call, so that the end of a quick job is not missed.
         let call = link.jobs.call();
-        let answer = link.manager.call_method(method, body).await.map_err(refused)?;
+        let answer = link.call(asked, method, body).await?;
         let end = call.began(answer.body().deserialize().map_err(refused)?);
         let result = match tokio::time::timeout(LIMIT, end).await {
             Ok(Ok(result)) => result,
@@ -228,19 +241,6 @@ impl Manager {
             "done" => Ok(()),
             _ => Err(ManagerError::Job { verb, unit: unit.clone(), result }),
         }
-    }
-
-    async fn call<B>(
-        &self,
-        (verb, unit): (&'static str, &str),
-        method: &'static str,
-        body: &B,
-    ) -> Result<zbus::Message, ManagerError>
-    where
-        B: serde::Serialize + zbus::wire::DynamicType,
-    {
-        let answer = self.link().await?.manager.call_method(method, body).await;
-        answer.map_err(|source| ManagerError::Refused { verb, unit: unit.to_owned(), source })
     }
 
     /// Which systemd it is: `252.38-1~deb12u1`.

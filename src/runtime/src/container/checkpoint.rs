@@ -25,6 +25,7 @@ use crate::state::{Container, Runtime, Stage};
 use crate::status::{container_status, options, sandbox_config};
 use archive::Until;
 use location::Location;
+use podway_cri::v1::PodSandboxConfig;
 use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -129,8 +130,10 @@ async fn take(
     points::at(Point::CheckpointDumped);
     let (state, of, entry, to) = (Arc::clone(runtime), id.clone(), entry.clone(), work.to_owned());
     let entry = blocking(move || {
-        let spec = dumps::write(&state, &of, &entry, &to)?;
-        files(&state, &of, &entry, &spec, &to, deadline)?;
+        let pod = state.known_sandbox(&entry.sandbox)?;
+        let asked = sandbox_config(&pod)?;
+        let spec = dumps::write(&state, &of, &entry, (&pod, &asked), &to)?;
+        files(&state, &of, &entry, &asked, &spec, &to, deadline)?;
         Ok(entry)
     })
     .await?;
@@ -176,12 +179,11 @@ fn files(
     runtime: &Runtime,
     id: &Id,
     entry: &Container,
+    pod: &PodSandboxConfig,
     spec: &Value,
     work: &Path,
     deadline: Instant,
 ) -> Result<(), OpError> {
-    let pod = runtime.sandbox(&entry.sandbox);
-    let pod = pod.ok_or_else(|| OpError::NotFound("sandbox", entry.sandbox.to_string()))?;
     let mounts = spec["mounts"].as_array().into_iter().flatten();
     let mounted = mounts.filter_map(|m| Some(PathBuf::from(m["destination"].as_str()?.strip_prefix('/')?)));
     let root = changes::Root {
@@ -189,7 +191,7 @@ fn files(
         upper: runtime.container_dir(id).join("upper"),
         merged: runtime.bundle(id).join("rootfs"),
         mounted: mounted.collect(),
-        owner: spec::mapping(&options(&sandbox_config(&pod)?))?,
+        owner: spec::mapping(&options(pod))?,
     };
     let archived = || -> io::Result<Vec<String>> {
         let file = archive::private_file(&work.join("rootfs-diff.tar"))?;

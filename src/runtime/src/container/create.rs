@@ -104,8 +104,7 @@ async fn build(
     config: ContainerConfig,
     recorder: &Recorder,
 ) -> Result<(), OpError> {
-    let pod =
-        runtime.sandbox(sandbox_id).ok_or_else(|| OpError::NotFound("sandbox", sandbox_id.to_string()))?;
+    let pod = runtime.known_sandbox(sandbox_id)?;
     if pod.life != Life::Ready {
         return Err(OpError::Precondition(format!("sandbox {sandbox_id} is not ready")));
     }

@@ -8,7 +8,7 @@
 //! Layers are hostile: every look into one is by openat2 and follows no link; in the container's
 //! directory nothing is made behind a link.
 
-use super::Layer;
+use super::{Layer, is_whiteout};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use std::ffi::OsStr;
 use std::fs;
@@ -251,7 +251,7 @@ fn copy(source: &Path, target: &Path) -> io::Result<()> {
             FileType::Fifo
         };
         rustix::fs::mknodat(CWD, target, kind, Mode::from_raw_mode(0o600), meta.rdev())?;
-        if meta.file_type().is_char_device() && meta.rdev() == 0 {
+        if is_whiteout(&meta) {
             return Ok(());
         }
     }

@@ -102,11 +102,10 @@ fn running_in(runtime: &Runtime, sandboxes: &[Id]) -> Vec<Id> {
 /// # Errors
 /// [`OpError::NotFound`].
 pub async fn sandbox(runtime: &Runtime, id: &Id) -> Result<v1::PodSandboxStats, OpError> {
-    let missing = || OpError::NotFound("sandbox", id.to_string());
-    runtime.sandbox(id).ok_or_else(missing)?;
+    runtime.known_sandbox(id)?;
     let one = std::slice::from_ref(id);
     sample(runtime, one, &running_in(runtime, one), Depth::Statistics).await;
-    let entry = runtime.sandbox(id).ok_or_else(missing)?;
+    let entry = runtime.known_sandbox(id)?;
     Ok(show_sandbox(runtime, id, &entry))
 }
 

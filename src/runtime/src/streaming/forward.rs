@@ -37,7 +37,7 @@ const CHUNK: usize = 32 * 1024;
 /// # Errors
 /// [`OpError`].
 pub async fn connect(runtime: &Runtime, sandbox: &Id, port: u16) -> Result<TcpStream, OpError> {
-    let entry = runtime.sandbox(sandbox).ok_or_else(|| OpError::NotFound("sandbox", sandbox.to_string()))?;
+    let entry = runtime.known_sandbox(sandbox)?;
     if entry.life != Life::Ready {
         return Err(OpError::Precondition(format!("sandbox {sandbox} is not running")));
     }

@@ -5,7 +5,7 @@
 //! kernel may leave what was only renamed below. Files are the container's, so hostile; but its processes are
 //! frozen meanwhile, no link is followed, and how deep directories are is no matter of our stack.
 
-use crate::rootfs::Layer;
+use crate::rootfs::{Layer, is_whiteout};
 use crate::spec::Mapping;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -61,10 +61,6 @@ pub(super) fn write(root: &Root, to: impl Write) -> io::Result<Vec<String>> {
 
 fn names(dir: &Path) -> io::Result<BTreeSet<OsString>> {
     std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
-}
-
-fn is_whiteout(meta: &std::fs::Metadata) -> bool {
-    meta.file_type().is_char_device() && meta.rdev() == 0
 }
 
 fn is_opaque(dir: &Path) -> io::Result<bool> {

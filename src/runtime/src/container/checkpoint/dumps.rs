@@ -5,7 +5,7 @@ use crate::error::OpError;
 use crate::ids::Id;
 use crate::spec::SpecError;
 use crate::state::{Attached, Container, Runtime, Sandbox};
-use crate::status::{container_status, sandbox_config};
+use crate::status::container_status;
 use jiff::Timestamp;
 use podway_cri::v1;
 use serde_json::{Value, json};
@@ -13,16 +13,21 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Writes them into `work`; gives config.json, of which the rest of the checkpoint asks for mounts. Blocks.
-pub(super) fn write(runtime: &Runtime, id: &Id, entry: &Container, work: &Path) -> Result<Value, OpError> {
-    let pod = runtime.sandbox(&entry.sandbox);
-    let pod = pod.ok_or_else(|| OpError::NotFound("sandbox", entry.sandbox.to_string()))?;
+pub(super) fn write(
+    runtime: &Runtime,
+    id: &Id,
+    entry: &Container,
+    (pod, asked): (&Sandbox, &v1::PodSandboxConfig),
+    work: &Path,
+) -> Result<Value, OpError> {
+    let of = asked.metadata.clone().unwrap_or_default();
     let text = std::fs::read(runtime.bundle(id).join("config.json"));
     let text = text.map_err(|e| OpError::Io("read config.json", e))?;
     let spec: Value = serde_json::from_slice(&text).map_err(SpecError::Shape)?;
     let status = container_status(id, entry);
     let handler = if pod.handler.is_empty() { crate::handlers::DEFAULT } else { &pod.handler };
-    put(work, "config.dump", &config(&pod, entry, &status, handler)?)?;
-    put(work, "spec.dump", &annotated(spec.clone(), &pod, entry, &status)?)?;
+    put(work, "config.dump", &config(&of, entry, &status, handler))?;
+    put(work, "spec.dump", &annotated(spec.clone(), &of, entry, &status))?;
     put(work, "status.dump", &shown(&status))?;
     if let Some(network) = pod.attached.as_ref().and_then(network) {
         put(work, "network.status", &network)?;
@@ -46,18 +51,19 @@ fn time(nanoseconds: i64) -> String {
 
 /// checkpointctl's `ContainerConfig`.
 fn config(
-    pod: &Sandbox,
+    of: &v1::PodSandboxMetadata,
     entry: &Container,
     status: &v1::ContainerStatus,
     handler: &str,
-) -> Result<Value, OpError> {
+) -> Value {
     let image = status.image.clone().unwrap_or_default();
     let asked = [image.user_specified_image, image.image].into_iter().find(|name| !name.is_empty());
-    let of = sandbox_config(pod)?.metadata.unwrap_or_default();
     let meta = status.metadata.clone().unwrap_or_default();
     // As containerd names a container.
-    let name = [meta.name, of.name, of.namespace, of.uid, meta.attempt.to_string()].join("_");
-    Ok(json!({
+    let name = [&meta.name, &of.name, &of.namespace, &of.uid, &meta.attempt.to_string()]
+        .map(String::as_str)
+        .join("_");
+    json!({
         "id": status.id,
         "name": name,
         "rootfsImage": asked,
@@ -68,29 +74,28 @@ fn config(
         "checkpointedTime": Timestamp::now().to_string(),
         "restoredTime": "0001-01-01T00:00:00Z",
         "restored": false,
-    }))
+    })
 }
 
 /// The spec with containerd's annotations: by these a checkpoint is asked whose it is.
 fn annotated(
     mut spec: Value,
-    pod: &Sandbox,
+    of: &v1::PodSandboxMetadata,
     entry: &Container,
     status: &v1::ContainerStatus,
-) -> Result<Value, OpError> {
-    let of = sandbox_config(pod)?.metadata.unwrap_or_default();
+) -> Value {
     let name = status.metadata.clone().unwrap_or_default().name;
     for (key, value) in [
         ("container-type", "container".to_owned()),
         ("container-name", name),
         ("sandbox-id", entry.sandbox.to_string()),
-        ("sandbox-name", of.name),
-        ("sandbox-namespace", of.namespace),
-        ("sandbox-uid", of.uid),
+        ("sandbox-name", of.name.clone()),
+        ("sandbox-namespace", of.namespace.clone()),
+        ("sandbox-uid", of.uid.clone()),
     ] {
         spec["annotations"][format!("io.kubernetes.cri.{key}")] = json!(value);
     }
-    Ok(spec)
+    spec
 }
 
 /// The CRI's status, with the names that Go gives its fields.
