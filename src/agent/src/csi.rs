@@ -10,12 +10,13 @@ pub mod name;
 pub mod node;
 
 use crate::pod::actions::chain;
+use crate::sync::lock;
 use driver::Driver;
 use name::{DriverName, Version};
 use node::Publish;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -94,7 +95,7 @@ impl Drivers {
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<DriverName, Registered>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn names(&self) -> BTreeSet<DriverName> {

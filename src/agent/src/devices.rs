@@ -18,6 +18,7 @@ mod registry;
 use crate::files;
 use crate::metrics::Metrics;
 use crate::pod::actions::chain;
+use crate::sync::lock;
 use answer::Gear;
 use k8s_openapi::api::core::v1 as api;
 use name::Resource;
@@ -26,7 +27,7 @@ use pool::{Amounts, Held, Left, Pool, Refused};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -86,10 +87,6 @@ impl std::fmt::Debug for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Devices").field("dir", &self.dir).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Devices {

@@ -6,6 +6,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+/// What is written before it takes its place.
+const NEXT: &str = "next";
+
 /// Writes `text` in the place of `path`, for the owner alone; a directory that is missing is made with mode `dir`.
 /// What is renamed outlives the agent; should the machine go, so may this.
 ///
@@ -42,11 +45,25 @@ pub fn recall<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
+/// Removes what was kept at `path`, and what a write that was cut short has left; nothing there is as good.
+///
+/// # Errors
+/// As the file system has them.
+pub fn forget(path: &Path) -> io::Result<()> {
+    for file in [path, &path.with_extension(NEXT)] {
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn swap(path: &Path, dir: u32, text: &[u8], sync: bool) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(dir).create(parent)?;
     }
-    let next = path.with_extension("next");
+    let next = path.with_extension(NEXT);
     let mut file =
         std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
     file.write_all(text)?;

@@ -32,6 +32,7 @@ pub mod source;
 pub mod statics;
 pub mod stats;
 pub mod status;
+mod sync;
 pub mod traces;
 pub mod userns;
 pub mod volumes;

@@ -7,7 +7,7 @@
 
 use crate::csi::{Drivers, Offer, OfferError};
 use crate::pod::actions::chain;
-use crate::rpc;
+use crate::rpc::{self, timed};
 use futures::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
 use podway_cri::client::{self, ConnectError};
@@ -222,16 +222,6 @@ async fn refuse(mut plugin: RegistrationClient<Channel>, why: Refused) -> Refuse
         tracing::debug!(error = rpc::said(&status), "a plugin does not hear that it is not taken");
     }
     why
-}
-
-async fn timed<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_) => Err(Status::deadline_exceeded("context deadline exceeded")),
-    }
 }
 
 /// What lies in `dir` and below it that is no link and whose name does not begin with a dot.

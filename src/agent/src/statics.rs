@@ -20,7 +20,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use podway_flow::Flow;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -165,11 +164,8 @@ impl PodApi for Local {
 
     async fn delete(&self, _: &str, _: &str, _: &str) -> Result<(), ApiError> {
         self.mirror.want(None);
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.path.display(), %error, "a static pod's status is left behind");
-            }
-            _ => {}
+        if let Err(error) = files::forget(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a static pod's status is left behind");
         }
         Ok(())
     }

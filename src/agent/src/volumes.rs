@@ -225,7 +225,7 @@ impl VolumeManager {
     /// # Errors
     /// [`VolumeError::Name`] for a UID that is not one path component.
     pub fn pod_dir(&self, uid: &str) -> Result<PathBuf, VolumeError> {
-        Ok(self.root.join("pods").join(component(uid)?))
+        pod_dir(&self.root, uid)
     }
 
     /// Follows the config maps and secrets that the pod's volumes show: `notify` is woken when one of
@@ -289,12 +289,7 @@ impl VolumeManager {
         addresses: &Addresses,
         quit: &CancellationToken,
     ) -> Result<MountedVolume, VolumeError> {
-        let group = pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.security_context.as_ref())
-            .and_then(|c| c.fs_group)
-            .and_then(|g| u32::try_from(g).ok());
+        let group = ownership::group(pod);
         if let Some(source) = &volume.persistent_volume_claim {
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
             let found = match claim::find(&*self.objects, namespace, source, group).await? {
@@ -405,6 +400,10 @@ fn teardown(dir: &Path) -> Result<(), VolumeError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("remove", dir)(e)),
         _ => Ok(()),
     }
+}
+
+fn pod_dir(root: &Path, uid: &str) -> Result<PathBuf, VolumeError> {
+    Ok(root.join("pods").join(component(uid)?))
 }
 
 fn component(name: &str) -> Result<&str, VolumeError> {

@@ -4,7 +4,10 @@ use crate::MESSAGE_LIMIT;
 use crate::runtime_v1::pulls_client::PullsClient;
 use crate::v1::image_service_client::ImageServiceClient;
 use crate::v1::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+use std::io;
 use std::path::PathBuf;
+use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Why an endpoint could not be reached.
@@ -43,14 +46,31 @@ pub fn socket_path(endpoint: &str) -> Result<PathBuf, ConnectError> {
 /// [`ConnectError`] when the endpoint is not a unix socket or nobody answers on it.
 pub async fn connect(endpoint: &str) -> Result<Channel, ConnectError> {
     let path = socket_path(endpoint)?;
-    // The URI only names the HTTP/2 authority; the connector below goes to the socket.
-    Endpoint::from_static("http://localhost")
-        .connect_with_connector(tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
-        }))
+    authority()
+        .connect_with_connector(to(path))
         .await
         .map_err(|source| ConnectError::Connect { endpoint: endpoint.to_owned(), source })
+}
+
+/// A channel to the socket `path` that connects with its first call, and again after the connection has ended.
+#[must_use]
+pub fn lazy(path: PathBuf) -> Channel {
+    authority().connect_with_connector_lazy(to(path))
+}
+
+/// Whom HTTP/2 is told that it talks to; where it really goes is [`to`].
+fn authority() -> Endpoint {
+    Endpoint::from_static("http://localhost")
+}
+
+fn to(
+    path: PathBuf,
+) -> impl tower::Service<Uri, Response = TokioIo<UnixStream>, Error = io::Error, Future: Send> + Send + 'static
+{
+    tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    })
 }
 
 /// A `RuntimeService` client with the CRI's message limit.

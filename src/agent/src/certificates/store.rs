@@ -135,12 +135,7 @@ impl Store {
     /// [`StoreError`].
     pub fn forget(&self) -> Result<(), StoreError> {
         let path = self.pending();
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::File { verb: "remove", path, source })
-            }
-            _ => Ok(()),
-        }
+        files::forget(&path).map_err(|source| StoreError::File { verb: "remove", path, source })
     }
 
     /// Keeps what was signed, and points to it.

@@ -3,7 +3,6 @@
 
 use crate::pod::actions::chain;
 use crate::rpc;
-use hyper_util::rt::TokioIo;
 use podway_cri::csi::node_client::NodeClient;
 use podway_cri::csi::node_service_capability::rpc::Type;
 use podway_cri::csi::node_service_capability::{Rpc, Type as Kind};
@@ -13,10 +12,9 @@ use podway_cri::csi::{
 };
 use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, TimeoutExpired};
 
 /// How long a driver may take for a call (`csiTimeout`).
@@ -75,13 +73,7 @@ impl Driver {
     /// The driver that serves at `endpoint`, of which each call takes at most `limit`.
     #[must_use]
     pub fn new(endpoint: &Path, limit: Duration) -> Self {
-        let path: PathBuf = endpoint.to_owned();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The URI only names the HTTP/2 authority.
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        let channel = podway_cri::client::lazy(endpoint.to_owned());
         Driver { client: NodeClient::new(channel), limit }
     }
 
@@ -163,16 +155,9 @@ impl Driver {
         let mut request = Request::new(request);
         // The driver is told of the end, too.
         request.set_timeout(self.limit);
-        match tokio::time::timeout(self.limit, call(request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(CallError(of_connection(status))),
-            Err(_) => Err(CallError(late())),
-        }
+        let answer = rpc::timed(self.limit, call(request)).await;
+        answer.map_err(|status| CallError(of_connection(status)))
     }
-}
-
-fn late() -> Status {
-    Status::deadline_exceeded("context deadline exceeded")
 }
 
 /// A status that the driver did not give: the connection broke, or was never made. What the call did is not known.
@@ -184,7 +169,7 @@ fn of_connection(status: Status) -> Status {
         cause = error.source();
     }
     if cause.is_some() {
-        return late();
+        return rpc::late();
     }
     Status::unavailable(format!("connection error: {}", chain(source)))
 }

@@ -1,10 +1,11 @@
 //! Where plugins register: a socket in their directory, called as a kubelet's. A plugin that sees it made anew
 //! registers again, so that an agent that comes back finds its plugins.
 
+use super::Devices;
 use super::name::{REGISTRY, Resource, Socket};
 use super::plugin::Plugin;
-use super::{Devices, lock};
 use crate::pod::actions::chain;
+use crate::sync::lock;
 use podway_cri::deviceplugin::registration_server::{Registration, RegistrationServer};
 use podway_cri::deviceplugin::{Empty, RegisterRequest};
 use podway_cri::server::{ServeError, listen};

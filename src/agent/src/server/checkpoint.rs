@@ -5,6 +5,7 @@
 use super::Shared;
 use super::logs::has_container;
 use crate::cri::Cri;
+use crate::rpc;
 use crate::source::PodSource;
 use async_trait::async_trait;
 use axum::extract::{Path, RawQuery, State};
@@ -36,7 +37,7 @@ impl Checkpoints for Cri {
             return Err("CheckpointContainer requires the timeout value to be > 0".to_owned());
         }
         let made = Cri::checkpoint(self, request).await;
-        made.map_err(|e| format!("rpc error: code = {:?} desc = {}", e.code, e.message))
+        made.map_err(|e| rpc::error(e.code, &e.message))
     }
 }
 

@@ -24,9 +24,10 @@ use crate::csi::driver::CallError;
 use crate::csi::name::DriverName;
 use crate::env::{ObjectError, Objects};
 use crate::node::State;
+use crate::sync::lock;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
@@ -128,10 +129,6 @@ pub struct Csi {
     staged: Mutex<HashSet<Volume>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What the Node calls an attached volume.
 fn unique_name(driver: &DriverName, handle: &str) -> String {
     format!("kubernetes.io/csi/{driver}^{handle}")
@@ -197,7 +194,7 @@ impl Csi {
 
     /// Where a pod's volume is, without what the driver mounts.
     fn place(&self, uid: &str, volume: &str) -> Result<PathBuf, VolumeError> {
-        let pod = self.root.join("pods").join(super::component(uid)?);
+        let pod = super::pod_dir(&self.root, uid)?;
         Ok(pod.join(journal::VOLUMES).join(super::component(volume)?))
     }
 

@@ -2,8 +2,15 @@
 //! it later.
 
 use super::{VolumeError, io_at};
+use k8s_openapi::api::core::v1::Pod;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+
+/// The group that a pod wants its volumes to be given to.
+pub(super) fn group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    context.and_then(|context| context.fs_group).and_then(|group| u32::try_from(group).ok())
+}
 
 /// Gives the volume at `path` to the group. A volume that stands right at its top is left as it is, unless
 /// `always`; a link is never followed.

@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 
 /// The file (`volDataFileName`).
 const FILE: &str = "vol_data.json";
-/// What a write that was cut short leaves.
-const NEXT: &str = "vol_data.next";
 const UNPUBLISHED: &str = "podway.dev/unpublished";
 const ATTACHED: &str = "podway.dev/attached";
 /// Where a pod's volumes of drivers are, below its directory.
@@ -147,10 +145,8 @@ pub(super) fn remove_target(target: &Path) -> Result<(), VolumeError> {
 
 /// Removes what stands in `place`, in which nothing is mounted any more.
 pub(super) fn forget(place: &Path) -> Result<(), VolumeError> {
-    for file in [FILE, NEXT] {
-        let file = place.join(file);
-        absent(std::fs::remove_file(&file)).map_err(io_at("remove", &file))?;
-    }
+    let file = place.join(FILE);
+    files::forget(&file).map_err(io_at("remove", &file))?;
     absent(std::fs::remove_dir(place)).map_err(io_at("remove", place))
 }
 

@@ -13,7 +13,7 @@ impl Csi {
     /// The first of the [`Failure`]s.
     pub(in crate::volumes) async fn unmount(&self, uid: &str) -> Result<(), VolumeError> {
         lock(&self.stands).retain(|(of, _), _| of != uid);
-        let pod = self.root.join("pods").join(crate::volumes::component(uid)?);
+        let pod = crate::volumes::pod_dir(&self.root, uid)?;
         let places = blocking("list a pod's volumes", move || journal::places(&pod)).await?;
         let each = futures::future::join_all(places.into_iter().map(|place| self.take_down(place))).await;
         each.into_iter().collect::<Result<Vec<()>, _>>().map(drop)

@@ -5,7 +5,8 @@ use super::policy::{Group, Lifecycle, Policy};
 use super::{Failure, SETUP, Why};
 use crate::csi::driver::Abilities;
 use crate::csi::name::DriverName;
-use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, Pod, PodSecurityContext};
+use crate::volumes::ownership::group;
+use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, Pod};
 use podway_cri::csi::VolumeCapability;
 use podway_cri::csi::volume_capability::access_mode::Mode;
 use podway_cri::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -53,16 +54,9 @@ pub(super) fn hash(of: &[&str]) -> String {
     hex::encode(of.iter().fold(Sha256::new(), |sha, part| sha.chain_update(part)).finalize())
 }
 
-fn security(pod: &Pod) -> Option<&PodSecurityContext> {
-    pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref())
-}
-
-fn group(pod: &Pod) -> Option<u32> {
-    security(pod).and_then(|c| c.fs_group).and_then(|group| u32::try_from(group).ok())
-}
-
 fn whole(pod: &Pod) -> bool {
-    security(pod).and_then(|c| c.fs_group_change_policy.as_deref()) != Some("OnRootMismatch")
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    context.and_then(|c| c.fs_group_change_policy.as_deref()) != Some("OnRootMismatch")
 }
 
 fn driver(name: &str, volume: &str) -> Result<DriverName, Failure> {
