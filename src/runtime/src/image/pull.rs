@@ -16,6 +16,7 @@ use super::registry::{
 use super::store::{Image, ImageStore, StoreError};
 use super::unpack::{Limits, UnpackError, unpack};
 use super::verify::{Verifiers, VerifyError};
+use crate::allocator;
 use crate::config;
 use crate::points::{self, Point};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
@@ -30,8 +31,9 @@ use tokio::sync::mpsc;
 
 /// Layers in flight per pull, as CRI-O has it.
 const PARALLEL_LAYERS: usize = 6;
-/// Chunks between socket and unpacker: at 64 KiB at most each, 192 KiB a layer. More only wait: unpacking is what takes.
-const CHUNKS: usize = 3;
+/// Chunks that wait between socket and unpacker, 64 KiB at most each: unpacking is what takes, and while it has one in
+/// hand and one waits, the socket is read for a third.
+const CHUNKS: usize = 1;
 /// How often one layer may break off in a pull, if something came each time.
 const MAX_RESUMES: u32 = 20;
 
@@ -274,6 +276,10 @@ impl Puller {
             let track = puller.progress.begin(&reference, now_ns());
             let outcome = puller.run(&reference, credentials.as_ref(), &track).await;
             track.end(outcome.as_ref().err());
+            if outcome.as_ref().is_ok_and(|pulled| !pulled.layers.is_empty()) {
+                // Nobody waits for it.
+                drop(tokio::task::spawn_blocking(allocator::give_back));
+            }
             outcome.map(Arc::new).map_err(Arc::new)
         };
         let joint = joint.boxed().shared();

@@ -12,9 +12,9 @@ mod whiteout;
 pub use extract::{Limits, Unpacked};
 
 use super::reference::Digest;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use sha2::Digest as _;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
 
@@ -54,9 +54,6 @@ pub enum UnpackError {
         /// How many are allowed.
         limit: u64,
     },
-    /// The blob is longer than the manifest says.
-    #[error("the layer's blob is longer than the {0} bytes that the manifest gives")]
-    TooLong(u64),
 }
 
 /// What came of a layer's stream.
@@ -82,10 +79,8 @@ pub fn unpack(
     root: OwnedFd,
     limits: Limits,
 ) -> Result<LayerDone, UnpackError> {
-    let source = HashReader::new(ChannelReader { chunks, current: Bytes::new() }, blob_size);
-    let mut source = BufReader::with_capacity(64 * 1024, source);
-    let magic = source.fill_buf().map_err(UnpackError::Read)?;
-    let kind = Compression::of(magic);
+    let mut source = Blob::new(chunks, blob_size);
+    let kind = Compression::of(source.magic().map_err(UnpackError::Read)?);
     let (diff, unpacked, mut source) = match kind {
         Compression::None => through(source, root, limits)?,
         Compression::Gzip => {
@@ -101,11 +96,7 @@ pub fn unpack(
         }
     };
     // A decoder may stop before the blob does; the blob's digest is over all of it.
-    io::copy(&mut source, &mut io::sink()).map_err(UnpackError::Read)?;
-    let source = source.into_inner();
-    if source.count > blob_size {
-        return Err(UnpackError::TooLong(blob_size));
-    }
+    source.drain().map_err(UnpackError::Read)?;
     let (compressed, compressed_bytes) = source.finish();
     Ok(LayerDone { compressed, diff, compressed_bytes, unpacked })
 }
@@ -132,6 +123,9 @@ fn through<R: Read>(decoder: R, root: OwnedFd, limits: Limits) -> Result<(Digest
     Ok((Digest::from_bytes(hash.finalize().into()), unpacked, inner))
 }
 
+/// RFC 8878, 3.1.1.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compression {
     None,
@@ -144,29 +138,80 @@ impl Compression {
     fn of(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, ..] => Compression::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+            _ if start.starts_with(&ZSTD_MAGIC) => Compression::Zstd,
             _ => Compression::None,
         }
     }
 }
 
-/// The blob's chunks as a reader. The sender's end is the end of the stream: a stream that was cut
-/// shows in the digest.
-struct ChannelReader {
+/// The blob as it comes, hashed and counted chunk by chunk and read where it lies. The sender's end is the end of the
+/// stream: a stream that was cut shows in the digest.
+struct Blob {
     chunks: mpsc::Receiver<Bytes>,
     current: Bytes,
+    hash: sha2::Sha256,
+    count: u64,
+    limit: u64,
 }
 
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
-            }
+impl Blob {
+    fn new(chunks: mpsc::Receiver<Bytes>, limit: u64) -> Self {
+        Blob { chunks, current: Bytes::new(), hash: sha2::Sha256::new(), count: 0, limit }
+    }
+
+    /// The next chunk; `None` at the end.
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let Some(chunk) = self.chunks.blocking_recv() else { return Ok(None) };
+        self.hash.update(&chunk);
+        self.count += chunk.len() as u64;
+        if self.count > self.limit {
+            let why = format!("the blob is longer than the {} bytes that the manifest gives", self.limit);
+            return Err(io::Error::other(why));
         }
-        let n = buffer.len().min(self.current.len());
-        buffer[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(Some(chunk))
+    }
+
+    /// The first bytes, as many as [`Compression::of`] looks at if there are so many; none is consumed.
+    fn magic(&mut self) -> io::Result<&[u8]> {
+        while self.current.len() < ZSTD_MAGIC.len()
+            && let Some(chunk) = self.next()?
+        {
+            self.current =
+                if self.current.is_empty() { chunk } else { [&self.current[..], &chunk].concat().into() };
+        }
+        Ok(&self.current)
+    }
+
+    /// Reads to the end, for the digest.
+    fn drain(&mut self) -> io::Result<()> {
+        while self.next()?.is_some() {}
+        Ok(())
+    }
+
+    fn finish(self) -> (Digest, u64) {
+        (Digest::from_bytes(self.hash.finalize().into()), self.count)
+    }
+}
+
+impl BufRead for Blob {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty()
+            && let Some(chunk) = self.next()?
+        {
+            self.current = chunk;
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.current.advance(amount);
+    }
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.read(buffer)?;
+        self.consume(n);
         Ok(n)
     }
 }
@@ -182,10 +227,6 @@ struct HashReader<R> {
 impl<R: Read> HashReader<R> {
     fn new(inner: R, limit: u64) -> Self {
         HashReader { inner, hash: sha2::Sha256::new(), count: 0, limit }
-    }
-
-    fn finish(self) -> (Digest, u64) {
-        (Digest::from_bytes(self.hash.finalize().into()), self.count)
     }
 }
 

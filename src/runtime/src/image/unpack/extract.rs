@@ -68,7 +68,7 @@ pub(super) fn extract(tar: impl Read, root: OwnedFd, limits: Limits) -> Result<U
         directory_times: BTreeMap::new(),
         done: Unpacked::default(),
         implicit: BTreeSet::new(),
-        buffer: vec![0; 128 * 1024],
+        buffer: vec![0; 64 * 1024],
     };
     let mut tar = TarReader::new(tar);
     let mut entries = 0;

@@ -71,12 +71,21 @@ impl Archive {
 }
 
 fn run(blob: &[u8], root: &Path, limits: Limits) -> Result<LayerDone, UnpackError> {
+    run_as(blob, (blob.len() as u64, 1000), root, limits)
+}
+
+/// A blob of which the manifest gives `size`, and which comes in chunks of `chunk` bytes.
+fn run_as(
+    blob: &[u8],
+    (size, chunk): (u64, usize),
+    root: &Path,
+    limits: Limits,
+) -> Result<LayerDone, UnpackError> {
     let (sender, receiver) = mpsc::channel(1);
     let fd = OwnedFd::from(std::fs::File::open(root).unwrap());
-    let size = blob.len() as u64;
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            for chunk in blob.chunks(1000) {
+            for chunk in blob.chunks(chunk) {
                 if sender.blocking_send(Bytes::copy_from_slice(chunk)).is_err() {
                     break;
                 }
@@ -125,9 +134,10 @@ fn files_links_modes_owners_and_times_come_out() {
 }
 
 #[rstest]
-#[case::gzip(true)]
-#[case::zstd(false)]
-fn compressed_layers_have_both_digests(#[case] gzip: bool) {
+fn compressed_layers_have_both_digests_however_they_come(
+    #[values(true, false)] gzip: bool,
+    #[values(1, 3, 1000)] chunk: usize,
+) {
     let tar = Archive::new().file("a", "b").end();
     let blob = if gzip {
         // Two members: pigz and estargz make such blobs.
@@ -142,9 +152,25 @@ fn compressed_layers_have_both_digests(#[case] gzip: bool) {
         zstd::encode_all(tar.as_slice(), 1).unwrap()
     };
     let root = tempfile::tempdir().unwrap();
-    let done = run(&blob, root.path(), Limits::default()).unwrap();
+    let size = blob.len() as u64;
+    let done = run_as(&blob, (size, chunk), root.path(), Limits::default()).unwrap();
     assert_eq!((done.compressed, done.diff), (Digest::of(&blob), Digest::of(&tar)));
+    assert_eq!(done.compressed_bytes, size);
     assert_eq!(std::fs::read_to_string(root.path().join("a")).unwrap(), "b");
+}
+
+#[test]
+fn a_blob_longer_than_the_manifest_says_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let mut blob = Archive::new().file("a", "x").end();
+    let size = blob.len() as u64;
+    blob.push(0);
+    let error = run_as(&blob, (size, 100), root.path(), Limits::default()).unwrap_err();
+    let UnpackError::Read(source) = error else { panic!("{error}") };
+    assert_eq!(
+        source.to_string(),
+        format!("the blob is longer than the {size} bytes that the manifest gives")
+    );
 }
 
 #[rstest]
