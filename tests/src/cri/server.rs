@@ -189,6 +189,11 @@ pub fn driver() -> anyhow::Result<Driver> {
     known.with_context(|| format!("{NAME} is cgroupfs or systemd"))
 }
 
+/// The OCI runtime of our server: `PODWAY_CRI_OCI_RUNTIME` (crun's path, say) in place of the stage's runc.
+fn oci_runtime(stage: &Stage) -> PathBuf {
+    std::env::var_os("PODWAY_CRI_OCI_RUNTIME").map_or_else(|| stage.runc.clone(), PathBuf::from)
+}
+
 /// The cgroup of our server's pods: what has none of its own names it.
 fn parent() -> anyhow::Result<String> {
     let pid = std::process::id();
@@ -237,7 +242,7 @@ fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> anyhow::Resu
         text(stage.hosts()),
         text(stage.cni.clone()),
         text(conf.to_owned()),
-        text(stage.runc.clone()),
+        text(oci_runtime(stage)),
     ))
 }
 
