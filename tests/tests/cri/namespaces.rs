@@ -54,7 +54,7 @@ pub async fn a_shared_pid_namespace(mut t: T) -> anyhow::Result<()> {
     ensure!(code == 0, "the other container's processes are not seen");
     // Somebody reaps what is left without a parent.
     let (code, text) =
-        t.cri.exec(&one, "(sleep 0.1 & ) ; sleep 0.5; grep -l '^State:.Z' /proc/[0-9]*/status").await?;
+        t.cri.exec(&one, "(sleep 0.1 & ) ; sleep 0.5; grep -sl '^State:.Z' /proc/[0-9]*/status").await?;
     ensure!(code != 0 && text.trim().is_empty(), "zombies: {text}");
     if t.kind == Kind::Podway {
         // It can be neither looked into nor killed.
