@@ -15,6 +15,8 @@ pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     /// ImageService.
     pub image: ImageServiceClient<Channel>,
+    /// The runtime handler that pods are run with; empty for the server's default.
+    pub handler: String,
 }
 
 impl Cri {
@@ -27,6 +29,7 @@ impl Cri {
         Ok(Cri {
             runtime: podway_cri::client::runtime(channel.clone()),
             image: podway_cri::client::image(channel),
+            handler: String::new(),
         })
     }
 
@@ -54,7 +57,8 @@ impl Cri {
     /// # Errors
     /// The server's.
     pub async fn run_pod(&mut self, config: &v1::PodSandboxConfig) -> Result<String, Status> {
-        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        let request =
+            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.clone() };
         Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 

@@ -141,7 +141,11 @@ impl Server {
     /// # Errors
     /// When it is gone.
     pub async fn client(&self) -> anyhow::Result<Cri> {
-        Cri::connect(&self.endpoint).await
+        let handler = match self.kind {
+            Kind::Podway => handler()?.map(|(name, _)| name),
+            Kind::Containerd => None,
+        };
+        Ok(Cri { handler: handler.unwrap_or_default(), ..Cri::connect(&self.endpoint).await? })
     }
 
     /// The process.
@@ -189,9 +193,15 @@ pub fn driver() -> anyhow::Result<Driver> {
     known.with_context(|| format!("{NAME} is cgroupfs or systemd"))
 }
 
-/// The OCI runtime of our server: `PODWAY_CRI_OCI_RUNTIME` (crun's path, say) in place of the stage's runc.
-fn oci_runtime(stage: &Stage) -> PathBuf {
-    std::env::var_os("PODWAY_CRI_OCI_RUNTIME").map_or_else(|| stage.runc.clone(), PathBuf::from)
+/// The handler that pods of our server are run with, and the program that it is: `PODWAY_CRI_HANDLER`, for example
+/// `crun=/usr/bin/crun`. Without it they are runc's, as containerd's always are.
+fn handler() -> anyhow::Result<Option<(String, PathBuf)>> {
+    const NAME: &str = "PODWAY_CRI_HANDLER";
+    let Some(asked) = std::env::var_os(NAME) else { return Ok(None) };
+    let named = asked.to_str().and_then(|text| text.split_once('='));
+    let (name, path) =
+        named.with_context(|| format!("{NAME} is NAME=PATH, for example crun=/usr/bin/crun"))?;
+    Ok(Some((name.to_owned(), PathBuf::from(path))))
 }
 
 /// The cgroup of our server's pods: what has none of its own names it.
@@ -231,9 +241,10 @@ fn remove_cgroups(name: &str) -> anyhow::Result<()> {
 
 fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> anyhow::Result<String> {
     let text = |path: PathBuf| json!(path).to_string();
+    let other = handler()?.map(|(name, path)| format!("[runtimes.{name}]\npath = {}\n", text(path)));
     Ok(format!(
         "listen = {}\nroot = {}\nstate = {}\ncgroup_driver = {}\ncgroup_parent = {}\n\
-         [registry]\nconfig_path = {}\n[cni]\nbin_dirs = [{}]\nconf_dir = {}\n[runc]\npath = {}\n",
+         [registry]\nconfig_path = {}\n[cni]\nbin_dirs = [{}]\nconf_dir = {}\n[runc]\npath = {}\n{}",
         json!(format!("unix://{}", socket.display())),
         text(dir.join("root")),
         text(dir.join("state")),
@@ -242,7 +253,8 @@ fn podway(stage: &Stage, dir: &Path, socket: &Path, conf: &Path) -> anyhow::Resu
         text(stage.hosts()),
         text(stage.cni.clone()),
         text(conf.to_owned()),
-        text(oci_runtime(stage)),
+        text(stage.runc.clone()),
+        other.unwrap_or_default(),
     ))
 }
 

@@ -1,6 +1,6 @@
 //! What a pod shares with whom.
 
-use crate::pod::{Pod, STAY, T, context, modes, mount, pod_context};
+use crate::pod::{Pod, STAY, Skipped, T, context, modes, mount, pod_context};
 use anyhow::{Context as _, ensure};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use podway_cri::v1::{self, NamespaceMode};
@@ -134,6 +134,15 @@ pub async fn a_user_namespace(mut t: T) -> anyhow::Result<()> {
             ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
         ]
         .into();
+        if !t.cri.handler.is_empty() {
+            let refused =
+                t.cri.run_pod(&wanted).await.err().context("a user namespace of another handler")?;
+            ensure!(
+                refused.message().contains("not supported: a user namespace with the runtime handler"),
+                "{refused:?}"
+            );
+            return Err(Skipped(format!("{} has none, and it is refused", t.cri.handler)).into());
+        }
         let pod = t.run(wanted).await?;
         let volume = t.stage.at(&format!("{}-{number}", t.kind.name()));
         std::fs::create_dir_all(&volume)?;
