@@ -165,9 +165,12 @@ impl Scheduler {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), came)
-            .await
-            .unwrap_or_else(|_| panic!("{sample} is not {value} after 20 s"));
+        if tokio::time::timeout(Duration::from_secs(20), came).await.is_err() {
+            let (_, text) = self.get("/metrics").await;
+            let name = sample.split('{').next().unwrap();
+            let all: Vec<_> = text.lines().filter(|l| l.starts_with(name)).collect();
+            panic!("{sample} is not {value} after 20 s: {all:#?}");
+        }
     }
 }
 
