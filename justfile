@@ -57,7 +57,7 @@ otel:
 # docs/metrics.md and docs/conditions.md, made from the code.
 pages:
     PODWAY_BLESS=1 cargo test --profile tests -p podway-tests --test ecosystem pages
-# The CRI suite on cgroup v2, with AppArmor and under either cgroup driver: in a virtual machine (QEMU, about 10 minutes).
+# The CRI suite on cgroup v2, with AppArmor and under either cgroup driver and with crun: in a virtual machine (QEMU, about 15 minutes).
 vm *WORDS:
     cargo build --profile tests --workspace --all-targets
     tests/vm/run tests/vm/cri {{WORDS}}

@@ -13,11 +13,12 @@ use crate::pod::model::Pod;
 use crate::pod::worker::{self, Beginning, Handle, Input};
 use crate::source::{PodSource, PodView};
 use crate::statics::{Local, Name, mirror, name};
+use crate::sync::lock;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podway_flow::Micros;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// How long what no API object stands for is given to end, in seconds.
@@ -90,7 +91,7 @@ impl Pods {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// The watch told of a pod; `changed` when it is news, and not part of a listing.

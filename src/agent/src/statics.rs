@@ -13,6 +13,7 @@ pub mod mirror;
 
 use crate::api::{ApiError, PodApi};
 use crate::files;
+use crate::sync::lock;
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
@@ -21,7 +22,7 @@ use podway_flow::Flow;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Namespace and name.
 pub type Name = (String, String);
@@ -144,7 +145,7 @@ impl Local {
     /// The pod with its status.
     #[must_use]
     pub fn pod(&self) -> Arc<Pod> {
-        Arc::clone(&self.pod.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock(&self.pod))
     }
 }
 
@@ -157,7 +158,7 @@ impl PodApi for Local {
             tracing::warn!(uid = uid(&pod), %error, "a static pod's status cannot be written down");
         }
         let new = Arc::new(pod.clone());
-        *self.pod.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
+        *lock(&self.pod) = Arc::clone(&new);
         self.mirror.want(Some(new));
         Ok(pod)
     }

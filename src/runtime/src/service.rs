@@ -57,8 +57,7 @@ impl Service {
 
     fn cid(&self, text: String) -> Result<(Id, Container), OpError> {
         let id = id("container", text)?;
-        let entry =
-            self.runtime.container(&id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
+        let entry = self.runtime.known_container(&id)?;
         Ok((id, entry))
     }
 

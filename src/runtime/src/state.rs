@@ -291,6 +291,14 @@ impl Runtime {
         self.sandbox(id).ok_or_else(|| OpError::NotFound("sandbox", id.to_string()))
     }
 
+    /// A container that has to be there.
+    ///
+    /// # Errors
+    /// [`OpError::NotFound`].
+    pub fn known_container(&self, id: &Id) -> Result<Container, OpError> {
+        self.container(id).ok_or_else(|| OpError::NotFound("container", id.to_string()))
+    }
+
     /// The OCI runtime of a sandbox.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! A small cache whose entries each end at a time of their own.
 
+use crate::sync::lock;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Keeps at most so many entries; when it is full and none has ended, the one that ends first goes.
@@ -20,14 +21,14 @@ impl<K: Ord + Clone, V: Clone> Cache<K, V> {
 
     /// What was put under `key`, unless it has ended.
     pub fn get(&self, key: &K) -> Option<V> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = lock(&self.entries);
         entries.get(key).filter(|(end, _)| Instant::now() < *end).map(|(_, value)| value.clone())
     }
 
     /// Keeps `value` for `ttl`.
     pub fn put(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = lock(&self.entries);
         if entries.len() >= self.most && !entries.contains_key(&key) {
             entries.retain(|_, (end, _)| now < *end);
             if entries.len() >= self.most

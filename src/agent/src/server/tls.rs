@@ -6,6 +6,7 @@
 use crate::certificates::request::Purpose;
 use crate::certificates::store::Store;
 use crate::config::Config;
+use crate::sync::lock;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
@@ -15,7 +16,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// Why TLS can't be served.
@@ -101,7 +102,7 @@ impl Tls {
     /// The configuration for the next connection. Files that can't be used leave the old one in use.
     pub fn current(&self) -> Arc<ServerConfig> {
         let marks = marks(&self.pair, self.ca.as_deref());
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.current);
         if current.0 != marks {
             match build(&self.pair, self.ca.as_deref(), &self.provider) {
                 Ok(new) => *current = (marks, new),

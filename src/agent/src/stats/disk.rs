@@ -3,11 +3,12 @@
 //! neither a pod's link nor a mount of it leads the count elsewhere; a count is good for a minute (the
 //! kubelet's `volumeStatsAggPeriod`), and one that was quick for less: a pod that grows is seen to.
 
+use crate::sync::lock;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How long a count is good at most.
@@ -60,7 +61,7 @@ impl Disk {
         let mut found = HashMap::new();
         for (uid, logs, dir) in places {
             let known = {
-                let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = lock(&self.known);
                 known.get(&uid).filter(|(until, _)| !fresh && now < *until).cloned()
             };
             let entry = known.unwrap_or_else(|| {
@@ -71,7 +72,7 @@ impl Disk {
             found.insert(uid, entry);
         }
         let counted = found.iter().map(|(uid, (_, disk))| (uid.clone(), disk.clone())).collect();
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        *lock(&self.known) = found;
         counted
     }
 }

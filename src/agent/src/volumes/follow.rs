@@ -7,6 +7,7 @@
 //! (pkg/kubelet/util/manager/watch_based_manager.go).
 
 use super::api::allowed;
+use crate::sync::lock;
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
 use k8s_openapi::{Metadata, NamespaceResourceScope};
@@ -15,7 +16,7 @@ use kube::core::Resource;
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -119,7 +120,7 @@ impl<K: Followed> Teller<K> {
         if first || same {
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         told.retain(|one| one.upgrade().inspect(|n| n.notify_one()).is_some());
     }
 
@@ -202,7 +203,7 @@ impl<K> Default for Table<K> {
 impl<K: Followed> Table<K> {
     /// The topic of an object that a pod follows.
     pub(super) fn find(&self, namespace: &str, name: &str) -> Option<Arc<Topic<K>>> {
-        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = lock(&self.0);
         table.get(&(namespace.to_owned(), name.to_owned())).and_then(Weak::upgrade)
     }
 
@@ -215,7 +216,7 @@ impl<K: Followed> Table<K> {
         notify: &Arc<Notify>,
         into: &mut Following,
     ) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.0);
         let key = (namespace.to_owned(), name.to_owned());
         let topic = table.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
             table.retain(|_, topic| topic.strong_count() > 0);
@@ -223,7 +224,7 @@ impl<K: Followed> Table<K> {
             table.insert(key, Arc::downgrade(&made));
             made
         });
-        topic.told.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(notify));
+        lock(&topic.told).push(Arc::downgrade(notify));
         into.0.push(topic);
     }
 }

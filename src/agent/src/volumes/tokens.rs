@@ -3,9 +3,10 @@
 
 use super::{Token, TokenRequest, Tokens};
 use crate::env::ObjectError;
+use crate::sync::lock;
 use jiff::Timestamp;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// A token older than this is asked for again, in seconds.
 const OLD: i64 = 24 * 3600;
@@ -42,7 +43,7 @@ impl Cache {
     /// The token for `request`, as fresh as it must be; one that cannot be renewed serves to its end.
     pub(super) async fn get(&self, request: &TokenRequest, now: Timestamp) -> Result<Token, ObjectError> {
         let kept = {
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = lock(&self.kept);
             kept.get(request).map(|k| (k.token.clone(), k.refresh))
         };
         if let Some((token, _)) = kept.as_ref().filter(|(_, refresh)| now < *refresh) {
@@ -51,14 +52,14 @@ impl Cache {
         match (self.source.token(request).await, kept) {
             (Ok(token), _) => {
                 let refresh = due(now, &token, request);
-                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut kept = lock(&self.kept);
                 kept.insert(request.clone(), Kept { token: token.clone(), refresh });
                 Ok(token)
             }
             (Err(error), Some((token, _))) if now < token.expires => {
                 tracing::warn!(pod = request.pod_name, %error, "a token cannot be renewed yet");
                 let again = Timestamp::from_second(now.as_second() + 60).unwrap_or(token.expires);
-                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut kept = lock(&self.kept);
                 if let Some(kept) = kept.get_mut(request) {
                     kept.refresh = again;
                 }
@@ -70,13 +71,13 @@ impl Cache {
 
     /// When the first of a pod's tokens is to be renewed.
     pub(super) fn refresh(&self, uid: &str) -> Option<Timestamp> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock(&self.kept);
         kept.iter().filter(|(request, _)| request.pod_uid == uid).map(|(_, kept)| kept.refresh).min()
     }
 
     /// Forgets a pod's tokens.
     pub(super) fn forget(&self, uid: &str) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         kept.retain(|request, _| request.pod_uid != uid);
     }
 }

@@ -13,7 +13,6 @@ mod dumps;
 mod location;
 mod processes;
 
-use super::life::known;
 use super::oci;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
@@ -71,7 +70,7 @@ pub async fn checkpoint(
 async fn whole(runtime: &Arc<Runtime>, id: &Id, location: String, deadline: Instant) -> Result<(), OpError> {
     let lock = runtime.locks.of(id);
     let _alone = lock.write().await;
-    let entry = known(runtime, id)?;
+    let entry = runtime.known_container(id)?;
     let own = [runtime.config.root.clone(), runtime.config.state.clone()];
     let location = blocking(move || Location::parse(&location, &[&own[0], &own[1]])).await?;
     if entry.stage != Stage::Running {
@@ -210,7 +209,7 @@ fn files(
 /// # Errors
 /// [`OpError`]; it stays journalled then, and the next checkpoint, the next start or the removal tries again.
 pub async fn undo(runtime: &Arc<Runtime>, id: &Id, staged: &Path) -> Result<(), OpError> {
-    let entry = known(runtime, id)?;
+    let entry = runtime.known_container(id)?;
     if entry.stage == Stage::Running {
         let oci = &runtime.oci(&entry.sandbox)?.path;
         let ended = processes::ended(&work(runtime, id), oci).await;

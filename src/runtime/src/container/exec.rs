@@ -1,6 +1,5 @@
 //! A command in a running container: its process object, and the one that is run to its end.
 
-use super::life::known;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
 use crate::journal::private_dir;
@@ -31,7 +30,7 @@ impl Drop for ExecFile {
 /// # Errors
 /// [`OpError`] for a container that does not run, or an empty command.
 pub fn exec_file(runtime: &Runtime, id: &Id, cmd: &[String], tty: bool) -> Result<ExecFile, OpError> {
-    if known(runtime, id)?.stage != Stage::Running {
+    if runtime.known_container(id)?.stage != Stage::Running {
         return Err(OpError::Precondition(format!("container {id} is not running")));
     }
     if cmd.is_empty() {
@@ -73,7 +72,7 @@ pub async fn exec_sync(
     cmd: Vec<String>,
     timeout: i64,
 ) -> Result<(i32, Vec<u8>, Vec<u8>), OpError> {
-    let entry = known(runtime, id)?;
+    let entry = runtime.known_container(id)?;
     let (state, of) = (Arc::clone(runtime), id.clone());
     let file = blocking(move || exec_file(&state, &of, &cmd, false)).await?;
     let request = Request::Exec {

@@ -9,10 +9,6 @@ use podway_monitor::{ClientError, ErrorCode, Request};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) fn known(runtime: &Runtime, id: &Id) -> Result<Container, OpError> {
-    runtime.container(id).ok_or_else(|| OpError::NotFound("container", id.to_string()))
-}
-
 /// Waits for the end of what was killed.
 pub(super) async fn ended(runtime: &Runtime, id: &Id) -> Result<(), OpError> {
     tokio::time::timeout(Duration::from_secs(60), runtime.exited(id)).await.map_err(|_| {

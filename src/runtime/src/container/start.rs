@@ -4,7 +4,7 @@
 //! answers a second create of what it has created with that one, and a second start likewise. What
 //! runc refuses ends the container, as it does in containerd: EXITED, code 128, reason StartError.
 
-use super::life::{ended, known, signal};
+use super::life::{ended, signal};
 use crate::cgroup::driver;
 use crate::error::{Failure, OpError, blocking};
 use crate::ids::Id;
@@ -54,7 +54,7 @@ pub async fn start(runtime: &Arc<Runtime>, id: &Id) -> Result<Made, Failure> {
 }
 
 async fn start_alone(runtime: &Arc<Runtime>, id: &Id, recorder: &Recorder) -> Result<(), OpError> {
-    let entry = known(runtime, id)?;
+    let entry = runtime.known_container(id)?;
     match entry.stage {
         Stage::Running => return Ok(()),
         Stage::Created | Stage::Exited if entry.refusal.is_some() => {

@@ -3,7 +3,6 @@
 //! `runc update` puts the old ones back if the kernel refuses one; then nothing is changed here either.
 //! A container that was not started yet has no cgroup: its config.json is written anew.
 
-use super::life::known;
 use super::oci;
 use crate::error::{OpError, blocking};
 use crate::ids::Id;
@@ -21,7 +20,7 @@ use std::sync::Arc;
 pub async fn update(runtime: &Arc<Runtime>, id: &Id, wanted: LinuxContainerResources) -> Result<(), OpError> {
     let lock = runtime.locks.of(id);
     let _alone = lock.write().await;
-    let entry = known(runtime, id)?;
+    let entry = runtime.known_container(id)?;
     if !matches!(entry.stage, Stage::Created | Stage::Running) {
         return Err(OpError::Precondition(format!(
             "container {id} is {:?}: only one that is created or runs has limits to change",

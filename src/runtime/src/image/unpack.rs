@@ -97,8 +97,8 @@ pub fn unpack(
     };
     // A decoder may stop before the blob does; the blob's digest is over all of it.
     source.drain().map_err(UnpackError::Read)?;
-    let (compressed, compressed_bytes) = source.finish();
-    Ok(LayerDone { compressed, diff, compressed_bytes, unpacked })
+    let compressed_bytes = source.tally.count;
+    Ok(LayerDone { compressed: source.tally.digest(), diff, compressed_bytes, unpacked })
 }
 
 /// 128 MiB: what `zstd -19 --long=27` needs, and what containerd accepts.
@@ -108,19 +108,17 @@ fn through<R: Read>(decoder: R, root: OwnedFd, limits: Limits) -> Result<(Digest
     // The archive itself is capped, so that padding after its end is no bomb either.
     let mut tar = HashReader::new(decoder, limits.bytes);
     let extracted = extract::extract(&mut tar, root, limits);
-    let over = |tar: &HashReader<R>| tar.count > limits.bytes;
     let bomb = UnpackError::TooMuch { what: "bytes", limit: limits.bytes };
     let unpacked = match extracted {
-        Err(_) if over(&tar) => return Err(bomb),
+        Err(_) if tar.tally.over() => return Err(bomb),
         other => other?,
     };
     let drained = io::copy(&mut tar, &mut io::sink());
-    if over(&tar) {
+    if tar.tally.over() {
         return Err(bomb);
     }
     drained.map_err(UnpackError::Read)?;
-    let HashReader { inner, hash, .. } = tar;
-    Ok((Digest::from_bytes(hash.finalize().into()), unpacked, inner))
+    Ok((tar.tally.digest(), unpacked, tar.inner))
 }
 
 /// RFC 8878, 3.1.1.
@@ -144,28 +142,52 @@ impl Compression {
     }
 }
 
-/// The blob as it comes, hashed and counted chunk by chunk and read where it lies. The sender's end is the end of the
-/// stream: a stream that was cut shows in the digest.
-struct Blob {
-    chunks: mpsc::Receiver<Bytes>,
-    current: Bytes,
+/// What came: hashed, counted and held against a limit.
+struct Tally {
     hash: sha2::Sha256,
     count: u64,
     limit: u64,
 }
 
+impl Tally {
+    fn new(limit: u64) -> Self {
+        Tally { hash: sha2::Sha256::new(), count: 0, limit }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.count += bytes.len() as u64;
+    }
+
+    fn over(&self) -> bool {
+        self.count > self.limit
+    }
+
+    fn digest(self) -> Digest {
+        Digest::from_bytes(self.hash.finalize().into())
+    }
+}
+
+/// The blob as it comes, hashed and counted chunk by chunk and read where it lies. The sender's end is the end of the
+/// stream: a stream that was cut shows in the digest.
+struct Blob {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+    tally: Tally,
+}
+
 impl Blob {
     fn new(chunks: mpsc::Receiver<Bytes>, limit: u64) -> Self {
-        Blob { chunks, current: Bytes::new(), hash: sha2::Sha256::new(), count: 0, limit }
+        Blob { chunks, current: Bytes::new(), tally: Tally::new(limit) }
     }
 
     /// The next chunk; `None` at the end.
     fn next(&mut self) -> io::Result<Option<Bytes>> {
         let Some(chunk) = self.chunks.blocking_recv() else { return Ok(None) };
-        self.hash.update(&chunk);
-        self.count += chunk.len() as u64;
-        if self.count > self.limit {
-            let why = format!("the blob is longer than the {} bytes that the manifest gives", self.limit);
+        self.tally.add(&chunk);
+        if self.tally.over() {
+            let why =
+                format!("the blob is longer than the {} bytes that the manifest gives", self.tally.limit);
             return Err(io::Error::other(why));
         }
         Ok(Some(chunk))
@@ -186,10 +208,6 @@ impl Blob {
     fn drain(&mut self) -> io::Result<()> {
         while self.next()?.is_some() {}
         Ok(())
-    }
-
-    fn finish(self) -> (Digest, u64) {
-        (Digest::from_bytes(self.hash.finalize().into()), self.count)
     }
 }
 
@@ -219,23 +237,20 @@ impl Read for Blob {
 /// Hashes and counts what passes; fails once more than `limit` bytes came.
 struct HashReader<R> {
     inner: R,
-    hash: sha2::Sha256,
-    count: u64,
-    limit: u64,
+    tally: Tally,
 }
 
 impl<R: Read> HashReader<R> {
     fn new(inner: R, limit: u64) -> Self {
-        HashReader { inner, hash: sha2::Sha256::new(), count: 0, limit }
+        HashReader { inner, tally: Tally::new(limit) }
     }
 }
 
 impl<R: Read> Read for HashReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..n]);
-        self.count += n as u64;
-        if self.count > self.limit {
+        self.tally.add(&buffer[..n]);
+        if self.tally.over() {
             return Err(io::Error::other("more bytes than allowed"));
         }
         Ok(n)

@@ -62,10 +62,9 @@ fn show_sandbox(runtime: &Runtime, id: &Id, entry: &Sandbox) -> v1::PodSandboxSt
 /// # Errors
 /// [`OpError::NotFound`].
 pub async fn container(runtime: &Runtime, id: &Id) -> Result<v1::ContainerStats, OpError> {
-    let missing = || OpError::NotFound("container", id.to_string());
-    runtime.container(id).ok_or_else(missing)?;
+    runtime.known_container(id)?;
     sample(runtime, &[], std::slice::from_ref(id), Depth::Statistics).await;
-    let entry = runtime.container(id).ok_or_else(missing)?;
+    let entry = runtime.known_container(id)?;
     Ok(show_container(runtime, id, &entry))
 }
 

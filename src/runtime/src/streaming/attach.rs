@@ -116,7 +116,7 @@ struct Begun {
 }
 
 fn begin(runtime: &Runtime, id: &Id, streams: super::client::Streams) -> Result<Begun, OpError> {
-    let entry = runtime.container(id).ok_or_else(|| OpError::NotFound("container", id.to_string()))?;
+    let entry = runtime.known_container(id)?;
     if entry.stage != Stage::Running {
         return Err(OpError::Precondition(format!("container {id} is not running")));
     }

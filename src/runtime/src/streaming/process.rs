@@ -84,9 +84,7 @@ fn pipe_error(e: rustix::io::Errno) -> OpError {
 
 fn begin(runtime: &Runtime, wanted: &Wanted) -> Result<Started, OpError> {
     let file = container::exec_file(runtime, &wanted.container, &wanted.cmd, wanted.streams.tty)?;
-    let entry = runtime
-        .container(&wanted.container)
-        .ok_or_else(|| OpError::NotFound("container", wanted.container.to_string()))?;
+    let entry = runtime.known_container(&wanted.container)?;
     let socket = runtime.monitor_socket(&entry.sandbox);
     let client = Client::connect(&socket).map_err(SupervisorError::from)?;
     let request = |console_socket| Request::ExecIo {
