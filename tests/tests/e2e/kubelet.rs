@@ -201,14 +201,16 @@ async fn ends(ns: &Ns) -> anyhow::Result<()> {
     let crashed = ns.pod("crashes", "CrashLoopBackOff", again).await?;
     let last = status(&crashed, "main").and_then(|s| s.last_state.as_ref()?.terminated.as_ref());
     ensure!(last.is_some_and(|t| t.exit_code == 3 && t.reason.as_deref() == Some("Error")), "{last:?}");
-    // The kubelet may have removed the container that its status still names: it is asked again then.
+    // The kubelet may have removed the container that its status still names, or removes it between the question
+    // of its log's path and the reading of it: it is asked again then.
+    const REMOVED: [&str; 2] = ["unable to retrieve container logs", "failed to try resolving symlinks"];
     let before = async {
         loop {
             let said = ns.kubectl(&["logs", "--previous", "crashes"]).await?;
             if said == "run\n" {
                 return anyhow::Ok(());
             }
-            ensure!(said.starts_with("unable to retrieve container logs"), "{said:?}");
+            ensure!(REMOVED.iter().any(|words| said.starts_with(words)), "{said:?}");
         }
     };
     tokio::time::timeout(LIMIT, before).await.context("no log of the container before")??;
