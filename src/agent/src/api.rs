@@ -3,6 +3,7 @@
 
 use crate::metrics::Metrics;
 use crate::status::budget::Budget;
+use crate::watch::lean;
 use async_trait::async_trait;
 use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus, Service};
@@ -113,7 +114,9 @@ impl PodApi for KubeApi {
     ) -> Result<Pod, ApiError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(AGENT_MANAGER.to_owned()), ..PatchParams::default() };
-        Ok(api.patch_status(name, &params, &Patch::Strategic(patch)).await?)
+        let mut patched = api.patch_status(name, &params, &Patch::Strategic(patch)).await?;
+        lean(&mut patched);
+        Ok(patched)
     }
 
     async fn delete(&self, namespace: &str, name: &str, uid: &str) -> Result<(), ApiError> {

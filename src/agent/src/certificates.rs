@@ -12,7 +12,7 @@ pub mod request;
 pub mod rotate;
 pub mod store;
 
-use crate::files;
+use crate::{connection, files};
 use client::Swap;
 use kube::config::{AuthInfo, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedContext};
 use request::{Purpose, RequestError};
@@ -51,7 +51,7 @@ async fn client(path: &Path) -> Result<kube::Client, CertificateError> {
     let file = Kubeconfig::read_from(path).map_err(bad)?;
     let config =
         kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(bad)?;
-    kube::Client::try_from(config).map_err(|e| CertificateError::Client(path.to_owned(), Box::new(e)))
+    connection::client(config).map_err(|e| CertificateError::Client(path.to_owned(), Box::new(e)))
 }
 
 /// A client of `kubeconfig` that follows the file.

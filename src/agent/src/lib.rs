@@ -8,6 +8,7 @@ pub mod audit;
 pub mod certificates;
 pub mod cgroups;
 pub mod config;
+pub mod connection;
 pub mod cri;
 pub mod csi;
 pub mod devices;

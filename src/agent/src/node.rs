@@ -21,6 +21,7 @@ pub mod runtime;
 use crate::cgroups::layout::Layout;
 use crate::config::Config;
 use crate::devices::pool::Amounts;
+use crate::watch::lean;
 use allocatable::Reservation;
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -293,7 +294,7 @@ impl Registrar {
             }
             if copies.is_none() && !matches!(known, Copy::Unknown) {
                 let config = watcher::Config::default().fields(&selector);
-                copies = Some(watcher(self.api.clone(), config).default_backoff().boxed());
+                copies = Some(watcher(self.api.clone(), config).default_backoff().modify(lean).boxed());
             }
             let until = tokio::time::Instant::now() + pause;
             loop {

@@ -440,7 +440,7 @@ where
     let (store, writer) = reflector::store();
     let watched = Api::<K>::all(client.clone());
     tasks.spawn(async move {
-        let stream = watcher(watched, watcher::Config::default()).default_backoff();
+        let stream = watcher(watched, watcher::Config::default()).default_backoff().modify(watch::lean);
         let mut stream = std::pin::pin!(reflector(writer, stream));
         while let Some(event) = stream.next().await {
             if let Err(error) = event {

@@ -23,7 +23,8 @@ const RELIST: Duration = Duration::from_secs(1);
 /// Watches the pods bound to `node` until the future is dropped.
 pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
+    let events = watcher(Api::<Pod>::all(client), config).default_backoff().modify(lean);
+    let mut events = std::pin::pin!(events);
     let mut listed: Vec<Pod> = Vec::new();
     while let Some(event) = events.next().await {
         let seen = clock.now();
@@ -46,6 +47,11 @@ pub async fn pods(client: Client, node: &str, pods: Arc<Pods>, clock: Clock) {
             }
         }
     }
+}
+
+/// Without what says who wrote which field: nobody here reads it, and in memory it is larger than all the rest.
+pub(crate) fn lean<K: kube::Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
 }
 
 /// In which order the pods of a listing are taken: those that run here have their room before one

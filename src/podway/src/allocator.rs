@@ -2,6 +2,12 @@
 //! freed in its arena no other uses. These daemons wait more than they allocate: two arenas are a quarter less memory
 //! (docs/performance.md) and no time.
 
+use std::time::Duration;
+
+/// How often free memory is given back: a start takes several times what the pod keeps, and a burst of them leaves it
+/// between what stays.
+const GIVE_BACK: Duration = Duration::from_secs(60);
+
 /// How many arenas there are at most.
 #[cfg(target_env = "gnu")]
 const ARENAS: nix::libc::c_int = 2;
@@ -19,5 +25,31 @@ pub(crate) fn frugal() {
         if set == 0 {
             tracing::debug!("glibc keeps its number of arenas");
         }
+    }
+}
+
+/// Gives free memory back to the kernel, each minute: a walk of a millisecond or two over the free chunks. Another C
+/// library does so by itself.
+pub(crate) async fn give_back() {
+    let mut minutes = tokio::time::interval(GIVE_BACK);
+    minutes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        minutes.tick().await;
+        if let Err(error) = tokio::task::spawn_blocking(trim).await {
+            tracing::debug!(%error, "free memory is not given back");
+        }
+    }
+}
+
+#[cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "malloc_trim has no safe wrapper; it touches no memory of ours")
+)]
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: may be called by any thread at any time (malloc_trim(3)), and moves nothing.
+        let any = unsafe { nix::libc::malloc_trim(0) };
+        tracing::trace!(any, "free memory is given back");
     }
 }

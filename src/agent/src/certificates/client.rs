@@ -2,11 +2,10 @@
 //! begins. What was begun ends on its own connection, whose certificate is good for a while yet.
 
 use super::CertificateError;
+use crate::connection::Answer;
 use http::{Request, Response};
 use kube::client::Body;
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
@@ -53,8 +52,6 @@ impl Swap {
 }
 
 struct Through(Swap);
-
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, kube::Error>> + Send>>;
 
 impl tower::Service<Request<Body>> for Through {
     type Response = Response<Body>;

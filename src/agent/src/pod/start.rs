@@ -8,6 +8,7 @@
 use k8s_openapi::api::core::v1 as api;
 use podway_flow::{Flow, Micros, Outcome, Phase, PodRef, Record, Resolution, Writer};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How many attempts at one part are kept.
 const ATTEMPTS: usize = 3;
@@ -17,7 +18,8 @@ const VERSION: &str = "resourceVersion";
 /// A pod's start.
 #[derive(Clone, Debug)]
 pub struct Start {
-    flow: Flow,
+    /// Shared with whoever is shown it: a pod that stays has one of it.
+    flow: Arc<Flow>,
     closed: bool,
 }
 
@@ -50,17 +52,14 @@ impl Start {
     /// The start of `pod`, which the agent saw at `seen`.
     #[must_use]
     pub fn new(pod: &api::Pod, seen: Micros) -> Self {
-        let mut start = Start {
-            flow: Flow { pod: podway_api::stock::reference(pod), records: Vec::new() },
-            closed: false,
-        };
+        let mut flow = Flow { pod: podway_api::stock::reference(pod), records: Vec::new() };
         if let Some(created) = &pod.metadata.creation_timestamp {
             // In the words of the audit log, which may tell the same better later on.
             let at = Micros(created.0.as_microsecond());
             for (phase, reason) in [(Phase::Requested, "Authorized"), (Phase::Persisted, "Created")] {
                 let mut coarse = record(phase, None, at, Some(at), reason);
                 (coarse.writer, coarse.resolution) = (Writer::ApiServer, Resolution::Second);
-                start.flow.records.push(coarse);
+                flow.records.push(coarse);
             }
         }
         // The revision that the scheduler first saw is that of the creation, if it placed the pod at
@@ -71,7 +70,7 @@ impl Start {
                 && told.attempt == 1
                 && untouched
                 && let Some(version) = told.evidence.get(VERSION)
-                && let Some(persisted) = start.flow.records.iter_mut().find(|r| r.phase == Phase::Persisted)
+                && let Some(persisted) = flow.records.iter_mut().find(|r| r.phase == Phase::Persisted)
             {
                 persisted.evidence.insert(VERSION.to_owned(), version.clone());
             }
@@ -82,14 +81,14 @@ impl Start {
                 told.reason = "Bound".to_owned();
                 told.evidence.insert("end".to_owned(), "seen by the agent".to_owned());
             }
-            start.flow.records.push(told);
+            flow.records.push(told);
         }
         let mut observed = record(Phase::Observed, None, seen, Some(seen), "Seen");
         if let Some(version) = &pod.metadata.resource_version {
             observed.evidence.insert(VERSION.to_owned(), version.clone());
         }
-        start.flow.records.push(observed);
-        start
+        flow.records.push(observed);
+        Start { flow: Arc::new(flow), closed: false }
     }
 
     /// Whether it is over.
@@ -106,14 +105,15 @@ impl Start {
     /// The same, with `told` for what it has: what people were told in the pod's conditions.
     #[must_use]
     pub fn of(mut self, told: Flow) -> Self {
-        self.flow = told;
+        self.flow = Arc::new(told);
         self
     }
 
     /// It is over, and it is what people were told in the pod's conditions (`told`), and `last`.
-    pub fn seal(&mut self, told: Flow, last: Vec<Record>) {
-        self.flow = told;
-        self.flow.records.extend(last);
+    pub fn seal(&mut self, mut told: Flow, last: Vec<Record>) {
+        told.records.extend(last);
+        told.records.shrink_to_fit();
+        self.flow = Arc::new(told);
         self.closed = true;
     }
 
@@ -122,39 +122,40 @@ impl Start {
         if self.closed {
             return;
         }
+        let all = &mut Arc::make_mut(&mut self.flow).records;
         for mut record in records {
             let same = |r: &Record| r.phase == record.phase && r.subject == record.subject;
             // Another container with the same image finds it present: no second attempt.
             let done = |r: &Record| matches!(r.outcome, Outcome::Succeeded | Outcome::Skipped);
-            if record.outcome == Outcome::Skipped && self.flow.records.iter().any(|r| same(r) && done(r)) {
+            if record.outcome == Outcome::Skipped && all.iter().any(|r| same(r) && done(r)) {
                 continue;
             }
-            let before = self.flow.records.iter().filter(|r| same(r)).map(|r| r.attempt).max();
+            let before = all.iter().filter(|r| same(r)).map(|r| r.attempt).max();
             if let Some(before) = before {
                 record.attempt = record.attempt.max(before.saturating_add(1));
             }
-            let kept: Vec<usize> =
-                (0..self.flow.records.len()).filter(|&i| same(&self.flow.records[i])).collect();
+            let kept: Vec<usize> = (0..all.len()).filter(|&i| same(&all[i])).collect();
             if kept.len() >= ATTEMPTS {
-                self.flow.records.remove(kept[1]);
+                all.remove(kept[1]);
             }
-            self.flow.records.push(record);
+            all.push(record);
         }
     }
 
     /// Lays the audit log's records over: its times where the flow has none in µs, and the Binding's end.
     pub fn audit(&mut self, records: Vec<Record>) {
         let bound = records.iter().find(|r| r.phase == Phase::Bound).and_then(|r| r.end);
-        let own = self.flow.records.iter_mut().find(|r| r.phase == Phase::Bound);
+        let flow = Arc::make_mut(&mut self.flow);
+        let own = flow.records.iter_mut().find(|r| r.phase == Phase::Bound);
         if let (Some(end), Some(own)) = (bound, own)
             && own.evidence.remove("end").is_some()
         {
             own.end = Some(end.max(own.start));
         }
-        podway_flow::audit::overlay(&mut self.flow, records);
+        podway_flow::audit::overlay(flow, records);
         // The watch's lag: from the Binding's answer to the agent's sight of it.
         if let Some(end) = bound
-            && let Some(observed) = self.flow.records.iter_mut().find(|r| r.phase == Phase::Observed)
+            && let Some(observed) = flow.records.iter_mut().find(|r| r.phase == Phase::Observed)
         {
             observed.evidence.insert("watchLagMicros".to_owned(), observed.start.since(end).to_string());
         }
@@ -163,7 +164,7 @@ impl Start {
     /// The flow with what runs now.
     #[must_use]
     pub fn flow(&self, open: impl IntoIterator<Item = Record>) -> Flow {
-        let mut flow = self.flow.clone();
+        let mut flow = (*self.flow).clone();
         for mut record in open {
             let before =
                 flow.records.iter().filter(|r| r.phase == record.phase && r.subject == record.subject);
@@ -171,6 +172,12 @@ impl Start {
             flow.records.push(record);
         }
         flow
+    }
+
+    /// The same, to be shown: the one that there is while nothing runs.
+    #[must_use]
+    pub fn shown(&self, open: Vec<Record>) -> Arc<Flow> {
+        if open.is_empty() { Arc::clone(&self.flow) } else { Arc::new(self.flow(open)) }
     }
 
     /// Which pod.

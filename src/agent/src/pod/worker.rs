@@ -256,7 +256,7 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
     let held = own.spec.as_ref().filter(|_| !over).map(|s| context.ledger.hold(&pod.uid, admission::ask(s)));
     let (freed, health) = (context.ledger.freed(), context.devices.health());
     let pod = Pod { object: own, ..pod };
-    let mut worker = Worker {
+    let mut worker = Box::new(Worker {
         writer: Writer::new(&pod.uid, base, seen, context.pace.clone()),
         born: seen,
         end_since: None,
@@ -309,16 +309,16 @@ pub fn spawn(context: Context, beginning: Beginning) -> (Handle, tokio::task::Jo
         unmounted: false,
         settled: false,
         finished: false,
-    };
+    });
     if !fresh {
         worker.recall();
     }
-    (Handle { inputs: sender, view: receiver }, tokio::spawn(worker.run()))
+    (Handle { inputs: sender, view: receiver }, tokio::spawn(async move { worker.run().await }))
 }
 
 impl Worker {
     /// True when nothing is left of the pod.
-    async fn run(mut self) -> bool {
+    async fn run(&mut self) -> bool {
         loop {
             while let Ok(input) = self.inputs.try_recv() {
                 self.input(input);
@@ -328,7 +328,8 @@ impl Worker {
             }
             let mut wake: Option<Micros> = None;
             if self.stale {
-                wake = self.observe().await;
+                // A pod is asked for now and then; what that takes need not lie in its task all the time.
+                wake = Box::pin(self.observe()).await;
             }
             if !self.first {
                 let now = self.now();

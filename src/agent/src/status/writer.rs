@@ -58,14 +58,14 @@ pub struct Writer {
     failures: u32,
     born: Micros,
     not_before: Micros,
-    sent: PodStatus,
+    sent: Option<PodStatus>,
     pace: Pace,
     /// When the next intermediate word may go.
     slot: Option<Slot>,
     /// When the last one went.
     word: Option<Micros>,
-    /// What the API server made of the last write: it may drop a field that it does not know, and
-    /// must not be asked for it again and again.
+    /// What the API server made of the last write, where that is not what was asked for: it may drop a
+    /// field that it does not know, and must not be asked for it again and again.
     answered: Option<PodStatus>,
 }
 
@@ -96,7 +96,7 @@ impl Writer {
             failures: 0,
             born,
             not_before: born,
-            sent: PodStatus::default(),
+            sent: None,
             pace,
             slot: None,
             word: None,
@@ -127,11 +127,14 @@ impl Writer {
     /// The status as it is now.
     pub fn offer(&mut self, status: PodStatus, urgency: Urgency, now: Micros) {
         let differs = diff::patch(&self.uid, &self.base, &status).is_some();
+        if !differs && !self.in_flight {
+            // One copy of a status that stays is enough.
+            self.wanted = None;
+            (self.changed, self.hurry, self.slot) = (None, None, None);
+            return;
+        }
         self.wanted = Some(status);
         if !differs {
-            if !self.in_flight {
-                (self.changed, self.hurry, self.slot) = (None, None, None);
-            }
             return;
         }
         let first = *self.changed.get_or_insert(now);
@@ -159,10 +162,9 @@ impl Writer {
                 if let Some(at) = (!flips).then(|| self.paced(now)).flatten() {
                     return Step::Wait(at);
                 }
-                let Some(wanted) = &self.wanted else { return Step::Idle };
                 self.slot = None;
                 self.in_flight = true;
-                self.sent = wanted.clone();
+                self.sent.clone_from(&self.wanted);
                 Step::Write(patch)
             }
             None => {
@@ -191,18 +193,24 @@ impl Writer {
         self.in_flight = false;
         self.hurry = None;
         self.failures = 0;
-        let dropped = diff::patch(&self.uid, &status, &self.sent).is_some();
-        self.base = if dropped { self.sent.clone() } else { status.clone() };
-        self.answered = Some(status);
+        let dropped = self.sent.take().filter(|sent| diff::patch(&self.uid, &status, sent).is_some());
+        (self.base, self.answered) = match dropped {
+            Some(sent) => (sent, Some(status)),
+            None => (status, None),
+        };
         let took = self.changed.map_or(0, |first| now.since(first));
         let more = self.wanted.as_ref().is_some_and(|w| diff::patch(&self.uid, &self.base, w).is_some());
         self.changed = more.then_some(now);
+        if !more {
+            self.wanted = None;
+        }
         took
     }
 
     /// The write failed; it is tried again after 100 ms, doubling to 30 s.
     pub fn failed(&mut self, now: Micros) {
         self.in_flight = false;
+        self.sent = None;
         let delay = RETRY.0.saturating_mul(1 << self.failures.min(9)).min(RETRY.1);
         self.failures += 1;
         self.not_before = after(now, delay);

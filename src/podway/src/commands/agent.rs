@@ -12,7 +12,7 @@ use podway_agent::certificates::client::Swap;
 use podway_agent::certificates::request::Purpose;
 use podway_agent::certificates::store::Store;
 use podway_agent::traces::Tracing;
-use podway_agent::{certificates, config::Config};
+use podway_agent::{certificates, config::Config, connection};
 use podway_cluster::own;
 
 use crate::commands::Hinted;
@@ -132,10 +132,14 @@ fn run(args: Args) -> anyhow::Result<()> {
         let rotation = rotation(&args, &config).await?;
         let client = match &rotation {
             Some(swap) => swap.client(),
-            None => crate::kubernetes::client(args.kubeconfig.as_deref()).await?.0,
+            None => {
+                let config = crate::kubernetes::config(args.kubeconfig.as_deref()).await?;
+                connection::client(config).context("building the client")?
+            }
         };
         let rotation = rotation.filter(|_| config.rotate_certificates);
         tracing::info!(node = config.node_name, "agent starts");
+        tokio::spawn(crate::allocator::give_back());
         podway_agent::run::run(client, config, rotation, shutdown, &told).await.context("the agent ended")
     });
     // Also after an error: in a pod of its own its runtime may be gone before it is told to end.

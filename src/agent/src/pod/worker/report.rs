@@ -54,7 +54,10 @@ impl Worker {
         // A container may be seen to run before its start was answered: the report after the answer seals.
         let open = self.told.iter().flat_map(|told| &told.records).any(|r| r.outcome == Outcome::Running);
         let whole = (ready && !open) || self.journal.terminal_reported;
-        if let Some(told) = self.told.clone().filter(|_| whole && !self.start.closed()) {
+        if whole
+            && !self.start.closed()
+            && let Some(told) = self.told.take()
+        {
             let now = self.ready_at.unwrap_or(now);
             let offered = self.told_ready.unwrap_or(now);
             let mut reported = record(Phase::StatusReported, None, offered, Some(now), "Reported");
@@ -222,7 +225,6 @@ impl Worker {
         now: Micros,
     ) -> Option<Micros> {
         self.last_status = Some(status.clone());
-        let whole = status.clone();
         self.writer.offer(status, urgency, now);
         match self.writer.step(now) {
             Step::Idle => None,
@@ -231,6 +233,7 @@ impl Worker {
                 self.told = flow.or(self.told.take());
                 let context = self.context.clone();
                 let (namespace, name) = (self.pod.namespace.clone(), self.pod.name.clone());
+                let whole = self.last_status.clone().unwrap_or_default();
                 self.spawn(Key::Patch, Vec::new(), async move {
                     let written = context.api.patch_status(&namespace, &name, patch, &whole).await;
                     Done::Patched(written.map(Box::new))
@@ -259,10 +262,7 @@ impl Worker {
     }
 
     pub(super) fn publish(&mut self) {
-        let mut object = (*self.pod.object).clone();
-        if let Some(status) = self.last_status.take() {
-            object.status = Some(status);
-        }
+        let object = self.shown();
         let logs = cri_config::log_directory(&self.context.pod_logs_dir, &self.pod);
         let mut containers: Vec<ContainerView> = Vec::new();
         for container in self.pod.everyone() {
@@ -274,8 +274,17 @@ impl Worker {
                 running: i.state == State::Running,
             }));
         }
-        let flow = Arc::new(self.start.flow(self.open()));
-        self.view.send_replace(Arc::new(PodView { object: Arc::new(object), containers, flow }));
+        let flow = self.start.shown(self.open());
+        self.view.send_replace(Arc::new(PodView { object, containers, flow }));
+    }
+
+    /// The object with the status as it was last computed; once the API server has that one, its own.
+    fn shown(&mut self) -> Arc<api::Pod> {
+        let status = self.last_status.take();
+        if status.is_none() || status == self.pod.object.status {
+            return Arc::clone(&self.pod.object);
+        }
+        Arc::new(api::Pod { status, ..(*self.pod.object).clone() })
     }
 }
 
