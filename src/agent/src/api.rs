@@ -26,6 +26,9 @@ pub enum ApiError {
     /// The pod is gone, or another one of its name is there.
     #[error("the pod is gone from the API server")]
     Gone,
+    /// Its namespace is being deleted, and takes nothing new.
+    #[error("the pod's namespace is being terminated")]
+    Terminating,
     /// The API server or the way to it.
     #[error("the API server did not take the write")]
     Failed(#[source] Box<kube::Error>),
@@ -35,9 +38,16 @@ impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match &error {
             kube::Error::Api(status) if matches!(status.code, 404 | 409) => ApiError::Gone,
+            kube::Error::Api(status) if terminating(status) => ApiError::Terminating,
             _ => ApiError::Failed(Box::new(error)),
         }
     }
+}
+
+/// Whether it was refused by the admission plugin NamespaceLifecycle.
+fn terminating(status: &kube::core::Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|d| &d.causes);
+    status.code == 403 && causes.any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// A flow's status, as a merge patch has it.
@@ -222,7 +232,10 @@ impl KubeApi {
             resource_version: pod.metadata.resource_version.clone(),
             field_path: container.map(|name| field_path(pod, name)),
         };
-        if let Err(error) = self.events.publish(&event, &reference).await {
+        let Err(error) = self.events.publish(&event, &reference).await else { return };
+        if matches!(&error, kube::Error::Api(status) if terminating(status)) {
+            tracing::debug!(pod = reference.name, reason, "an event has no namespace any more");
+        } else {
             tracing::warn!(pod = reference.name, reason, %error, "an event was not written");
         }
     }
@@ -239,4 +252,21 @@ fn field_path(pod: &Pod, name: &str) -> String {
         _ => "containers",
     };
     format!("spec.{list}{{{name}}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_goes_takes_nothing_new_and_another_refusal_is_a_failure() {
+        let refused = |cause: &str| {
+            let status = json!({"status": "Failure", "reason": "Forbidden", "code": 403, "message": "no",
+                "details": {"causes": [{"reason": cause, "message": "", "field": "metadata.namespace"}]}});
+            let status: kube::core::Status = serde_json::from_value(status).unwrap();
+            ApiError::from(kube::Error::Api(Box::new(status)))
+        };
+        assert!(matches!(refused("NamespaceTerminating"), ApiError::Terminating));
+        assert!(matches!(refused("FieldValueInvalid"), ApiError::Failed(_)));
+    }
 }

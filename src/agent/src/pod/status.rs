@@ -152,7 +152,8 @@ fn container(
         ready: completed || ready,
         started: Some(started),
         state: Some(state),
-        last_state: last,
+        // The API server has it always, as `{}`: told so, what it answers is what was asked for.
+        last_state: Some(last.unwrap_or_default()),
         allocated_resources: given.as_ref().and_then(|r| r.requests.clone()),
         resources: actual.or(given),
         ..api::ContainerStatus::default()
@@ -479,7 +480,7 @@ mod tests {
         note_exits(&p, &next, &mut journal);
         let told = |o: &Observed| {
             let c = show(o, &journal, T).container_statuses.unwrap().remove(0);
-            (c.restart_count, c.state.unwrap().waiting.is_some(), c.last_state.is_some())
+            (c.restart_count, c.state.unwrap().waiting.is_some(), c.last_state.unwrap().terminated.is_some())
         };
         assert_eq!(told(&next), (1, true, true));
         next.containers[1].state = State::Running;

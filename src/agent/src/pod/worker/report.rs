@@ -24,7 +24,7 @@ const FLOW_FIRST: Duration = Duration::from_secs(3);
 /// A flow of a pod that does not get on is written again only after this long.
 const FLOW_AGAIN: Duration = Duration::from_secs(10);
 /// A flow that cannot be written this often (the CRD is not there) is given up: the pod matters more.
-const FLOW_ATTEMPTS: u32 = 8;
+pub(super) const FLOW_ATTEMPTS: u32 = 8;
 
 impl Worker {
     pub(super) fn warn(&self, reason: &str, message: &str) {

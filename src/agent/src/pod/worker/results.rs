@@ -1,5 +1,6 @@
 //! What a worker makes of what its tasks came to.
 
+use super::report::FLOW_ATTEMPTS;
 use super::*;
 
 impl Worker {
@@ -166,9 +167,13 @@ impl Worker {
             Done::Patched(result) => self.patched(result, now),
             Done::Flow { whole, audit, result } => {
                 self.flow_made |= result.is_ok();
-                if result.is_err() {
-                    self.flow_failures += 1;
+                if let Err(error) = &result {
+                    let last = matches!(error, ApiError::Terminating);
+                    self.flow_failures = if last { FLOW_ATTEMPTS } else { self.flow_failures + 1 };
                     self.flow_due = Some(whole || self.flow_due == Some(true));
+                    if last {
+                        return true;
+                    }
                 }
                 if whole && result.is_ok() {
                     self.start.audit(audit);
