@@ -5,7 +5,7 @@
 //! own ([`namespace`]), takes the cluster down and counts again. A case watches and never polls
 //! ([`wait`]); where one fails, the state is printed ([`dump`]). [`audit`] reads from the API
 //! server's log who wrote what, [`swap`] puts containerd and a stock kubelet in the place of a node's own.
-//! [`prometheus`] scrapes, [`gate`] slows a download down, [`page`] is `podway ui`. [`meter`] and [`figures`] are for the bench driver, [`conformance`] for the one
+//! [`prometheus`] scrapes, and [`monitoring`] is what it is asked by our dashboard and rules; [`gate`] slows a download down, [`page`] is `podway ui`. [`meter`] and [`figures`] are for the bench driver, [`conformance`] for the one
 //! that runs Kubernetes' own suite. [`differential`] compares our scheduler with a stock one.
 //! [`cri`] is a CRI server without a cluster: ours, or containerd; [`cribench`] measures both.
 
@@ -21,6 +21,7 @@ pub mod gate;
 pub mod go;
 pub mod leaks;
 pub mod meter;
+pub mod monitoring;
 pub mod namespace;
 pub mod observed;
 pub mod otlp;
@@ -30,6 +31,7 @@ pub mod soak;
 pub mod steady;
 pub mod suite;
 pub mod swap;
+pub mod tree;
 pub mod wait;
 
 pub use cluster::Cluster;

@@ -1,6 +1,6 @@
 //! A real Prometheus for a moment: it scrapes targets, and is asked what it has.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -88,9 +88,10 @@ impl Prometheus {
         let ask = async {
             loop {
                 // Refused while it starts.
-                last = self.ask(query).await.unwrap_or_else(|e| format!("{e:#}"));
-                if let Some(found) = value(&last) {
-                    return found;
+                match self.values(query).await.map(|all| all.first().copied()) {
+                    Ok(Some(found)) => return found,
+                    Ok(None) => "nothing".clone_into(&mut last),
+                    Err(error) => last = format!("{error:#}"),
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
@@ -99,6 +100,14 @@ impl Prometheus {
             Ok(found) => Ok(found),
             Err(_) => bail!("no answer to {query:?} after {LIMIT:?}; the last was {last}"),
         }
+    }
+
+    /// The values of an instant query's results, as of now.
+    ///
+    /// # Errors
+    /// When Prometheus does not answer, or does not take the query.
+    pub async fn values(&self, query: &str) -> anyhow::Result<Vec<f64>> {
+        values(&self.ask(query).await?)
     }
 
     async fn ask(&self, query: &str) -> anyhow::Result<String> {
@@ -134,13 +143,17 @@ fn configuration(targets: &[Target]) -> Value {
             job
         })
         .collect();
-    json!({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs})
+    let global = json!({"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"});
+    json!({"global": global, "scrape_configs": jobs})
 }
 
-/// The value of the first result; `None` for an answer without one.
-fn value(answer: &str) -> Option<f64> {
-    let answer: Value = serde_json::from_str(answer).ok()?;
-    answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+/// The value of each result.
+fn values(answer: &str) -> anyhow::Result<Vec<f64>> {
+    let answer: Value = serde_json::from_str(answer).with_context(|| answer.to_owned())?;
+    ensure!(answer["status"] == "success", "{answer}");
+    let results = answer["data"]["result"].as_array().context("results")?;
+    let value = |result: &Value| result["value"][1].as_str().context("a value")?.parse().context("a number");
+    results.iter().map(value).collect()
 }
 
 /// As a form has it.
@@ -157,9 +170,11 @@ mod tests {
     #[test]
     fn answers_are_read_and_queries_are_escaped() {
         let answer = r#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1.5,"3"]}]}}"#;
-        assert_eq!(value(answer), Some(3.0));
-        assert_eq!(value(r#"{"status":"success","data":{"result":[]}}"#), None);
-        assert_eq!(value("connection refused"), None);
+        assert_eq!(values(answer).unwrap(), [3.0]);
+        assert_eq!(values(r#"{"status":"success","data":{"result":[]}}"#).unwrap(), [0.0; 0]);
+        for bad in ["connection refused", r#"{"status":"error","data":{"result":[]}}"#] {
+            assert!(values(bad).is_err(), "{bad}");
+        }
         assert_eq!(encoded("up{a=\"b\"}"), "up%7Ba%3D%22b%22%7D");
     }
 }

@@ -101,6 +101,7 @@ const CASES: &[Case] = &[
     // Before the one that cordons: a taint goes some time after the cordon.
     case!(ALONE, questions::why_and_whatif),
     case!(ALONE, schedule::uncordoned),
+    case!(ALONE, metrics::what_dashboard_and_rules_ask_has_data),
     // Alone since `create::examples_and_manifests` has the same objects.
     case!(ALONE, manifests::the_scheduler_in_a_pod),
     case!(ALONE, restarts::of_the_scheduler),

@@ -15,15 +15,4 @@ mod registry;
 #[path = "ecosystem/security.rs"]
 mod security;
 
-use std::path::{Path, PathBuf};
-
-/// A file of the repository.
-fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)
-}
-
-/// Its text.
-fn text(name: &str) -> anyhow::Result<String> {
-    use anyhow::Context as _;
-    std::fs::read_to_string(file(name)).with_context(|| name.to_owned())
-}
+use podway_tests::tree::{file, text};

@@ -206,6 +206,7 @@ async fn scraped(ns: &Ns) -> anyhow::Result<()> {
     let prometheus = Prometheus::start(&targets).await?;
     for (query, least) in [
         ("sum(up{job=\"scheduler\"}) == 2", 2.0),
+        ("sum(leader_election_master_status) == 1", 1.0),
         ("sum(scheduler_schedule_attempts_total{result=\"scheduled\"}) >= 3", 3.0),
         ("up{job=\"agent\"} == 1", 1.0),
         ("kubelet_running_pods{job=\"agent\"} == 3", 3.0),

@@ -5,6 +5,7 @@ use super::expression::names;
 use super::{file, registry, text};
 use anyhow::{Context as _, ensure};
 use podway_flow::Phase;
+use podway_tests::monitoring::{dashboard, each_rule, rules};
 use podway_tests::prometheus::{Prometheus, Target};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,20 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-const RULES: &str = "manifests/monitoring/rules.yaml";
-
 /// What Prometheus adds to every series, and a histogram's own.
 const ADDED: [&str; 3] = ["job", "instance", "le"];
-
-fn rules() -> anyhow::Result<Value> {
-    let object: Value = serde_yaml::from_str(&text(RULES)?)?;
-    ensure!(object["kind"] == "PrometheusRule", "{object}");
-    Ok(object["spec"].clone())
-}
-
-fn each_rule(spec: &Value) -> impl Iterator<Item = &Value> {
-    spec["groups"].as_array().into_iter().flatten().flat_map(|g| g["rules"].as_array().into_iter().flatten())
-}
 
 fn list<'a>(value: &'a Value, what: &str) -> anyhow::Result<&'a Vec<Value>> {
     value.as_array().with_context(|| format!("{what} is no list"))
@@ -81,8 +70,7 @@ fn the_rules_ask_for_what_there_is() -> anyhow::Result<()> {
 
 #[test]
 fn the_dashboard_asks_for_what_there_is() -> anyhow::Result<()> {
-    let (board, known): (Value, _) =
-        (serde_json::from_str(&text("manifests/monitoring/dashboard.json")?)?, known()?);
+    let (board, known) = (dashboard()?, known()?);
     let none = BTreeSet::new();
     let mut ids = BTreeSet::new();
     let panels = list(&board["panels"], "panels")?;
@@ -155,9 +143,8 @@ async fn an_alert_fires_in_a_prometheus_that_scrapes_the_agents_registry() -> an
         }
     });
     let mut spec = rules()?;
-    // As the file has it, but at once: a rule waits a minute and is asked every so often.
+    // As the file has it, but at once: a rule waits a minute.
     for group in spec["groups"].as_array_mut().context("groups")? {
-        group["interval"] = json!("1s");
         for rule in group["rules"].as_array_mut().context("rules")? {
             if rule["for"].is_string() {
                 rule["for"] = json!("0s");
