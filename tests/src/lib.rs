@@ -26,6 +26,7 @@ pub mod namespace;
 pub mod observed;
 pub mod otlp;
 pub mod page;
+pub mod plain;
 pub mod prometheus;
 pub mod soak;
 pub mod steady;

@@ -36,6 +36,8 @@ mod schedule;
 mod stock;
 #[path = "e2e/streams.rs"]
 mod streams;
+#[path = "e2e/stuck.rs"]
+mod stuck;
 #[path = "e2e/systemd.rs"]
 mod systemd;
 #[path = "e2e/traces.rs"]
@@ -101,6 +103,7 @@ const CASES: &[Case] = &[
     // Before the one that cordons: a taint goes some time after the cordon.
     case!(ALONE, questions::why_and_whatif),
     case!(ALONE, schedule::uncordoned),
+    case!(ALONE, stuck::in_the_queue),
     case!(ALONE, metrics::what_dashboard_and_rules_ask_has_data),
     // Alone since `create::examples_and_manifests` has the same objects.
     case!(ALONE, manifests::the_scheduler_in_a_pod),

@@ -1,6 +1,7 @@
 //! Our scheduler as a shadow of the stock one: it watches, binds nothing, and says where the two differ.
 
 use super::profiles::{DEFAULT, OTHERS};
+use crate::plain::get;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -9,7 +10,6 @@ use podway_scheduler::{Config, run};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
@@ -26,14 +26,6 @@ pub struct Shadowed {
     pub agreed: usize,
     /// What it says of one that the stock scheduler placed by other rules than ours.
     pub disagreements: Vec<Value>,
-}
-
-/// What is at a path, by HTTP/1.0.
-async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> anyhow::Result<String> {
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    Ok(text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 
 /// Whether /metrics or /readyz comes to have such a text.

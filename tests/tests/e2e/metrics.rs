@@ -138,7 +138,7 @@ async fn targets(ns: &Ns, name: &str) -> anyhow::Result<Vec<Target>> {
 }
 
 /// The address on the scheduler's command line, else the default.
-fn scheduler_address(ns: &Ns) -> anyhow::Result<String> {
+pub fn scheduler_address(ns: &Ns) -> anyhow::Result<String> {
     let (_, pid) = ns.cluster.daemons("scheduler")?.into_iter().next().context("a scheduler")?;
     let line = std::fs::read(format!("/proc/{pid}/cmdline"))?;
     let line = String::from_utf8_lossy(&line);
