@@ -18,8 +18,9 @@ crds:
 # The page under axe-core besides our own checks; needs npm.
 axe:
     cd "$(mktemp -d)" && npm pack --silent axe-core@4 && tar xf axe-core-*.tgz && cd {{justfile_directory()}} && PODWAY_AXE="$OLDPWD/package/axe.min.js" cargo test --profile tests -p podway --test ui everyone
+# Static programs, packed for people (a build of its own, 15 minutes of two cores).
 release:
-    cargo build --release --workspace --bins && packaging/release target/dist
+    packaging/static && packaging/release target/dist
 # Licences, bans and sources of all that is built in (needs cargo-deny).
 deny:
     cargo deny check licenses bans sources

@@ -90,3 +90,15 @@ fn the_archive_is_reproducible_and_the_krew_manifest_fits_it() {
     }
     assert!(listed.contains("podway/completions/podway.fish") && listed.contains("podway/man/podway-flow.1"));
 }
+
+#[test]
+fn a_program_that_is_linked_to_libraries_is_not_released() {
+    let directory = tempfile::tempdir().unwrap();
+    // The programs of the tests are.
+    let built = Path::new(env!("CARGO_BIN_EXE_podway")).parent().unwrap();
+    let mut pack = Command::new(root().join("packaging/release"));
+    let packed = pack.arg(directory.path()).env("PODWAY_BIN_DIR", built).output().unwrap();
+    let said = String::from_utf8_lossy(&packed.stdout);
+    assert!(!packed.status.success() && said.contains("podway is linked to libraries"), "{said}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is packed");
+}
