@@ -134,6 +134,8 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let ended = shutdown.clone();
     tokio::select! {
+        // Parts end by it too, which is no error then.
+        biased;
         () = ended.cancelled() => Ok(()),
         result = work(client, config, rotation, shutdown, layout) => result,
     }
