@@ -258,7 +258,11 @@ mount --bind "$network" /etc/cni/net.d
 mount --bind "$mirrors" /etc/containerd/certs.d
 for at in /run/podway /var/lib/podway /var/log/podway /var/lib/cni; do
     mkdir -p "$dir$at" "$at"
-    mount --bind "$dir$at" "$at"
+    # What a node by default settings keeps itself free of pods for is a full disk, and this machine's may be one.
+    case $at in
+        /var/lib/podway) mount -t tmpfs -o size=1g machine "$at" ;;
+        *) mount --bind "$dir$at" "$at" ;;
+    esac
     mount --make-rshared "$at"
 done
 mkdir -p "$state"

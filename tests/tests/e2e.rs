@@ -120,21 +120,15 @@ const CASES: &[Case] = &[
     case!(ALONE, existing::a_node_joins_and_leaves),
     case!(ALONE, containerd::the_agent_on_it),
     case!(ALONE, kubelet::on_our_runtime),
+    case!(ALONE, stock::installed_by_its_manifests),
     case!(ALONE, systemd::nodes_of_its_own),
 ];
-
-/// Holds mostly: once in six runs the agent of the DaemonSet left its cgroups of all pods behind, and once the disk
-/// was too full for a node by default settings. With `PODWAY_E2E_STOCK=1`.
-const STOCK: &[Case] = &[case!(ALONE, stock::installed_by_its_manifests)];
 
 /// With `PODWAY_E2E_TRACES=1`, which has the agents send traces; `just otel` receives them by a real Collector.
 const TRACES: &[Case] = &[case!(TOGETHER, traces::one_over_all_daemons_below_the_pods_own)];
 
 fn main() -> ExitCode {
     let mut cases = CASES.to_vec();
-    if std::env::var_os("PODWAY_E2E_STOCK").is_some() {
-        cases.extend_from_slice(STOCK);
-    }
     if std::env::var_os("PODWAY_E2E_TRACES").is_some() {
         cases.extend_from_slice(TRACES);
     }

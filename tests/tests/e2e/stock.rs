@@ -30,14 +30,6 @@ fn manifests() -> String {
 }
 
 pub async fn installed_by_its_manifests(ns: Ns) -> anyhow::Result<()> {
-    // The manifests' agent has the kubelet's thresholds: below them its node takes no pod, as it should.
-    let disk = rustix::fs::statvfs(ns.cluster.layout.root()).context("the file system of the cluster")?;
-    if disk.f_bavail * 100 < disk.f_blocks * 17 {
-        println!(
-            "skipped: below 15 % of free space a node is under DiskPressure, and this machine has hardly more"
-        );
-        return Ok(());
-    }
     // The scheduler of `up`, of the same name, makes room for the one that the manifests bring.
     ns.cluster.kill(podway_cluster::parts::SCHEDULER)?;
     let machine = Swapped::stock(&ns.cluster, STOCK).await?;
@@ -70,7 +62,8 @@ async fn on_stock(ns: &Ns, machine: &Swapped) -> anyhow::Result<()> {
         pods_run_both_ways(ns).await?;
         the_runtimes_container_is_killed(ns, machine).await?;
         scraped(ns).await?;
-        looked_at(ns).await
+        looked_at(ns).await?;
+        nothing_is_forbidden(ns).await
     };
     let used = used.await;
     if used.is_err() {
@@ -226,6 +219,19 @@ async fn looked_at(ns: &Ns) -> anyhow::Result<()> {
         ensure!(document.contains(said), "{said:?} is not in {document}");
     }
     page.close().await
+}
+
+/// The rights of the manifests are enough for what is used of them.
+async fn nothing_is_forbidden(ns: &Ns) -> anyhow::Result<()> {
+    for (what, container) in
+        [("daemonset/podway-agent", "agent"), ("deployment/podway-scheduler", "scheduler")]
+    {
+        let log = kubectl(ns, &["logs", "-n", SYSTEM, what, "-c", container]).await?;
+        ensure!(!log.is_empty(), "{what} logs nothing");
+        let refused: Vec<&str> = log.lines().filter(|line| line.contains("forbidden")).collect();
+        ensure!(refused.is_empty(), "{what}: {refused:#?}");
+    }
+    Ok(())
 }
 
 /// The commands of docs/kind.md.
