@@ -17,7 +17,9 @@ use podway_tests::wait;
 use serde_json::{Value, json};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
+use tokio::process::{Child, Command};
 
 const SYSTEM: &str = "podway-system";
 /// The stock node …
@@ -69,10 +71,23 @@ async fn on_stock(ns: &Ns, machine: &Swapped) -> anyhow::Result<()> {
     if used.is_err() {
         told(&ns.cluster).await;
     }
+    let last = last_words(&ns.cluster)?;
     let gone = uninstall(ns).await;
     used?;
     gone?;
-    nothing_is_left(ns, machine, bare).await
+    let left = nothing_is_left(ns, machine, bare).await;
+    let said =
+        tokio::time::timeout(LIMIT, last.wait_with_output()).await.context("its log does not end")??.stdout;
+    left.with_context(|| format!("the agent's last words:\n{}", String::from_utf8_lossy(&said)))
+}
+
+/// What the agent says from now to its end: its log goes with its pod.
+fn last_words(cluster: &Cluster) -> anyhow::Result<Child> {
+    let mut command = Command::new(&cluster.kubectl);
+    command.arg("--kubeconfig").arg(cluster.layout.admin_kubeconfig());
+    command.args(["logs", "--follow", "--tail=5", "-n", SYSTEM, "daemonset/podway-agent", "-c", "agent"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.spawn().context("following the agent's log")
 }
 
 /// The commands of docs/kind.md.
