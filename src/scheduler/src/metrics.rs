@@ -80,6 +80,8 @@ pub struct Health {
     pub nodes_synced: bool,
     /// The list of pods is complete.
     pub pods_synced: bool,
+    /// The list of profiles is complete, or there is none to be had.
+    pub profiles_synced: bool,
     /// The status lane takes notices.
     pub status_lane: bool,
     /// How many pods wait where.

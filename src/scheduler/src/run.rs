@@ -372,6 +372,7 @@ impl Scheduler {
             leads: self.term.fence.holds(),
             nodes_synced: self.synced.nodes,
             pods_synced: self.synced.pods && self.synced.namespaces && self.lists.complete(),
+            profiles_synced: self.synced.profiles,
             status_lane: !self.notices.is_closed(),
             lengths: self.queue.lengths(),
             sizes: self.cache.sizes(),

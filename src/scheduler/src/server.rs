@@ -103,6 +103,7 @@ async fn readyz(State(shared): State<Shared>) -> Response {
     if !matches!(health.role, Role::Standby(_)) {
         all.push(Check::of("nodes-synced", health.nodes_synced));
         all.push(Check::of("pods-synced", health.pods_synced));
+        all.push(Check::of("profiles-synced", health.profiles_synced));
     }
     all.extend(election(&health));
     answer(&all)
@@ -174,8 +175,15 @@ mod tests {
         let (probes, mut asked) = mpsc::channel::<Probe>(1);
         let shared = Shared { metrics: Arc::default(), probes };
         let answers = [
-            Health { status_lane: true, nodes_synced: true, ..Health::default() },
+            Health { status_lane: true, nodes_synced: true, profiles_synced: true, ..Health::default() },
             Health { status_lane: true, nodes_synced: true, pods_synced: true, ..Health::default() },
+            Health {
+                status_lane: true,
+                nodes_synced: true,
+                pods_synced: true,
+                profiles_synced: true,
+                ..Health::default()
+            },
             Health { status_lane: true, role: Role::Standby("b".into()), leads: true, ..Health::default() },
             Health { status_lane: true, role: Role::Leader, ..Health::default() },
         ];
@@ -188,6 +196,9 @@ mod tests {
         let (code, body) = get_of(readyz(State(shared.clone())).await).await;
         assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR);
         assert!(body.contains("[-]pods-synced failed"), "{body}");
+        let (code, body) = get_of(readyz(State(shared.clone())).await).await;
+        assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(body.contains("[-]profiles-synced failed"), "{body}");
         assert_eq!(get_of(readyz(State(shared.clone())).await).await.0, StatusCode::OK);
         let standby = get_of(readyz(State(shared.clone())).await).await;
         let said = "[+]loop ok\n[+]status-lane ok\n[+]leaderElection ok: standby, b leads\n";

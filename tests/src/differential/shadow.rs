@@ -87,7 +87,7 @@ pub async fn beside(client: &Client, dir: &Path) -> anyhow::Result<Shadowed> {
     };
     let end = CancellationToken::new();
     let shadow = tokio::spawn(run(client.clone(), config, end.clone()));
-    says(free.port(), "/readyz", |text| text.contains("pods-synced ok")).await?;
+    says(free.port(), "/readyz", |text| text.contains("pods-synced ok") && !text.contains("[-]")).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let names: Vec<String> =
         (0..PODS).map(|i| format!("shadowed-{i}")).chain(["packed".to_owned()]).collect();
