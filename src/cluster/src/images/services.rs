@@ -1,14 +1,16 @@
 //! The images of what gives a cluster its services, made of programs of this machine: kube-proxy with the machine's
 //! iptables, and CoreDNS. `podway up` needs neither; Kubernetes' specs of services do.
 
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::e2e::{SuiteError, push_all};
-use super::podway::{read, with_libraries};
+use super::podway::{libraries, read, with_libraries};
 use super::{Image, ImageError, LayerBuilder, Run, image};
 use crate::Progress;
 use crate::binaries::of_path;
+use crate::elf;
 use crate::program::Program;
 
 /// kube-proxy.
@@ -34,7 +36,16 @@ fn kube_proxy(program: &Path) -> Result<Image, ImageError> {
     let (tool, extensions) = iptables()?;
     let mut files =
         with_libraries(&[(program, "/usr/local/bin/kube-proxy"), (&tool, "/usr/sbin/xtables-multi")])?;
+    let loader = elf::interpreter(&read(&tool)?);
     for extension in extensions {
+        // They are linked to more than their program is: libxt_statistic, which chooses an endpoint, to libm.
+        let linked = loader.as_deref().map(|loader| libraries(loader, &extension)).transpose()?;
+        for library in linked.into_iter().flatten() {
+            if let Entry::Vacant(place) = files.entry(library) {
+                let bytes = read(place.key())?;
+                place.insert(bytes);
+            }
+        }
         let bytes = read(&extension)?;
         files.insert(extension, bytes);
     }
