@@ -209,7 +209,9 @@ impl Cgroups {
     /// # Errors
     /// [`CgroupError`].
     pub async fn leave(&self) -> Result<(), CgroupError> {
-        if !self.uids().is_empty() {
+        let own = self.uids().len();
+        if own > 0 {
+            tracing::info!(pods = own, "the pods' cgroups stay");
             return Ok(());
         }
         let pods = self.layout.pods().clone();

@@ -5,16 +5,13 @@
 //! 100 streams on a connection (its answer to CVE-2023-44487), and the watches of a full node, one for each ConfigMap and
 //! Secret that its pods show, would hold them for good.
 
-use http::{Request, Response};
+use http::Request;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client as Http, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt as _};
 use rustls_pki_types::ServerName;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::retry::RetryLayer;
 use tower::{BoxError, ServiceBuilder};
@@ -32,9 +29,26 @@ pub fn client(config: kube::Config) -> Result<kube::Client, kube::Error> {
     let short = config.proxy_url.is_none().then(|| shared(&config)).transpose()?;
     let watches = kube::Client::try_from(config)?;
     Ok(match short {
-        Some(short) => kube::Client::new(Connections { short, watches }, namespace),
+        Some(short) => chosen(
+            namespace,
+            move |request| {
+                if stays(request.uri()) { watches.clone() } else { short.clone() }
+            },
+        ),
         None => watches,
     })
+}
+
+/// A client each of whose requests goes through the one that `choose` gives for it.
+pub(crate) fn chosen(
+    namespace: String,
+    choose: impl Fn(&Request<Body>) -> kube::Client + Send + 'static,
+) -> kube::Client {
+    let through = tower::service_fn(move |request: Request<Body>| {
+        let client = choose(&request);
+        async move { client.send(request).await }
+    });
+    kube::Client::new(through, namespace)
 }
 
 /// A client whose requests share a connection, where the server speaks HTTP/2.
@@ -65,30 +79,6 @@ fn shared(config: &kube::Config) -> Result<kube::Client, kube::Error> {
         .map_err(BoxError::from)
         .service(http);
     Ok(kube::Client::new(service, config.default_namespace.clone()))
-}
-
-/// Both ways.
-struct Connections {
-    short: kube::Client,
-    watches: kube::Client,
-}
-
-/// What a service of the agent answers a request with.
-pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, kube::Error>> + Send>>;
-
-impl tower::Service<Request<Body>> for Connections {
-    type Response = Response<Body>;
-    type Error = kube::Error;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), kube::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answer {
-        let client = if stays(request.uri()) { &self.watches } else { &self.short }.clone();
-        Box::pin(async move { client.send(request).await })
-    }
 }
 
 /// Whether it is a watch, whose answer does not end.

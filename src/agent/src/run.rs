@@ -145,10 +145,6 @@ pub async fn run(
 /// and one that does makes them again. To be called once no task of [`run`] is left that could make them.
 pub fn leave(layout: &Layout) {
     let cgroups = Cgroups::new(Path::new(CGROUPS), layout.clone());
-    let pods = cgroups.uids().len();
-    if pods > 0 {
-        return tracing::info!(pods, "the pods' cgroups stay");
-    }
     let thread = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(thread) => thread,
         Err(error) => return tracing::info!(%error, "the pods' cgroups stay"),

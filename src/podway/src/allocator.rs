@@ -28,28 +28,14 @@ pub(crate) fn frugal() {
     }
 }
 
-/// Gives free memory back to the kernel, each minute: a walk of a millisecond or two over the free chunks. Another C
-/// library does so by itself.
+/// Gives free memory back to the kernel, each minute.
 pub(crate) async fn give_back() {
     let mut minutes = tokio::time::interval(GIVE_BACK);
     minutes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         minutes.tick().await;
-        if let Err(error) = tokio::task::spawn_blocking(trim).await {
+        if let Err(error) = tokio::task::spawn_blocking(podway_runtime::allocator::give_back).await {
             tracing::debug!(%error, "free memory is not given back");
         }
-    }
-}
-
-#[cfg_attr(
-    target_env = "gnu",
-    expect(unsafe_code, reason = "malloc_trim has no safe wrapper; it touches no memory of ours")
-)]
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    {
-        // SAFETY: may be called by any thread at any time (malloc_trim(3)), and moves nothing.
-        let any = unsafe { nix::libc::malloc_trim(0) };
-        tracing::trace!(any, "free memory is given back");
     }
 }

@@ -5,7 +5,7 @@
 //! `config.json` ([`spec`]). Every effect that outlives the process is in the [`journal`] before
 //! it is made; [`run`] adopts or undoes what it finds there.
 
-mod allocator;
+pub mod allocator;
 pub mod apparmor;
 pub mod cgroup;
 pub mod check;

@@ -2,12 +2,9 @@
 //! begins. What was begun ends on its own connection, whose certificate is good for a while yet.
 
 use super::CertificateError;
-use crate::connection::Answer;
-use http::{Request, Response};
-use kube::client::Body;
+use crate::connection::chosen;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
 
 /// The current client, and the kubeconfig that it is made of.
 #[derive(Clone)]
@@ -36,8 +33,8 @@ impl Swap {
     /// A client that is always the current one.
     #[must_use]
     pub fn client(&self) -> kube::Client {
-        let namespace = self.now().default_namespace().to_owned();
-        kube::Client::new(Through(self.clone()), namespace)
+        let (swap, namespace) = (self.clone(), self.now().default_namespace().to_owned());
+        chosen(namespace, move |_| swap.now())
     }
 
     /// Reads the kubeconfig and its files anew.
@@ -48,22 +45,5 @@ impl Swap {
         let new = super::client(&self.kubeconfig).await?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
-    }
-}
-
-struct Through(Swap);
-
-impl tower::Service<Request<Body>> for Through {
-    type Response = Response<Body>;
-    type Error = kube::Error;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), kube::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answer {
-        let client = self.0.now();
-        Box::pin(async move { client.send(request).await })
     }
 }

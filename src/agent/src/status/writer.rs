@@ -127,14 +127,12 @@ impl Writer {
     /// The status as it is now.
     pub fn offer(&mut self, status: PodStatus, urgency: Urgency, now: Micros) {
         let differs = diff::patch(&self.uid, &self.base, &status).is_some();
-        if !differs && !self.in_flight {
-            // One copy of a status that stays is enough.
-            self.wanted = None;
-            (self.changed, self.hurry, self.slot) = (None, None, None);
-            return;
-        }
-        self.wanted = Some(status);
+        // One copy of a status that stays is enough.
+        self.wanted = (differs || self.in_flight).then_some(status);
         if !differs {
+            if !self.in_flight {
+                (self.changed, self.hurry, self.slot) = (None, None, None);
+            }
             return;
         }
         let first = *self.changed.get_or_insert(now);

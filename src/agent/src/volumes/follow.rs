@@ -8,6 +8,7 @@
 
 use super::api::allowed;
 use crate::sync::lock;
+use crate::watch::lean;
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
 use k8s_openapi::{Metadata, NamespaceResourceScope};
@@ -103,7 +104,7 @@ struct Teller<K> {
 }
 
 impl<K: Followed> Teller<K> {
-    fn tell(&self, value: Result<Option<Arc<K>>, Arc<kube::Error>>) {
+    fn tell(&self, value: Result<Option<K>, Arc<kube::Error>>) {
         let version = |v: &Known<K>| match v {
             Some(Ok(Some(object))) => object.meta().resource_version.clone(),
             _ => None,
@@ -113,7 +114,11 @@ impl<K: Followed> Teller<K> {
             // What was last known holds while the API server does not answer.
             return;
         }
-        let value = Some(value);
+        let kept = |mut object: K| {
+            lean(&mut object);
+            Arc::new(object)
+        };
+        let value = Some(value.map(|object| object.map(kept)));
         let same = matches!((&value, &*self.sender.borrow()), (Some(Ok(_)), Some(Ok(_))))
             && version(&value) == version(&self.sender.borrow());
         self.sender.send_replace(value);
@@ -133,7 +138,7 @@ impl<K: Followed> Teller<K> {
         loop {
             match allowed(|| api.list(&list)).await {
                 Ok(mut found) => {
-                    let object = found.items.pop().map(Arc::new);
+                    let object = found.items.pop();
                     let done = object.as_ref().is_some_and(|o| o.immutable());
                     self.tell(Ok(object));
                     if done {
@@ -171,7 +176,7 @@ impl<K: Followed> Teller<K> {
                     WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                         version = object.meta().resource_version.clone().unwrap_or(version);
                         let done = object.immutable();
-                        self.tell(Ok(Some(Arc::new(object))));
+                        self.tell(Ok(Some(object)));
                         if done {
                             return Ok(true);
                         }
@@ -274,9 +279,9 @@ mod tests {
         assert_eq!(fields, [false, false, true, false]);
     }
 
-    fn map(version: &str) -> Result<Option<Arc<ConfigMap>>, Arc<kube::Error>> {
+    fn map(version: &str) -> Result<Option<ConfigMap>, Arc<kube::Error>> {
         let object = json!({"metadata": {"name": "m", "resourceVersion": version}});
-        Ok(Some(Arc::new(serde_json::from_value(object).unwrap())))
+        Ok(Some(serde_json::from_value(object).unwrap()))
     }
 
     #[tokio::test]

@@ -69,16 +69,26 @@ pub(super) fn with_libraries(programs: &[(&Path, &str)]) -> Result<BTreeMap<Path
     for (program, place) in programs {
         let bytes = read(program)?;
         if let Some(loader) = elf::interpreter(&bytes) {
-            for library in libraries(&loader, program)? {
-                if let Entry::Vacant(place) = files.entry(library) {
-                    let bytes = read(place.key())?;
-                    place.insert(bytes);
-                }
-            }
+            add_libraries(&mut files, &loader, program)?;
         }
         files.insert(PathBuf::from(place), bytes);
     }
     Ok(files)
+}
+
+/// Adds what `program`, which may be a library itself, is linked to and `files` have not.
+pub(super) fn add_libraries(
+    files: &mut BTreeMap<PathBuf, Vec<u8>>,
+    loader: &str,
+    program: &Path,
+) -> Result<(), ImageError> {
+    for library in libraries(loader, program)? {
+        if let Entry::Vacant(place) = files.entry(library) {
+            let bytes = read(place.key())?;
+            place.insert(bytes);
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, ImageError> {

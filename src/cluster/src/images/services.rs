@@ -1,12 +1,11 @@
 //! The images of what gives a cluster its services, made of programs of this machine: kube-proxy with the machine's
 //! iptables, and CoreDNS. `podway up` needs neither; Kubernetes' specs of services do.
 
-use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::e2e::{SuiteError, push_all};
-use super::podway::{libraries, read, with_libraries};
+use super::podway::{add_libraries, read, with_libraries};
 use super::{Image, ImageError, LayerBuilder, Run, image};
 use crate::Progress;
 use crate::binaries::of_path;
@@ -39,12 +38,8 @@ fn kube_proxy(program: &Path) -> Result<Image, ImageError> {
     let loader = elf::interpreter(&read(&tool)?);
     for extension in extensions {
         // They are linked to more than their program is: libxt_statistic, which chooses an endpoint, to libm.
-        let linked = loader.as_deref().map(|loader| libraries(loader, &extension)).transpose()?;
-        for library in linked.into_iter().flatten() {
-            if let Entry::Vacant(place) = files.entry(library) {
-                let bytes = read(place.key())?;
-                place.insert(bytes);
-            }
+        if let Some(loader) = &loader {
+            add_libraries(&mut files, loader, &extension)?;
         }
         let bytes = read(&extension)?;
         files.insert(extension, bytes);
